@@ -1,0 +1,111 @@
+"""From settings to a running engine, with every check that can be made before the first record."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamproc.config import Config
+from streamproc.engine.attention import KEY_TILE
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel, load_model
+from streamproc.engine.runner import ModelRunner, run_step
+from streamproc.errors import StreamprocError, Usage
+from streamproc.prompts import Renderer, load_tokenizer
+from streamproc.schedule.plan import Chunk, Plan
+from streamproc.state.ending import finished_text
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What computes, and what turns records into token ids."""
+
+    runner: ModelRunner
+    renderer: Renderer
+    loaded: LoadedModel
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, dtype, tokenizer, templates and what else changes an answer; 16 hex digits."""
+        return hashlib.sha256(f"{self.runner.fingerprint}\0{self.renderer.fingerprint}".encode()).hexdigest()[:16]
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+def build_engine(config: Config) -> Engine:
+    """Load the model and its tokenizer, make the KV pool. Raises Usage or Unavailable, in one line."""
+    check_block_size(config.engine.block_size)
+    loaded = load_model(config.engine)
+    renderer = Renderer(load_tokenizer(loaded.folder), config.prompts, loaded.eos_ids)
+    check_fit(config, loaded, renderer)
+    runner = ModelRunner(loaded, make_cache(config, loaded), config.engine.threads)
+    return Engine(runner, renderer, loaded)
+
+
+def check_block_size(block_size: int) -> None:
+    if block_size < 1 or KEY_TILE % block_size:
+        raise Usage(f"engine.block_size: {block_size} does not divide {KEY_TILE}; use a power of two such as 16")
+
+
+def check_fit(config: Config, loaded: LoadedModel, renderer: Renderer) -> None:
+    """Raises Usage where the context, or the tokenizer, is too large for the model."""
+    longest = longest_sequence(config)
+    if loaded.max_positions is not None and longest > loaded.max_positions:
+        raise Usage(f"engine.context_tokens: {config.engine.context_tokens} with worker.max_question_tokens and "
+                    f"worker.max_answer_tokens makes {longest}, but {config.engine.model} has {loaded.max_positions} "
+                    f"positions; use at most {loaded.max_positions - longest + config.engine.context_tokens}")
+    if len(renderer.prefix_ids) >= config.engine.context_tokens:
+        raise Usage(f"engine.context_tokens: {config.engine.context_tokens} leaves no room for records after the "
+                    f"{len(renderer.prefix_ids)} tokens of the system text; raise it or shorten prompts.system")
+    if renderer.max_id >= loaded.vocab_size:
+        raise Usage(f"engine.model: its tokenizer has ids up to {renderer.max_id}, its embedding only "
+                    f"{loaded.vocab_size} rows; use the tokenizer that belongs to the model")
+
+
+def longest_sequence(config: Config) -> int:
+    """Tokens of the longest sequence that can come up."""
+    return config.engine.context_tokens + config.worker.max_question_tokens + config.worker.max_answer_tokens
+
+
+def make_cache(config: Config, loaded: LoadedModel) -> KVCache:
+    """The pool of engine.kv_bytes. Raises Usage where it cannot hold the longest sequence or cannot be had."""
+    layout = loaded.layout(config.engine.block_size)
+    num_blocks = config.engine.kv_bytes // layout.block_bytes
+    needed = -(-longest_sequence(config) // layout.block_size) + 1      # and the copy of a partly filled block
+    if num_blocks < needed:
+        raise Usage(f"engine.kv_bytes: {config.engine.kv_bytes} holds {num_blocks * layout.block_size} tokens of "
+                    f"{layout.bytes_per_token} bytes, the longest sequence needs {needed * layout.block_size}; "
+                    f"use at least {needed * layout.block_bytes}")
+    try:
+        return KVCache(layout, num_blocks, loaded.device)
+    except RuntimeError as problem:
+        raise Usage(f"engine.kv_bytes: {config.engine.kv_bytes} bytes cannot be had on {loaded.device.type}; "
+                    "use fewer") from problem
+
+
+def stateless_answer(engine: Engine, ids: Sequence[int], max_tokens: int,
+                     stop: Sequence[str] | None = None) -> tuple[int, ...]:
+    """The oracle: the greedy continuation of `ids`, from nothing, in one chunk and then token by token.
+
+    Ends as every answer does (state/ending.py); stop None: the prompts' own. The token that ends it is part of the
+    result.
+    """
+    stop = engine.renderer.stop if stop is None else stop
+    return engine.runner.call(lambda: _continue(engine, tuple(ids), max_tokens, tuple(stop)))
+
+
+def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple[str, ...]) -> tuple[int, ...]:
+    if not ids:
+        raise StreamprocError("nothing to continue: the context is empty")
+    loaded, renderer = engine.loaded, engine.renderer
+    layout = loaded.layout(engine.runner.block_size)
+    table = tuple(range(-(-(len(ids) + max_tokens) // layout.block_size)))
+    kv = KVCache(layout, len(table), loaded.device)
+    answer: list[int] = []
+    new, start = ids, 0
+    while not answer or finished_text(renderer, answer, stop, max_tokens) is None:
+        plan = Plan((), (Chunk(0, start, new, table, True),))
+        token = run_step(loaded, kv, plan, engine.runner.row_multiple)[0]
+        start, new = start + len(new), (token,)
+        answer.append(token)
+    return tuple(answer)

@@ -1,0 +1,83 @@
+"""The KV pool on the device: one tensor, block-major across layers.
+
+    blocks    [num_blocks + 1, num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]
+
+All layers of a block are one contiguous piece: the same bytes on the device, in memory and on disk. The pool is zero
+where nothing was written, hence finite: masked cells are read and multiplied by zero. The last block is nobody's: it
+stays zero and fills up the block tables of short sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one block holds."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        return (self.num_layers, 2, self.num_kv_heads, self.block_size, self.head_dim)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * int(self.dtype.itemsize)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.bytes_per_token * self.block_size
+
+
+class KVCache:
+    """`num_blocks` blocks of cells. Who owns which block is decided elsewhere."""
+
+    def __init__(self, layout: Layout, num_blocks: int, device: torch.device) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.null_block = num_blocks
+        self.blocks = torch.zeros(num_blocks + 1, *layout.block_shape, dtype=layout.dtype, device=device)
+
+    @property
+    def cells(self) -> torch.Tensor:
+        """[cells of all blocks, layers, K/V and heads, head_dim]: a view, to be written."""
+        return self.blocks.view(-1, self.layout.head_dim)
+
+    @property
+    def runs(self) -> torch.Tensor:
+        """[blocks * layers * 2 * heads, block_size * head_dim]: a view; a row is one head's part of a block."""
+        return self.blocks.view(-1, self.layout.block_size * self.layout.head_dim)
+
+    @property
+    def layer_stride(self) -> int:
+        """Rows of `runs` from one layer of a block to the next."""
+        return 2 * self.layout.num_kv_heads
+
+    @property
+    def block_stride(self) -> int:
+        """Rows of `runs` from one block to the next."""
+        return self.layout.num_layers * self.layer_stride
+
+    def gather(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """A copy of these blocks: [len(block_ids), *layout.block_shape]."""
+        return self.blocks.index_select(0, self._index(block_ids))
+
+    def scatter(self, block_ids: Sequence[int], blocks: torch.Tensor) -> None:
+        """Overwrite these blocks with what `gather` returned."""
+        self.blocks.index_copy_(0, self._index(block_ids), blocks.to(self.blocks.device))
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, (source, destination); all sources are read before any destination is written."""
+        if pairs:
+            self.scatter([destination for _, destination in pairs], self.gather([source for source, _ in pairs]))
+
+    def _index(self, block_ids: Sequence[int]) -> torch.Tensor:
+        assert all(0 <= block < self.num_blocks for block in block_ids), "a block outside the pool"
+        return torch.tensor(block_ids, dtype=torch.int64, device=self.blocks.device)

@@ -1,0 +1,145 @@
+"""Carries out plans on a loaded model, in a thread of its own: torch computes while the loop goes on.
+
+    launch(plan)    copies blocks, then one forward over the packed chunks, which writes their cells
+    wait()          the greedy token of every chunk that samples
+
+The runner decides nothing: it reads and writes exactly the cells that a plan names.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from streamproc.engine import exact
+from streamproc.engine.attention import KEY_TILE
+from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel
+from streamproc.errors import StreamprocError
+from streamproc.schedule.plan import Chunk, Plan
+
+T = TypeVar("T")
+CHECK_TOKENS = 24
+CHECK_CUTS = (1, 3, 8, 12)
+
+
+def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, row_multiple: int) -> dict[int, int]:
+    """One step -> the greedy token of every sequence that samples.
+
+    Raises StreamprocError where memory runs out or the model gives no number.
+    """
+    try:
+        with torch.inference_mode():
+            kv.copy(plan.copies)
+            return _forward(loaded, kv, plan.chunks, row_multiple) if plan.chunks else {}
+    except RuntimeError as problem:
+        if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+            raise StreamprocError(f"out of memory on {loaded.device.type} in a step of {plan.num_tokens} tokens; "
+                                  "lower engine.step_tokens or engine.kv_bytes, or use a smaller model") from problem
+        raise
+
+
+def _forward(loaded: LoadedModel, kv: KVCache, chunks: Sequence[Chunk], row_multiple: int) -> dict[int, int]:
+    geometry = Geometry(loaded.shapes.num_heads, frozenset(loaded.shapes.windows), row_multiple)
+    batch = build_batch(chunks, kv, geometry)
+    logits = loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
+                          logits_to_keep=batch.sampled_rows, streamproc_step=batch.step).logits
+    best = logits[0, :len(batch.sampled_ids)].max(-1)
+    if not torch.isfinite(best.values).all():
+        raise StreamprocError(f"engine.model: the model's logits are not finite in {loaded.dtype}; "
+                              "try engine.dtype = float32, or get the model again")
+    return dict(zip(batch.sampled_ids, best.indices.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFlight:
+    """A plan on its way."""
+
+    future: Future[dict[int, int]]
+
+    def wait(self) -> dict[int, int]:
+        """Block until the step is done; raises what the step raised."""
+        return self.future.result()
+
+
+class ModelRunner:
+    """Runs one plan after the other. `exact` tells whether a token's bits depend on nothing but its sequence."""
+
+    def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 0) -> None:
+        """Measures what is exact here; threads: for one step, 0 is torch's default."""
+        self.loaded = loaded
+        self.kv = kv
+        self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads,
+                                        (threads or torch.get_num_threads(),))
+        self.row_multiple, self.exact = self.call(lambda: measure(loaded))
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def num_blocks(self) -> int:
+        return self.kv.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        return self.kv.layout.block_size
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self.loaded.eos_ids
+
+    @property
+    def device(self) -> str:
+        return str(self.loaded.device.type)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.loaded.vocab_size
+
+    def launch(self, plan: Plan) -> ModelFlight:
+        """Start a step and return at once."""
+        return ModelFlight(self._pool.submit(run_step, self.loaded, self.kv, plan, self.row_multiple))
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Do this in the runner's thread, after the steps before it."""
+        return self._pool.submit(work).result()
+
+    def close(self) -> None:
+        """Let the step on its way finish and end the thread; harmless when repeated."""
+        self._pool.shutdown()
+
+    def _fingerprint(self) -> str:
+        """Of everything that a cell's bits depend on."""
+        facts = (self.loaded.fingerprint, str(self.loaded.dtype), self.device, torch.__version__,
+                 torch.backends.cpu.get_cpu_capability(), str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
+        return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def measure(loaded: LoadedModel) -> tuple[int, bool]:
+    """The padding of rows to use here, and whether it makes results exact."""
+    with torch.inference_mode():
+        multiple = exact.find_row_multiple(loaded.model)
+        if multiple is None or loaded.has_experts:
+            return multiple or exact.MULTIPLES[0], False
+        like = next(loaded.model.parameters())
+        return multiple, exact.attention_is_exact(loaded.shapes, like, multiple) and whole_is_exact(loaded, multiple)
+
+
+def whole_is_exact(loaded: LoadedModel, row_multiple: int) -> bool:
+    """A short sequence has the same cells in one chunk as in pieces beside another sequence."""
+    layout = loaded.layout(exact.BLOCK_SIZE)
+    num_blocks = -(-CHECK_TOKENS // exact.BLOCK_SIZE)
+    tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
+    kv = KVCache(layout, 3 * num_blocks, loaded.device)
+    ids = tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))
+    last = run_step(loaded, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)), row_multiple)
+    found: dict[int, int] = {}
+    start = 0
+    for cut in CHECK_CUTS:
+        company = Chunk(2, 0, ids[:cut + 2], tables[2], False)
+        piece = Chunk(0, start, ids[start:start + cut], tables[1], True)
+        found = run_step(loaded, kv, Plan((), (company, piece)), row_multiple)
+        start += cut
+    return found == last and bool(torch.equal(kv.gather(tables[0]), kv.gather(tables[1])))

@@ -1,0 +1,125 @@
+"""Commits epochs: one Kafka transaction each, by numbered steps.
+
+Only "commit OK" is success. After any other outcome the producer is dropped, not nursed: the client library has no
+KIP-890, so a late commit or abort of a doubtful transaction could land in the next one. A new producer with the same
+transactional id aborts what was open and fences what is still on its way; then the committed offsets tell what landed.
+"""
+
+import threading
+import time
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from streamproc.errors import EpochAborted, Fenced, Unavailable
+from streamproc.kafka.properties import connect
+from streamproc.state.epoch import Epoch, Outgoing
+
+STEP_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 30.0
+FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
+
+# message.timeout.ms must stay below transaction.timeout.ms; both bound how long a dead worker holds up readers.
+PROPERTIES = {
+    "transaction.timeout.ms": 20_000,
+    "message.timeout.ms": 15_000,
+    "socket.timeout.ms": 10_000,
+    "linger.ms": 5,
+    "compression.type": "lz4",
+    "partitioner": "murmur2_random",
+}
+
+
+class EpochSink:
+    """A transactional producer; one per worker slot, which names the transactional id."""
+
+    def __init__(self, properties: dict[str, Any], transactional_id: str) -> None:
+        self._properties = {**PROPERTIES, **properties, "transactional.id": transactional_id}
+        self._times_fenced = 0
+        self._producer = self._new_producer()
+
+    def commit(self, epoch: Epoch, membership: Any) -> None:
+        """Commit an epoch; `membership` is the consumer's group metadata, taken with the newest batch.
+
+        Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id.
+        """
+        producer = self._producer
+        try:
+            # Step 1. Open the transaction: the device is done, so it stays open for milliseconds.
+            producer.begin_transaction()
+            # Step 2. What the epoch says.
+            for message in epoch.messages:
+                _produce(producer, message)
+            # Step 3. What it was computed from.
+            if epoch.positions:
+                offsets = [TopicPartition(p.topic, p.partition, p.offset, p.metadata) for p in epoch.positions]
+                producer.send_offsets_to_transaction(offsets, membership, STEP_TIMEOUT_S)
+            # Step 4. Both or nothing.
+            producer.commit_transaction(STEP_TIMEOUT_S)
+        except (KafkaException, BufferError) as problem:
+            raise self._start_over(problem) from None
+        self._times_fenced = 0
+
+    def _start_over(self, problem: Exception) -> EpochAborted | Fenced:
+        error = problem.args[0] if problem.args else problem
+        if isinstance(error, KafkaError) and error.code() in FENCED:
+            self._times_fenced += 1
+        if self._times_fenced > 1:
+            return Fenced(
+                f"another worker uses the transactional id {self._properties['transactional.id']!r}: "
+                "give each worker its own worker.slot"
+            )
+        _drop(self._producer)
+        self._producer = self._new_producer()
+        return EpochAborted(f"epoch aborted: {_text(error)}")
+
+    def _new_producer(self) -> Producer:
+        """A producer whose predecessor's open transaction is aborted. Waits while the coordinator starts."""
+        producer = connect(Producer, self._properties)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                producer.init_transactions(STEP_TIMEOUT_S)
+                return producer
+            except KafkaException as problem:
+                error = problem.args[0]
+                if error.fatal() or not error.retriable() or time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"no transactions at {self._properties['bootstrap.servers']}: {_text(error)}"
+                    ) from None
+
+    def close(self) -> None:
+        _drop(self._producer)
+
+
+class PlainSink:
+    """Produces epochs' messages without offsets of a group: what a replay into a topic uses. All or nothing, too."""
+
+    def __init__(self, properties: dict[str, Any], transactional_id: str) -> None:
+        self._sink = EpochSink(properties, transactional_id)
+
+    def commit(self, epoch: Epoch, membership: Any) -> None:
+        self._sink.commit(Epoch(epoch.messages, ()), None)
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+def _produce(producer: Producer, message: Outgoing) -> None:
+    where: dict[str, Any] = {} if message.partition is None else {"partition": message.partition}
+    while True:
+        try:
+            producer.produce(message.topic, message.value, message.key, headers=list(message.headers), **where)
+            return
+        except BufferError:
+            producer.poll(0.1)
+
+
+def _drop(producer: Producer) -> None:
+    """Let go of a producer without waiting for what it still has; its destructor may block."""
+    producer.purge()
+    threading.Thread(target=producer.flush, args=(1.0,), name="drop-producer", daemon=True).start()
+
+
+def _text(error: Any) -> str:
+    return error.str() if isinstance(error, KafkaError) else str(error)

@@ -1,0 +1,76 @@
+"""What the loop needs of the world: a source, a sink, a control topic, an engine and a clock.
+
+Kafka and the model stand behind these; so do the fakes of the tests, and a replay's bounded source and file.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from streamproc.schedule.plan import Runner
+from streamproc.state.epoch import Epoch, Message
+from streamproc.state.intake import Renderer
+from streamproc.state.partition import Recovery
+
+
+class Source(Protocol):
+    """Where records and asks come from."""
+
+    @property
+    def membership(self) -> Any: ...
+
+    def poll(self, timeout_s: float) -> list[Message]: ...
+
+    def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where epochs go."""
+
+    def commit(self, epoch: Epoch, membership: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Control(Protocol):
+    """The control topic."""
+
+    def poll(self) -> list[Message]: ...
+
+
+class Engine(Protocol):
+    """A runner and the renderer of its model; `streamproc.engine`, or fakes."""
+
+    @property
+    def runner(self) -> "ModelRunner": ...
+
+    @property
+    def renderer(self) -> Renderer: ...
+
+
+class ModelRunner(Runner, Protocol):
+    """A runner, and what the loop has to know of its model."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Time as the loop sees it: `now` in seconds for intervals, `unix_ms` for deadlines of asks."""
+
+    now: Callable[[], float] = time.monotonic
+    unix_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000

@@ -1,0 +1,322 @@
+"""The loop. The only place that knows everybody: sessions, scheduler, model, Kafka.
+
+plan   = scheduler.plan()                 what the next step computes: a frozen value
+flight = runner.launch(plan)              returns at once; the device works
+ingest(source.poll(...))                  Kafka hides under the device
+apply(plan, flight.wait())                the only place where progress is recorded
+if commit is due: commit()                one Kafka transaction
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from streamproc.config import Config
+from streamproc.errors import EpochAborted
+from streamproc.messages import Ask, Query
+from streamproc.ports import Clock, Control, Engine, Sink, Source
+from streamproc.schedule.plan import Flight, Plan
+from streamproc.schedule.scheduler import Scheduler
+from streamproc.state.askdesk import AskDesk
+from streamproc.state.blocks import BlockPool
+from streamproc.state.ending import finished_text
+from streamproc.state.epoch import Epoch, Message
+from streamproc.state.fork import Fork
+from streamproc.state.intake import Intake, Rules
+from streamproc.state.partition import Partition, Phase, Recovery, Reply
+from streamproc.state.publish import Publisher, Settlement, settle
+from streamproc.state.queries import QueryBook
+from streamproc.state.registrar import OWNER, Registrar
+from streamproc.state.session import Generation, Session, Shape
+from streamproc.state.workload import Workload
+
+IDLE_POLL_S = 0.05
+MAX_IDLE_FORKS = 64  # idle queries queued ahead: enough to fill a step, few enough to be fresh
+
+
+@dataclass(slots=True)
+class Counters:
+    """What this worker has done since it started."""
+
+    records: int = 0
+    bad_records: int = 0
+    flash_answers: int = 0
+    asks: int = 0
+    epochs: int = 0
+    aborted_epochs: int = 0
+    steps: int = 0
+    tokens: int = 0
+
+
+class StreamProcessor:
+    """One worker. `connect` wires it to a source once the source can call back."""
+
+    def __init__(self, config: Config, engine: Engine, sink: Sink, control: Control, clock: Clock) -> None:
+        settings = config.worker
+        self.clock = clock
+        self.counters = Counters()
+        self.queries = QueryBook()
+        self.partitions: dict[int, Partition] = {}
+        self.runner, self.renderer = engine.runner, engine.renderer
+        self.pool = BlockPool(self.runner.num_blocks, self.runner.block_size)
+        self.workload = Workload(self.pool)
+        self.scheduler = Scheduler(self.workload, config.engine.step_tokens)
+        self.rules = Rules(
+            config.topics.records,
+            settings.session_by == "partition",
+            settings.max_record_bytes,
+            settings.max_question_tokens,
+            settings.max_answer_tokens,
+        )
+        self.intake = Intake(self.workload, self.renderer, self.queries, self.rules)
+        self.publisher = Publisher(config.topics, settings.group, self.runner.fingerprint, settings.slot)
+        self.desk = AskDesk(self.intake, self.publisher, clock.unix_ms)
+        self.registrar = Registrar(config.topics.control, self.queries, self._why_not)
+        self.shape = Shape(
+            self.renderer.prefix_ids,
+            config.engine.context_tokens,
+            int(config.engine.context_tokens * config.engine.keep),
+        )
+        self._sink, self._control = sink, control
+        self._source: Source | None = None
+        self._commit_interval_s = settings.commit_interval_ms / 1e3
+        self._backlog_tokens = settings.backlog_tokens
+        self._committed_at = clock.now()
+        self._flight: tuple[Plan, Flight] | None = None
+        self._is_paused = False
+
+    def connect(self, source: Source) -> None:
+        """The source may call back from its first poll on."""
+        self._source = source
+        self._take_queries()
+
+    @property
+    def source(self) -> Source:
+        assert self._source is not None, "not connected"
+        return self._source
+
+    # The loop
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        self._offer()
+        plan = self.scheduler.plan()
+        self._flight = plan, self.runner.launch(plan)
+        self._ingest(self.source.poll(0 if plan.chunks else IDLE_POLL_S))
+        self._land()
+        self._take_queries()
+        self._balance()
+        if self._commit_is_due():
+            self.commit()
+
+    def _offer(self) -> None:
+        """Questions that can be asked now."""
+        now = self.clock.now()
+        for partition in self.partitions.values():
+            self.desk.offer(partition, now)
+        if not self.scheduler.is_short and self.workload.num_behind < self.scheduler.step_tokens:
+            self.intake.offer_idle(self.partitions, now, MAX_IDLE_FORKS - len(self.workload.flash))
+
+    def _land(self) -> None:
+        """Wait for the flight that is out, if any, and record its progress."""
+        if self._flight is not None:
+            (plan, flight), self._flight = self._flight, None
+            self._apply(plan, flight.wait())
+
+    def _apply(self, plan: Plan, sampled: dict[int, int]) -> None:
+        now = self.clock.now()
+        for chunk in plan.chunks:
+            fork = self.workload.running.get(chunk.seq_id)
+            if fork is None:
+                self._advance(self.workload.resident[chunk.seq_id], len(chunk.token_ids))
+            else:
+                fork.started_at = now if fork.started_at is None else fork.started_at
+                fork.advance(len(chunk.token_ids))
+                if chunk.sample:
+                    self._extend(fork, sampled[chunk.seq_id], now)
+        self.counters.steps += bool(plan.chunks)
+        self.counters.tokens += plan.num_tokens
+
+    def _advance(self, generation: Generation, num_tokens: int) -> None:
+        generation.advance(num_tokens)
+        if generation.num_computed == generation.num_tokens:
+            self.workload.growing.pop(generation.seq_id, None)
+
+    def _extend(self, fork: Fork, token_id: int, now: float) -> None:
+        fork.extend(token_id)
+        question = fork.question
+        fork.text = finished_text(self.renderer, fork.answer_ids, question.stop, question.max_tokens)
+        if fork.text is not None:
+            fork.finished_at = now
+            self.workload.finish(fork)
+            self._deliver(fork)
+
+    def _deliver(self, fork: Fork) -> None:
+        """A complete answer waits for its epoch."""
+        partition = self.partitions[fork.question.as_of.partition]
+        if isinstance(fork.question.source, Ask):
+            offset = partition.ask_offsets.pop(fork.seq_id)
+            partition.replies.append(Reply(offset, self.publisher.ask_message(fork, fork.question.source)))
+            self.counters.asks += 1
+        else:
+            del partition.forks[fork.seq_id]
+            partition.finished.append(fork)
+            self.counters.flash_answers += 1
+
+    # What comes in
+
+    def _ingest(self, messages: Sequence[Message]) -> None:
+        now = self.clock.now()
+        records = [message for message in messages if message.topic == self.rules.records_topic]
+        self.intake.take_records(self.partitions, records, now)
+        self.counters.records += len(records)
+        for message in messages:
+            if message.topic != self.rules.records_topic and message.partition in self.partitions:
+                self.desk.take(self.partitions[message.partition], message, now)
+
+    def _why_not(self, query: Query) -> str | None:
+        return self.intake.why_not(query, len(self.renderer.tail_ids(query.question)))
+
+    def _take_queries(self) -> None:
+        for message in self._control.poll():
+            query_id = self.registrar.take(message)
+            if query_id is not None:
+                self._drop_answers(query_id)
+
+    def _drop_answers(self, query_id: str) -> None:
+        """A query has changed: what was asked by its old version is not answered any more."""
+
+        def is_old(fork: Fork) -> bool:
+            return not fork.question.is_ask and fork.question.source.id == query_id
+
+        for partition in self.partitions.values():
+            self._drop_forks(partition, is_old)
+            partition.finished = [fork for fork in partition.finished if not is_old(fork)]
+            partition.dirty.update(dict.fromkeys(partition.sessions))
+
+    def _drop_forks(self, partition: Partition, is_gone: Callable[[Fork], bool]) -> None:
+        dropped = self.workload.drop_forks(
+            lambda fork: fork.question.as_of.partition == partition.number and is_gone(fork)
+        )
+        for fork in dropped:
+            partition.forks.pop(fork.seq_id, None)
+            partition.ask_offsets.pop(fork.seq_id, None)
+
+    def _balance(self) -> None:
+        """Stop fetching records while there is too much to compute; none is dropped."""
+        backlog = self.workload.num_behind + self.workload.num_waiting
+        if not self._is_paused and backlog > self._backlog_tokens:
+            self._is_paused = True
+            self.source.pause()
+        elif self._is_paused and backlog < self._backlog_tokens // 2:
+            self._is_paused = False
+            self.source.resume()
+
+    # What goes out
+
+    def _commit_is_due(self) -> bool:
+        return (
+            any(partition.replies for partition in self.partitions.values())
+            or self.clock.now() - self._committed_at >= self._commit_interval_s
+        )
+
+    def commit(self) -> None:
+        """Publish what is finished with the offsets it came from, or roll back to the last commit that landed."""
+        self._committed_at = self.clock.now()
+        epoch, settlements = self.publisher.epoch(self.partitions.values())
+        if OWNER in self.partitions:
+            letters, positions = self.registrar.epoch(self.publisher.topics.dead)
+            epoch = Epoch((*epoch.messages, *letters), (*epoch.positions, *positions))
+        if not epoch:
+            return
+        try:
+            self._sink.commit(epoch, self.source.membership)
+        except EpochAborted:
+            self.counters.aborted_epochs += 1
+            self._roll_back(settlements)
+            return
+        self.counters.epochs += 1
+        self.registrar.settle(epoch.positions)
+        self._settle(settlements)
+
+    def _settle(self, settlements: Iterable[Settlement]) -> None:
+        for settlement in settlements:
+            for generation in settle(settlement):
+                self.workload.drop(generation)
+
+    def _roll_back(self, settlements: Sequence[Settlement]) -> None:
+        """The committed offsets are the truth: if they are ours, the epoch landed; else truncate and read again."""
+        recoveries = self.source.rewind({item.partition.number: item.partition.committed[0] for item in settlements})
+        moved = [item for item in settlements if item.positions != item.partition.committed]
+        if moved and all(recoveries[item.partition.number].committed == item.positions for item in moved):
+            self._settle(settlements)
+        for item in settlements:
+            self._truncate(item.partition, recoveries[item.partition.number])
+
+    def _truncate(self, partition: Partition, recovery: Recovery) -> None:
+        """Back to the state before the committed offset; KV is append-only, so this is exact."""
+        offset = recovery.live_from
+        self._drop_forks(partition, lambda fork: fork.question.is_ask or fork.question.as_of.offset >= offset)
+        for key, session in list(partition.sessions.items()):
+            self._truncate_session(session, offset)
+            if not session.current.entries:
+                self.workload.drop(session.current)
+                del partition.sessions[key]
+        partition.rewind(recovery)
+
+    def _truncate_session(self, session: Session, offset: int) -> None:
+        dropped = session.truncate(offset)
+        for generation in dropped:
+            self.workload.drop(generation)
+        self.pool.release(session.current.trim_blocks(self.pool.block_size))
+        if session.current.num_computed == session.current.num_tokens:
+            self.workload.growing.pop(session.current.seq_id, None)
+
+    # Partitions that come and go
+
+    def assigned(self, recoveries: dict[int, Recovery]) -> None:
+        """These partitions are ours now."""
+        self._land()
+        for number, recovery in recoveries.items():
+            partition = self.partitions[number] = Partition.recover(number, self.shape, recovery)
+            if number == OWNER:
+                self.registrar.committed = recovery.control_from
+            if recovery.rebuild_from >= recovery.live_from:
+                self.intake.go_live(partition)
+
+    def revoked(self, numbers: Sequence[int]) -> None:
+        """Commit what is finished of these partitions, then let go of them."""
+        self._land()
+        self.commit()
+        self._let_go(numbers)
+
+    def lost(self, numbers: Sequence[int]) -> None:
+        """Somebody else owns these partitions already: nothing of them may be committed."""
+        self._land()
+        self._let_go(numbers)
+
+    def _let_go(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            partition = self.partitions.pop(number)
+            self._drop_forks(partition, lambda fork: True)
+            for session in partition.sessions.values():
+                for generation in session.generations:
+                    self.workload.drop(generation)
+            partition.enter(Phase.GONE)
+
+    def close(self, deadline_s: float = 5.0) -> None:
+        """Answer what has been asked if it can be done in time, commit, leave the group."""
+        deadline = self.clock.now() + deadline_s
+        while not self.workload.is_idle and self.clock.now() < deadline:
+            plan = self.scheduler.plan()
+            self._apply(plan, self.runner.launch(plan).wait())
+        self.commit()
+        self.source.close()
+        self._sink.close()
+
+    def check(self) -> None:
+        """Every block and every fork is accounted for."""
+        self.workload.check()
+        expected = {
+            seq_id for partition in self.partitions.values() for seq_id in (*partition.forks, *partition.ask_offsets)
+        }
+        assert expected == {fork.seq_id for fork in self.workload.forks()}, "forks differ from the partitions'"

@@ -1,0 +1,226 @@
+"""Text to token ids and back: how records and questions read to the model.
+
+    prefix                   stream                    tail
+    [begin, system text]     [record | record | ...]   [question ... start of the answer]
+
+Records are tokenised one by one, a session's ids are the concatenation. Where the tokenizer has a chat template and
+`prompts.question` is left as it is, that template gives the frame: one system message, one user message that holds the
+stream and the question. Otherwise the frame is `prompts.system` and `prompts.question` as written.
+
+Control tokens (special tokens, and others that the chat template writes) come from the settings and the chat template
+alone: in a record or a question, "<|im_end|>" is just text.
+"""
+
+import hashlib
+import json
+import operator
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from streamproc.config import Prompts
+from streamproc.errors import Usage
+from streamproc.records import Bar, Quote, Record, Trade
+
+STREAM, QUESTION = "\ue000stream\ue001", "\ue000question\ue001"     # private use: no template writes or trims them
+RECORDS: dict[str, type[Record]] = {"trade": Trade, "quote": Quote, "bar": Bar}
+NONE = "-"
+# For templates that print today's date: the prefix must be the same on every day.
+CHAT_DATE = "26 Jul 2024"
+FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{CHAT_DATE}{{% endmacro %}}"
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in a model's folder. Raises Usage where there is none, or none that streamproc can use."""
+    from transformers import AutoTokenizer  # noqa: PLC0415  seconds to import, and only here needed
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
+        raise Usage(f"engine.model: {path} has no tokenizer that can be loaded: "
+                    f"{(str(problem).splitlines() or [''])[0][:200]}") from problem
+    if not tokenizer.is_fast:
+        raise Usage(f"engine.model: {path} has a tokenizer without tokenizer.json; convert it and save it there")
+    return tokenizer
+
+
+class Renderer:
+    """Records and questions of one tokenizer and one set of templates. Raises Usage where a template is wrong."""
+
+    def __init__(self, tokenizer: Any, settings: Prompts, eos_ids: Iterable[int] = ()) -> None:
+        """eos_ids: ends of an answer besides the tokenizer's own."""
+        self.control = control_tokens(tokenizer)
+        self._plain = plain_tokenizer(tokenizer, self.control)
+        self._pattern = re.compile("|".join(_token_pattern(tokenizer, text) for text in self.control) or r"(?!)")
+        self._texts = {kind: record_template(kind, getattr(settings, kind)) for kind in RECORDS}
+        chat = getattr(tokenizer, "chat_template", None)
+        uses_chat = bool(chat) and settings.question == Prompts().question
+        frame = chat_frame(tokenizer, settings.system) if uses_chat else plain_frame(tokenizer, settings)
+        self._before, self._after = self._split(frame[1]), self._split(frame[2])
+        self.prefix_ids = self._encode(self._split(frame[0]))
+        self.stop = settings.stop
+        own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.eos_ids = frozenset([*own, *eos_ids])
+        self.max_id = max(tokenizer.get_vocab().values())
+        facts = [tokenizer.backend_tokenizer.to_str(), [getattr(settings, kind) for kind in RECORDS], frame, self.stop]
+        self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        self._check(settings)
+
+    def record_ids(self, records: Sequence[Record]) -> list[tuple[int, ...]]:
+        """The ids of each record."""
+        texts = [self._texts[record.kind](record) for record in records]
+        return [tuple(found.ids) for found in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def record_text(self, record: Record) -> str:
+        """A record as the model reads it."""
+        return self._texts[record.kind](record)
+
+    def tail_ids(self, question: str) -> tuple[int, ...]:
+        """What follows the stream: the question, up to where the answer starts."""
+        return self._encode([*self._before, question, *self._after])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids, without special tokens."""
+        return str(self._plain.decode(list(ids), skip_special_tokens=True))
+
+    def _split(self, text: str) -> list[str | int]:
+        """Text with its control tokens taken out as ids."""
+        parts: list[str | int] = []
+        end = 0
+        for match in self._pattern.finditer(text):
+            parts += [text[end:match.start()], self.control[match.group().strip()]]
+            end = match.end()
+        return [*parts, text[end:]]
+
+    def _encode(self, parts: Iterable[str | int]) -> tuple[int, ...]:
+        """Ids of text and control tokens in turn; texts side by side are tokenised as one."""
+        ids: list[int] = []
+        text = ""
+        for part in [*parts, None]:
+            if isinstance(part, str):
+                text += part
+                continue
+            ids += self._plain.encode(text, add_special_tokens=False).ids if text else []
+            ids += [] if part is None else [part]
+            text = ""
+        return tuple(ids)
+
+    def _check(self, settings: Prompts) -> None:
+        """Every record gives ids, and no text gives a control token."""
+        for kind in RECORDS:
+            template = getattr(settings, kind)
+            if found := self._pattern.search(template):
+                raise Usage(f"prompts.{kind}: {template!r} holds the control token {found.group()!r}; records are "
+                            "plain text, put control tokens into prompts.system or prompts.question")
+            if not self._plain.encode(template, add_special_tokens=False).ids:
+                raise Usage(f"prompts.{kind}: {template!r} gives no tokens; write the record's fields, such as {{sym}}")
+        for text, token_id in self.control.items():
+            if token_id in self._plain.encode(f"a {text} b", add_special_tokens=False).ids:
+                raise Usage(f"engine.model: its tokenizer cannot tell the text {text!r} in a record from its control "
+                            "token; use a model with a byte-pair tokenizer")
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """Added tokens that steer the model: the special ones, and those that the chat template writes."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    return {token.content: token_id for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
+            if token.content.strip() and (token.special or token.content in template)}
+
+
+def plain_tokenizer(tokenizer: Any, control: dict[str, int]) -> Tokenizer:
+    """The same tokenizer, to which control tokens are text like any other."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in spec["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in control
+    plain = Tokenizer.from_str(json.dumps(spec))
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
+def _token_pattern(tokenizer: Any, text: str) -> str:
+    """Some control tokens swallow the white space beside them."""
+    token = next(token for token in tokenizer.added_tokens_decoder.values() if token.content == text)
+    return (r"\s*" if token.lstrip else "") + re.escape(text) + (r"\s*" if token.rstrip else "")
+
+
+def record_template(kind: str, template: str) -> Callable[[Record], str]:
+    """A template compiled for speed. Raises Usage where it names an unknown field or renders to nothing."""
+    setting, fields = f"prompts.{kind}", RECORDS[kind]._fields
+    parts = _parse(setting, template, fields)
+    literal = "".join("%s" if name else text.replace("%", "%%") for text, name in parts)
+    indexes = [fields.index(name) for _, name in parts if name]
+    if not literal.strip():
+        raise Usage(f"{setting}: {template!r} renders to nothing; write text and fields, such as {{sym}}")
+    if not indexes:
+        return lambda record: literal % ()
+    pick = operator.itemgetter(*indexes)
+
+    def render(record: Record) -> str:
+        values = pick(record) if len(indexes) > 1 else (pick(record),)
+        return literal % (tuple(NONE if value is None else value for value in values) if None in values else values)
+
+    return render
+
+
+def _parse(setting: str, template: str, fields: Iterable[str]) -> list[tuple[str, str | None]]:
+    """A template's texts and fields in turn: (text, None) or ("", field). Raises Usage."""
+    known = ", ".join(fields)
+    parts: list[tuple[str, str | None]] = []
+    try:
+        for text, name, spec, conversion in string.Formatter().parse(template):
+            parts += [(text, None)] if text else []
+            if name is None:
+                continue
+            if name not in fields or spec or conversion:
+                shown = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                raise Usage(f"{setting}: {{{shown}}} in {template!r} is not a field, known are {known}")
+            parts.append(("", name))
+    except ValueError as problem:
+        raise Usage(f"{setting}: {template!r}: {problem}; write {{{{ and }}}} for braces") from None
+    return parts
+
+
+def plain_frame(tokenizer: Any, settings: Prompts) -> tuple[str, str, str]:
+    """Text before the stream, before the question, after it: as the settings say."""
+    parts = _parse("prompts.question", settings.question, ("question",))
+    if [name for _, name in parts if name] != ["question"]:
+        raise Usage(f"prompts.question: {settings.question!r} must hold {{question}} once")
+    place = parts.index(("", "question"))
+    before, after = ("".join(text for text, _ in side) for side in (parts[:place], parts[place + 1:]))
+    begins = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return (tokenizer.bos_token if begins else "") + settings.system, before, after
+
+
+def chat_frame(tokenizer: Any, system: str) -> tuple[str, str, str]:
+    """The same, cut out of the chat template; a template without system messages gets its text in the user's."""
+    user = {"role": "user", "content": STREAM + QUESTION}
+    text = _render_chat(tokenizer, [{"role": "system", "content": system.strip()}, user]) if system.strip() else None
+    if text is None or system.strip() not in text:
+        text = _render_chat(tokenizer, [{**user, "content": system + STREAM + QUESTION}])
+    if text is None or text.count(STREAM) != 1 or text.count(QUESTION) != 1:
+        raise Usage("engine.model: its chat template does not take one user message as it is; "
+                    "set prompts.question, then the templates of the settings are used instead")
+    before, rest = text.split(STREAM)
+    between, after = rest.split(QUESTION)
+    return before, between, after
+
+
+def _render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+    """None where the template refuses these messages."""
+    from jinja2 import TemplateError  # noqa: PLC0415  only needed with a chat template
+
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = FIXED_CLOCK + template
+    try:
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False,
+                                                 add_generation_prompt=True, enable_thinking=False,
+                                                 date_string=CHAT_DATE))
+    except (TemplateError, TypeError):
+        return None

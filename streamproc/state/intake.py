@@ -1,0 +1,182 @@
+"""Takes in what Kafka brings: records into sessions, and the questions that they trigger into the workload.
+
+Nothing here computes tokens' KV or talks to a broker; one batch of messages in, changed state out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from streamproc.errors import BadRecord
+from streamproc.messages import Ask, AsOf, Query
+from streamproc.records import Record, decode_record
+from streamproc.state.ending import Decoder
+from streamproc.state.epoch import Bad, Message
+from streamproc.state.fork import Fork, Question
+from streamproc.state.partition import Partition, Phase
+from streamproc.state.queries import QueryBook
+from streamproc.state.session import Session
+from streamproc.state.workload import Workload
+
+Ids = tuple[int, ...]
+
+
+class Renderer(Decoder, Protocol):
+    """Text <-> token ids; `streamproc.prompts.Renderer`, or a fake."""
+
+    @property
+    def prefix_ids(self) -> Ids: ...
+
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+
+    def record_ids(self, records: Sequence[Record]) -> Sequence[Ids]: ...
+
+    def tail_ids(self, question: str) -> Ids: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What this worker takes, from the settings."""
+
+    records_topic: str
+    by_partition: bool  # one session a partition instead of one a key
+    max_record_bytes: int
+    max_question_tokens: int
+    max_answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """One message of the records topic, read."""
+
+    message: Message
+    record: Record | None
+    reason: str
+
+
+class Intake:
+    """Writes sessions and queues forks."""
+
+    def __init__(self, workload: Workload, renderer: Renderer, queries: QueryBook, rules: Rules) -> None:
+        self.workload = workload
+        self.renderer = renderer
+        self.queries = queries
+        self.rules = rules
+
+    def take_records(self, partitions: dict[int, Partition], messages: Sequence[Message], now: float) -> None:
+        """Append a batch of records, in the order in which they came; bad ones wait for the dead topic."""
+        parsed = [self._parse(message) for message in messages if message.partition in partitions]
+        all_ids = iter(self.renderer.record_ids([item.record for item in parsed if item.record]))
+        for item in parsed:
+            partition = partitions[item.message.partition]
+            self._go_live(partition, item.message.offset)
+            if item.record is None:
+                self._refuse(partition, item.message, item.reason)
+            else:
+                self._append(partition, item.message, item.record, next(all_ids), now)
+            partition.next_offset = item.message.offset + 1
+            self._go_live(partition, partition.next_offset)
+
+    def _parse(self, message: Message) -> Parsed:
+        try:
+            key = None if message.key is None and self.rules.by_partition else message.key or b""
+            return Parsed(message, decode_record(message.value, key, self.rules.max_record_bytes), "")
+        except BadRecord as problem:
+            return Parsed(message, None, str(problem))
+
+    def _go_live(self, partition: Partition, offset: int) -> None:
+        if partition.phase is Phase.RESTORING and offset >= partition.live_from:
+            self.go_live(partition)
+
+    def go_live(self, partition: Partition) -> None:
+        """The partition has seen its committed offset again: compute its sessions, answer from here on."""
+        partition.enter(Phase.LIVE)
+        for key, session in partition.sessions.items():
+            self.workload.grow(session.current)
+            partition.dirty[key] = None
+
+    def _refuse(self, partition: Partition, message: Message, reason: str) -> None:
+        if partition.is_live:
+            partition.dead.append(Bad(message, BadRecord.code, reason))
+
+    def _append(self, partition: Partition, message: Message, record: Record, ids: Ids, now: float) -> None:
+        key = f"partition-{partition.number}" if self.rules.by_partition else record.sym
+        session = partition.session(key, message.offset, self.workload.new_seq_id)
+        if session is None:
+            return
+        try:
+            hopped = session.append(message.offset, record, ids, self.workload.new_seq_id)
+        except BadRecord as problem:
+            self._refuse(partition, message, str(problem))
+            return
+        if not partition.is_live:
+            session.settle(partition.live_from)
+            return
+        if hopped:
+            self.workload.retire(session.retired[-1])
+        self.workload.grow(session.current)
+        partition.dirty[key] = None
+        for query in self.queries.of_session(key):
+            if query.every and session.current.num_records % query.every == 0:
+                self._fork(partition, session, query, now)
+
+    def offer_idle(self, partitions: dict[int, Partition], now: float, most: int) -> None:
+        """Ask up to `most` idle queries of sessions that have advanced since they were last asked."""
+        for partition in partitions.values():
+            while partition.is_live and partition.dirty and most > 0:
+                session = partition.sessions[next(iter(partition.dirty))]
+                due = [query for query in self._idle_queries(session) if self._is_due(session, query)]
+                for query in due[:most]:
+                    session.evaluated[query.id] = (query.version, session.last_offset or 0)
+                    self._fork(partition, session, query, now)
+                if len(due) <= most:
+                    del partition.dirty[session.key]
+                most -= len(due)
+
+    def _idle_queries(self, session: Session) -> list[Query]:
+        return [query for query in self.queries.of_session(session.key) if query.every is None]
+
+    @staticmethod
+    def _is_due(session: Session, query: Query) -> bool:
+        """Whether nobody has asked this query of the session's newest record yet, here or before a restart."""
+        offset = session.last_offset
+        mark = session.head.marks.get(query.id) if session.head else None
+        published = mark is not None and mark.version == query.version and offset is not None and mark.offset >= offset
+        return offset is not None and not published and session.evaluated.get(query.id) != (query.version, offset)
+
+    def _fork(self, partition: Partition, session: Session, query: Query, now: float) -> None:
+        fork = self.fork_of(partition, session, query, now)
+        partition.forks[fork.seq_id] = fork
+        if fork.error is None:
+            self.workload.wait(fork)
+        else:
+            partition.forks.pop(fork.seq_id)
+            partition.finished.append(fork)
+
+    def fork_of(self, partition: Partition, session: Session, source: Query | Ask, now: float) -> Fork:
+        """A fork at the session's newest record; one whose question is too long carries the reason as its error."""
+        generation = session.current
+        text = generation.facts.render(source.question, session.key, generation.num_records)
+        tail_ids = self.renderer.tail_ids(text)
+        last, first = generation.entries[-1], generation.entries[0]
+        as_of = AsOf(self.rules.records_topic, partition.number, first.offset, last.offset, last.record.ts_event_ns)
+        stop = self.renderer.stop if source.stop is None else source.stop
+        question = Question(source, session.key, text, tail_ids, source.max_tokens, stop, as_of)
+        fork = Fork(self.workload.new_seq_id(), question, session, generation, generation.num_tokens, now)
+        fork.error = self.why_not(source, len(tail_ids))
+        return fork
+
+    def why_not(self, source: Query | Ask, num_tail: int) -> str | None:
+        """The reason why this worker does not answer a question, or None."""
+        if num_tail > self.rules.max_question_tokens:
+            return (
+                f"question: {num_tail} tokens, this worker takes {self.rules.max_question_tokens} "
+                "(worker.max_question_tokens)"
+            )
+        if source.max_tokens > self.rules.max_answer_tokens:
+            return (
+                f"max_tokens: {source.max_tokens}, this worker gives {self.rules.max_answer_tokens} "
+                "(worker.max_answer_tokens)"
+            )
+        return None

@@ -1,0 +1,133 @@
+"""One partition of the records topic that this worker owns: its sessions, and how far everything has got.
+
+RESTORING   reads its sessions' records again, silently, up to the committed offset
+LIVE        records trigger questions, answers are published
+GONE        owned by somebody else now
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from streamproc.messages import Ask, Head
+from streamproc.state.asklog import AskLog
+from streamproc.state.epoch import Bad, Outgoing
+from streamproc.state.fork import Fork
+from streamproc.state.session import Session, Shape
+
+
+class Phase(Enum):
+    RESTORING = "restoring"
+    LIVE = "live"
+    GONE = "gone"
+
+
+NEXT = {Phase.RESTORING: {Phase.LIVE, Phase.GONE}, Phase.LIVE: {Phase.RESTORING, Phase.GONE}, Phase.GONE: set()}
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What the log says about a partition when it is assigned."""
+
+    rebuild_from: int  # first record that a current generation needs
+    live_from: int  # the committed offset: questions before it are answered
+    heads: dict[str, Head]  # by session
+    asks_from: int
+    asks_metadata: str = ""
+    control_from: int = 0  # of the control topic; counts for partition 0 only
+
+    @property
+    def committed(self) -> tuple[int, int, str]:
+        return self.live_from, self.asks_from, self.asks_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingAsk:
+    """An ask that cannot start yet: its partition is restoring, or its offset has not arrived."""
+
+    offset: int  # in the asks topic
+    ask: Ask
+    received_at: float  # clock, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes out for one ask, in the next epoch."""
+
+    ask_offset: int
+    message: Outgoing
+
+
+@dataclass(slots=True)
+class Partition:
+    """State of one partition. `finished` and `dead` wait for the epoch that commits past them."""
+
+    number: int
+    shape: Shape
+    live_from: int
+    next_offset: int
+    heads: dict[str, Head]
+    asks: AskLog
+    phase: Phase = Phase.RESTORING
+    sessions: dict[str, Session] = field(default_factory=dict)
+    dirty: dict[str, None] = field(default_factory=dict)  # sessions that advanced since idle queries saw them
+    forks: dict[int, Fork] = field(default_factory=dict)  # flash forks that have no answer yet
+    finished: list[Fork] = field(default_factory=list)
+    dead: list[Bad] = field(default_factory=list)
+    waiting_asks: list[WaitingAsk] = field(default_factory=list)
+    ask_offsets: dict[int, int] = field(default_factory=dict)  # offset of the ask that a fork answers, by seq id
+    replies: list[Reply] = field(default_factory=list)
+    committed: tuple[int, int, str] = (0, 0, "")  # records offset, asks offset and its metadata
+
+    @classmethod
+    def recover(cls, number: int, shape: Shape, recovery: Recovery) -> "Partition":
+        return cls(
+            number,
+            shape,
+            recovery.live_from,
+            recovery.rebuild_from,
+            dict(recovery.heads),
+            AskLog(recovery.asks_from, recovery.asks_metadata),
+            committed=recovery.committed,
+        )
+
+    def enter(self, phase: Phase) -> None:
+        assert phase in NEXT[self.phase], f"{self.phase} -> {phase}"
+        self.phase = phase
+
+    @property
+    def is_live(self) -> bool:
+        return self.phase is Phase.LIVE
+
+    def has_seen(self, offset: int | None) -> bool:
+        """Whether a question asked now has seen this offset of the records."""
+        return self.is_live and (offset is None or self.next_offset > offset)
+
+    def session(self, key: str, offset: int, new_seq_id: Callable[[], int]) -> Session | None:
+        """The session of a record, made if need be; None where its current generation starts later."""
+        if found := self.sessions.get(key):
+            return found
+        head = self.heads.pop(key, None)
+        if head and offset < head.start_offset:
+            self.heads[key] = head
+            return None
+        session = self.sessions[key] = Session(
+            key, self.shape, offset, head.records_before if head else 0, new_seq_id()
+        )
+        session.head = head
+        return session
+
+    def frontier(self) -> int:
+        """The offset up to which every question that the records trigger is answered: as far as a commit may go."""
+        open_offsets = (f.question.as_of.offset for f in self.forks.values() if f.question.is_triggered)
+        return min(open_offsets, default=self.next_offset)
+
+    def rewind(self, recovery: Recovery) -> None:
+        """Go on from the committed offsets; nothing beyond them has happened."""
+        offset = recovery.live_from
+        self.next_offset = offset
+        self.finished = [fork for fork in self.finished if fork.question.as_of.offset < offset]
+        self.dead, self.replies, self.waiting_asks = [], [], []
+        self.asks = AskLog(recovery.asks_from, recovery.asks_metadata)
+        self.dirty = dict.fromkeys(self.sessions)
+        self.committed = recovery.committed

@@ -1,0 +1,172 @@
+"""Turns what is finished into an epoch, and marks it settled once the epoch is committed.
+
+Flash answers leave with the commit that passes their as-of offset, in as-of order; so a restart recomputes exactly
+those that nobody has seen. A reply to an ask leaves with the next epoch, and closes the ask in the same transaction.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+
+from streamproc.config import Topics
+from streamproc.messages import Answer, Ask, Head, Mark, Query, flash_answer_id, text_digest
+from streamproc.state.epoch import Epoch, Outgoing, Position
+from streamproc.state.fork import Fork
+from streamproc.state.partition import Partition
+from streamproc.state.session import Generation, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What becomes true of one partition when its epoch is committed."""
+
+    partition: Partition
+    positions: tuple[int, int, str]
+    heads: dict[str, Head]
+    num_replies: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Names that go into every epoch."""
+
+    topics: Topics
+    group: str
+    model: str  # fingerprint
+    worker: str
+
+    def epoch(self, partitions: Iterable[Partition]) -> tuple[Epoch, list[Settlement]]:
+        """Everything that can be committed now; nothing is changed but the ask logs."""
+        messages: list[Outgoing] = []
+        positions: list[Position] = []
+        settlements = []
+        for partition in partitions:
+            if partition.is_live:
+                settlement = self._settle(partition, messages)
+                settlements.append(settlement)
+                positions += self._positions(partition, settlement.positions)
+        return Epoch(tuple(messages), tuple(positions)), settlements
+
+    def _settle(self, partition: Partition, messages: list[Outgoing]) -> Settlement:
+        target = partition.frontier()
+        marks = self._answers(partition, target, messages)
+        messages += [bad.letter(self.topics.dead) for bad in partition.dead if bad.offset < target]
+        heads = dict(self._heads(partition, target, marks))
+        messages += [self._head_message(partition, head) for head in heads.values()]
+        for reply in partition.replies:
+            messages.append(reply.message)
+            partition.asks.close(reply.ask_offset)
+        asks_offset, metadata = partition.asks.position()
+        return Settlement(partition, (target, asks_offset, metadata), heads, len(partition.replies))
+
+    def _answers(self, partition: Partition, target: int, messages: list[Outgoing]) -> dict[Session, dict[str, Mark]]:
+        """Add the answers below `target` that are to be seen -> the marks that they leave."""
+        marks: dict[Session, dict[str, Mark]] = {}
+        due = [fork for fork in partition.finished if fork.question.as_of.offset < target]
+        for fork in sorted(due, key=lambda fork: fork.question.as_of.offset):
+            query, session = fork.question.source, fork.session
+            assert isinstance(query, Query)
+            known = marks.setdefault(session, dict(session.head.marks) if session.head else {})
+            mark = Mark(query.version, fork.question.as_of.offset, text_digest(fork.error or fork.text or ""))
+            if _is_news(query, mark, known.get(query.id)):
+                messages.append(self._flash_message(fork, query))
+                if query.emit == "change" or query.every is None:
+                    known[query.id] = mark
+        return marks
+
+    def _heads(
+        self, partition: Partition, target: int, marks: dict[Session, dict[str, Mark]]
+    ) -> Iterable[tuple[str, Head]]:
+        for session in partition.sessions.values():
+            generation = session.committed_generation(target)
+            if generation.entries and generation.entries[0].offset < target:
+                old_marks = session.head.marks if session.head else {}
+                head = Head(
+                    session.key, generation.start_offset, generation.records_before, marks.get(session, old_marks)
+                )
+                if head != session.head:
+                    yield session.key, head
+
+    def _head_message(self, partition: Partition, head: Head) -> Outgoing:
+        key = head_key(self.group, self.topics.records, head.session)
+        return Outgoing(self.topics.sessions, key, head.encode(), (), partition.number)
+
+    def _positions(self, partition: Partition, positions: tuple[int, int, str]) -> list[Position]:
+        offset, asks_offset, metadata = positions
+        found = []
+        if offset != partition.committed[0]:
+            found.append(Position(self.topics.records, partition.number, offset))
+        if (asks_offset, metadata) != partition.committed[1:]:
+            found.append(Position(self.topics.asks, partition.number, asks_offset, metadata))
+        return found
+
+    def _flash_message(self, fork: Fork, query: Query) -> Outgoing:
+        as_of = fork.question.as_of
+        answer_id = flash_answer_id(query, fork.question.session, as_of.topic, as_of.partition, as_of.offset)
+        value = query.answer.value_of(fork.text) if fork.text is not None else None
+        answer = Answer(
+            answer_id,
+            "flash",
+            fork.question.session,
+            fork.question.text,
+            as_of,
+            fork.text,
+            value,
+            self.model,
+            query.id,
+            query.version,
+            fork.error,
+        )
+        key = f"{query.id}/{fork.question.session}".encode()
+        return Outgoing(self.topics.answers, key, answer.encode(), self._timings(fork))
+
+    def ask_message(self, fork: Fork, ask: Ask) -> Outgoing:
+        """The reply to an ask that was answered."""
+        value = ask.answer.value_of(fork.text) if fork.text is not None else None
+        answer = Answer(
+            ask.id, "ask", ask.session, fork.question.text, fork.question.as_of, fork.text, value, self.model
+        )
+        return Outgoing(self.topics.answers, ask.id.encode(), answer.encode(), self._timings(fork))
+
+    def refusal(self, ask: Ask, reason: str) -> Outgoing:
+        """The reply to an ask that cannot be answered."""
+        answer = Answer(ask.id, "ask", ask.session, ask.question, None, None, None, self.model, error=reason)
+        return Outgoing(self.topics.answers, ask.id.encode(), answer.encode())
+
+    def _timings(self, fork: Fork) -> tuple[tuple[str, bytes], ...]:
+        started = fork.asked_at if fork.started_at is None else fork.started_at
+        finished = started if fork.finished_at is None else fork.finished_at
+        timings = {
+            "queue_ms": round((started - fork.asked_at) * 1e3, 3),
+            "worker": self.worker,
+            "compute_ms": round((finished - started) * 1e3, 3),
+            "num_tokens": len(fork.answer_ids),
+        }
+        return (("timings", orjson.dumps(timings)),)
+
+
+def head_key(group: str, topic: str, session: str) -> bytes:
+    """Key of a session's head: several groups may share one sessions topic."""
+    return f"{group}/{topic}/{session}".encode()
+
+
+def _is_news(query: Query, mark: Mark, last: Mark | None) -> bool:
+    """Whether an answer is to be published, given the last one that was."""
+    if last is None or last.version != query.version:
+        return True
+    if query.every is None and mark.offset <= last.offset:
+        return False
+    return query.emit == "always" or mark.digest != last.digest
+
+
+def settle(settlement: Settlement) -> list[Generation]:
+    """The epoch is committed -> generations that nobody can go back to any more."""
+    partition, target = settlement.partition, settlement.positions[0]
+    partition.finished = [fork for fork in partition.finished if fork.question.as_of.offset >= target]
+    partition.dead = [bad for bad in partition.dead if bad.offset >= target]
+    del partition.replies[: settlement.num_replies]
+    for key, head in settlement.heads.items():
+        partition.sessions[key].head = head
+    partition.committed = settlement.positions
+    return [generation for session in partition.sessions.values() for generation in session.settle(target)]

@@ -1,0 +1,123 @@
+"""What there is to compute: generations that are behind, and forks that wait or run. The scheduler chooses from it.
+
+    growing   generations with tokens to compute, oldest need first
+    asks      forks of asks that have not started       \
+    flash     forks of standing questions, likewise     /  started once their generation has computed their base
+    running   forks that own their cells; they cannot be starved of memory any more
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from streamproc.state.blocks import BlockPool
+from streamproc.state.fork import Fork
+from streamproc.state.session import Generation
+
+
+class Workload:
+    """The queues. Holds block tables' owners, so that `check` can account for every block."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.growing: dict[int, Generation] = {}
+        self.resident: dict[int, Generation] = {}  # generations that hold blocks, least recently used first
+        self.asks: deque[Fork] = deque()
+        self.flash: deque[Fork] = deque()
+        self.running: dict[int, Fork] = {}
+        self._next_seq_id = 0
+
+    def new_seq_id(self) -> int:
+        """A number that no other sequence of this worker has."""
+        self._next_seq_id += 1
+        return self._next_seq_id
+
+    @property
+    def num_behind(self) -> int:
+        """Tokens of generations that are not computed yet."""
+        return sum(generation.num_tokens - generation.num_computed for generation in self.growing.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Tokens that unfinished forks may still need."""
+        return sum(fork.num_tokens - fork.num_computed + fork.question.max_tokens for fork in self.forks())
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.growing or self.asks or self.flash or self.running)
+
+    def forks(self) -> Iterator[Fork]:
+        yield from self.asks
+        yield from self.flash
+        yield from self.running.values()
+
+    def grow(self, generation: Generation) -> None:
+        """This generation has tokens to compute."""
+        if generation.num_computed < generation.num_tokens:
+            self.growing.setdefault(generation.seq_id, generation)
+
+    def touch(self, generation: Generation) -> None:
+        """This generation was just used: it is the last that should lose its cells."""
+        self.resident.pop(generation.seq_id, None)
+        self.resident[generation.seq_id] = generation
+
+    def wait(self, fork: Fork) -> None:
+        """Queue a new fork."""
+        fork.generation.num_waiting_forks += 1
+        (self.asks if fork.question.is_ask else self.flash).append(fork)
+        self.grow(fork.generation)
+
+    def start(self, fork: Fork) -> None:
+        """A queued fork has got its cells."""
+        (self.asks if fork.question.is_ask else self.flash).remove(fork)
+        fork.generation.num_waiting_forks -= 1
+        fork.generation.num_running_forks += 1
+        self.running[fork.seq_id] = fork
+
+    def finish(self, fork: Fork) -> None:
+        """A running fork is done: its cells are free."""
+        del self.running[fork.seq_id]
+        fork.generation.num_running_forks -= 1
+        self.pool.release(fork.block_table)
+        fork.block_table = []
+        self._stop_if_useless(fork.generation)
+
+    def drop_forks(self, gone: Callable[[Fork], bool]) -> list[Fork]:
+        """Take out the forks, waiting or running, for which `gone` holds."""
+        dropped = [fork for fork in self.forks() if gone(fork)]
+        for fork in dropped:
+            if fork.seq_id in self.running:
+                self.finish(fork)
+            else:
+                (self.asks if fork.question.is_ask else self.flash).remove(fork)
+                fork.generation.num_waiting_forks -= 1
+                self._stop_if_useless(fork.generation)
+        return dropped
+
+    def evict(self, generation: Generation) -> None:
+        """Take a generation's cells; it computes them again when somebody needs them."""
+        self._take_cells(generation)
+        if generation.num_waiting_forks:
+            self.grow(generation)
+
+    def drop(self, generation: Generation) -> None:
+        """A generation is gone for good."""
+        self._take_cells(generation)
+        self.growing.pop(generation.seq_id, None)
+
+    def _take_cells(self, generation: Generation) -> None:
+        self.pool.release(generation.forget_cells())
+        self.resident.pop(generation.seq_id, None)
+
+    def retire(self, generation: Generation) -> None:
+        """A generation was hopped from: only questions that already wait for it still need it computed."""
+        if not generation.num_waiting_forks:
+            self.growing.pop(generation.seq_id, None)
+
+    def _stop_if_useless(self, generation: Generation) -> None:
+        if generation.is_retired and not generation.num_waiting_forks:
+            self.growing.pop(generation.seq_id, None)
+
+    def check(self) -> None:
+        """Every block is accounted for by exactly the tables that name it."""
+        tables = [generation.block_table for generation in self.resident.values()]
+        self.pool.check(tables + [fork.block_table for fork in self.running.values()])

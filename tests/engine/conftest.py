@@ -1,0 +1,91 @@
+"""Tiny random models of several architectures, and the built-in one in a state folder of the tests' own."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen3Config,
+)
+
+from streamproc.config import Config, Engine
+from streamproc.engine.build import build_engine
+from streamproc.engine.model import LoadedModel, describe
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 300, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+CONFIGS: dict[str, Any] = {
+    "llama": LlamaConfig(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=32),
+    "mistral": MistralConfig(**SHAPE, sliding_window=48),
+    "gemma3": Gemma3TextConfig(**SHAPE, head_dim=32, sliding_window=64,
+                               layer_types=["sliding_attention", "full_attention"]),
+    "phi3": Phi3Config(**SHAPE),
+}
+NAMES = (*CONFIGS, "random-tiny")
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float32, attention: str = "streamproc") -> Any:
+    """A model of this architecture whose greedy text varies; the same weights at every call."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation=attention)
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 0.3)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The defaults, with state in a folder of this run."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("STREAMPROC_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    yield Config(engine=Engine(kv_bytes=8 * 2**20))
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def engine(config: Config) -> Any:
+    """The built-in model, running."""
+    engine = build_engine(config)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def load(engine: Any) -> Any:
+    """(name, dtype) -> LoadedModel, made once."""
+    made: dict[tuple[str, torch.dtype], LoadedModel] = {}
+
+    def load(name: str, dtype: torch.dtype) -> LoadedModel:
+        if (name, dtype) not in made:
+            model = tiny(name, dtype) if name in CONFIGS else copy.deepcopy(engine.loaded.model).to(dtype)
+            made[name, dtype] = describe(model, Path(), name)
+        return made[name, dtype]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def plain(engine: Any) -> Any:
+    """name -> the same model with transformers' own attention, float32."""
+
+    def plain(name: str) -> Any:
+        if name in CONFIGS:
+            return tiny(name, attention="sdpa")
+        model = copy.deepcopy(engine.loaded.model)
+        model.set_attn_implementation("sdpa")
+        return model
+
+    return plain

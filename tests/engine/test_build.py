@@ -1,0 +1,102 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from streamproc.config import Config
+from streamproc.engine.build import Engine, build_engine, stateless_answer
+from streamproc.errors import StreamprocError, Usage
+from streamproc.records import Trade
+from streamproc.schedule.plan import Chunk, Plan
+
+RECORDS = [Trade("BTCUSDT", i, f"{39000 + i}.5", "0.25", "buy") for i in range(30)]
+
+
+def refusal(config: Config) -> str:
+    with pytest.raises(Usage) as caught:
+        build_engine(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_defaults_run_and_are_exact(engine: Engine) -> None:
+    assert engine.runner.exact
+    assert engine.runner.device == "cpu"
+    assert engine.runner.eos_ids == engine.renderer.eos_ids
+    assert len(engine.fingerprint) == 16
+
+
+def test_the_same_settings_have_the_same_fingerprint(config: Config, engine: Engine) -> None:
+    again = build_engine(config)
+    other = build_engine(replace(config, prompts=replace(config.prompts, trade="{sym} {px}\n")))
+    assert again.fingerprint == engine.fingerprint
+    assert other.fingerprint != engine.fingerprint
+    assert other.runner.fingerprint == engine.runner.fingerprint
+    again.close()
+    other.close()
+
+
+def test_nothing_is_printed(config: Config, capfd: pytest.CaptureFixture[str]) -> None:
+    build_engine(config).close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_pool_has_the_size_that_was_asked_for(config: Config, engine: Engine) -> None:
+    assert engine.runner.num_blocks == config.engine.kv_bytes // (engine.loaded.kv_bytes_per_token * 16)
+    assert engine.runner.block_size == 16
+
+
+@pytest.mark.parametrize(("settings", "reason"), [
+    ({"block_size": 24}, "engine.block_size: 24 does not divide 512"),
+    ({"context_tokens": 8000}, "makes 8576, but random-tiny has 8192 positions; use at most 7616"),
+    ({"kv_bytes": 2**20}, "the longest sequence needs 1616; use at least 3309568"),
+    ({"kv_bytes": 2**60}, "cannot be had on cpu"),
+    ({"context_tokens": 40}, "leaves no room for records after the"),
+])
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, int], reason: str, config: Config) -> None:
+    assert reason in refusal(replace(config, engine=replace(config.engine, **settings)))
+
+
+def test_a_foreign_tokenizer_is_refused(engine: Engine, config: Config, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(engine.loaded.folder, tmp_path / "model"))
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"~": 98', '"~": 99'))
+    assert "its tokenizer has ids up to 99, its embedding only 99 rows" in refusal(
+        replace(config, engine=replace(config.engine, model=str(folder))))
+
+
+@pytest.fixture(scope="module")
+def asked(engine: Engine) -> tuple[int, ...]:
+    """A context with a question."""
+    records = [i for ids in engine.renderer.record_ids(RECORDS) for i in ids]
+    return (*engine.renderer.prefix_ids, *records, *engine.renderer.tail_ids("last price?"))
+
+
+def test_an_answer_in_pieces_equals_the_stateless_one(engine: Engine, asked: tuple[int, ...]) -> None:
+    expected = stateless_answer(engine, asked, 20, ())
+    table = tuple(range(-(-(len(asked) + 20) // 16)))
+    answer: list[int] = []
+    start, new = 0, asked
+    while len(answer) < 20:
+        part, new = new[:100], new[100:]
+        found = engine.runner.launch(Plan((), (Chunk(1, start, part, table, not new),))).wait()
+        start += len(part)
+        if not new:
+            answer.append(found[1])
+            new = (found[1],)
+    assert tuple(answer) == expected
+
+
+def test_the_stateless_answer_ends_at_a_stop_string(engine: Engine, asked: tuple[int, ...]) -> None:
+    whole = stateless_answer(engine, asked, 20, ())
+    stop = engine.renderer.decode(whole[6:8])
+    cut = stateless_answer(engine, asked, 20, (stop,))
+    assert cut == whole[:len(cut)]
+    assert engine.renderer.decode(cut).endswith(stop)
+    assert len(cut) <= 8
+
+
+def test_nothing_to_continue_is_an_error(engine: Engine) -> None:
+    with pytest.raises(StreamprocError, match="context is empty"):
+        stateless_answer(engine, (), 4)

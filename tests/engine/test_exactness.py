@@ -1,0 +1,159 @@
+"""The contract of the engine: cells and tokens do not depend on chunking, company, forks or place in the pool."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel
+from streamproc.engine.runner import measure, run_step
+from streamproc.schedule.plan import Chunk, Plan
+
+BLOCK_SIZE = 16
+ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "phi3", "random-tiny")
+DTYPES = (torch.float32, torch.bfloat16)
+Load = Callable[[str, torch.dtype], LoadedModel]
+
+
+@dataclass
+class Sequence:
+    """A sequence in the making, or a fork of one."""
+
+    seq_id: int
+    ids: list[int]
+    num_computed: int = 0
+    table: list[int] = field(default_factory=list)
+    next_token: int | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_computed == len(self.ids)
+
+
+class Walk:
+    """Random plans over a pool whose blocks are handed out in random order."""
+
+    def __init__(self, loaded: LoadedModel, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.loaded = loaded
+        self.kv = KVCache(loaded.layout(BLOCK_SIZE), 200, loaded.device)
+        self.free = self.random.sample(range(200), 200)
+        self.sequences: list[Sequence] = []
+
+    def new(self, num_tokens: int) -> None:
+        ids = [self.random.randrange(3, 90) for _ in range(num_tokens)]
+        self.sequences.append(Sequence(len(self.sequences), ids))
+
+    def fork(self, parent: Sequence, num_tokens: int) -> list[tuple[int, int]]:
+        """A tail on all that its parent has computed: full blocks shared, the partly filled one copied."""
+        base = parent.num_computed
+        ids = parent.ids[:base] + [self.random.randrange(3, 90) for _ in range(num_tokens)]
+        fork = Sequence(len(self.sequences), ids, base, parent.table[:base // BLOCK_SIZE])
+        self.sequences.append(fork)
+        if base % BLOCK_SIZE == 0:
+            return []
+        fork.table.append(self.free.pop())
+        return [(parent.table[base // BLOCK_SIZE], fork.table[-1])]
+
+    def step(self) -> None:
+        copies: list[tuple[int, int]] = []
+        if self.random.random() < 0.3:
+            parent = self.random.choice(self.sequences)
+            if parent.num_computed and len(self.sequences) < 9:
+                copies = self.fork(parent, self.random.randint(1, 20))
+        behind = [sequence for sequence in self.sequences if not sequence.is_done]
+        chosen = self.random.sample(behind, self.random.randint(1, len(behind)))
+        chunks = [self.chunk(sequence, self.random.choice((1, 1, 2, 3, 5, 17, 64, 200))) for sequence in chosen]
+        found = run_step(self.loaded, self.kv, Plan(tuple(copies), tuple(chunks)), 4)
+        for sequence, chunk in zip(chosen, chunks, strict=True):
+            sequence.num_computed += len(chunk.token_ids)
+            sequence.next_token = found.get(sequence.seq_id)
+
+    def chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
+        start = sequence.num_computed
+        ids = tuple(sequence.ids[start:start + num_tokens])
+        while len(sequence.table) * BLOCK_SIZE < start + len(ids):
+            sequence.table.append(self.free.pop())
+        return Chunk(sequence.seq_id, start, ids, tuple(sequence.table), start + len(ids) == len(sequence.ids))
+
+    def cells(self, sequence: Sequence) -> torch.Tensor:
+        return cells_of(self.kv, sequence.table, len(sequence.ids))
+
+
+def cells_of(kv: KVCache, table: list[int], num_tokens: int) -> torch.Tensor:
+    """[layers, 2, kv_heads, num_tokens, head_dim]"""
+    blocks = kv.gather(table).permute(1, 2, 3, 0, 4, 5)
+    return blocks.reshape(*blocks.shape[:3], -1, blocks.shape[-1])[:, :, :, :num_tokens]
+
+
+def alone(loaded: LoadedModel, ids: list[int]) -> tuple[torch.Tensor, int]:
+    """Cells and next token of one sequence in one chunk, from nothing."""
+    table = list(range(-(-len(ids) // BLOCK_SIZE)))
+    kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
+    token = run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)), 4)[0]
+    return cells_of(kv, table, len(ids)), token
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(name: str, dtype: torch.dtype, seed: int,
+                                                           load: Load) -> None:
+    loaded = load(name, dtype)
+    walk = Walk(loaded, seed)
+    for num_tokens in (640, 70, 16, 33):
+        walk.new(num_tokens)
+    while not all(sequence.is_done for sequence in walk.sequences):
+        walk.step()
+    assert len(walk.sequences) > 4
+    for sequence in walk.sequences:
+        cells, token = alone(loaded, sequence.ids)
+        assert torch.equal(walk.cells(sequence), cells)
+        assert sequence.next_token == token
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, load: Load) -> None:
+    assert measure(load(name, dtype)) == (4, True)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_ids_equal_plain_transformers_in_float32(name: str, load: Load, plain: Callable[[str], Any]) -> None:
+    loaded, reference = load(name, torch.float32), plain(name)
+    ids = random.Random(7).choices(range(3, 90), k=150)
+    with torch.inference_mode():
+        expected = reference.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+                                      do_sample=False, use_cache=False, max_new_tokens=12,
+                                      eos_token_id=None, pad_token_id=0)[0, len(ids):].tolist()
+    assert greedy(loaded, ids, 12) == expected
+    assert len(set(expected)) > 2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tokens_equal_plain_transformers_past_a_tile_of_keys(name: str, load: Load,
+                                                             plain: Callable[[str], Any]) -> None:
+    loaded, reference = load(name, torch.float32), plain(name)
+    ids = random.Random(8).choices(range(3, 90), k=1100)
+    rows = torch.arange(600, 1100, 100)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([ids]), use_cache=False, logits_to_keep=rows).logits[0].argmax(-1).tolist()
+    assert [greedy(loaded, ids[:row + 1], 1)[0] for row in rows] == expected
+
+
+def greedy(loaded: LoadedModel, ids: list[int], num_tokens: int) -> list[int]:
+    """Prefill in two chunks, then token by token."""
+    table = tuple(range(-(-(len(ids) + num_tokens) // BLOCK_SIZE)))
+    kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
+    half = len(ids) // 2
+    run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)), 4)
+    answer, start, new = [], half, tuple(ids[half:])
+    for _ in range(num_tokens):
+        token = run_step(loaded, kv, Plan((), (Chunk(0, start, new, table, True),)), 4)[0]
+        start, new = start + len(new), (token,)
+        answer.append(token)
+    return answer

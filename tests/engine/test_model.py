@@ -1,0 +1,178 @@
+"""What the engine refuses, and that it says so in one line that names what, where and what would do."""
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MambaConfig,
+    MixtralConfig,
+    T5Config,
+)
+
+from streamproc.config import Engine as Settings
+from streamproc.engine import support
+from streamproc.engine.build import Engine
+from streamproc.engine.model import LoadedModel, fingerprint, load_model, max_positions, stored_dtype
+from streamproc.errors import StreamprocError, Unavailable, Usage
+
+SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                         "num_key_value_heads": 2, "vocab_size": 100, "head_dim": 8}
+
+
+def refusal(settings: Settings, kind: type[StreamprocError] = Usage) -> str:
+    with pytest.raises(kind) as caught:
+        load_model(settings)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("engine.")
+    return text
+
+
+@pytest.fixture
+def folder(engine: Engine, tmp_path: Path) -> Path:
+    """A copy of the built-in model, to be spoilt."""
+    return Path(shutil.copytree(engine.loaded.folder, tmp_path / "model"))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_local_folder_is_loaded(folder: Path, engine: Engine) -> None:
+    loaded = load_model(Settings(model=str(folder)))
+    assert loaded.fingerprint == engine.loaded.fingerprint
+    assert (loaded.num_layers, loaded.num_kv_heads, loaded.head_dim, loaded.vocab_size) == (4, 2, 32, 99)
+    assert (loaded.max_positions, loaded.eos_ids, loaded.dtype) == (8192, frozenset([2]), torch.float32)
+    assert loaded.kv_bytes_per_token == 4 * 2 * 2 * 32 * 4
+
+
+def test_dtype_is_as_asked_or_as_stored(folder: Path, engine: Engine) -> None:
+    half = load_model(Settings(model=str(folder), dtype="bfloat16"))
+    assert half.dtype == torch.bfloat16
+    assert half.fingerprint != engine.loaded.fingerprint
+    assert stored_dtype(LlamaConfig(dtype="bfloat16")) == torch.bfloat16
+    assert stored_dtype(LlamaConfig(dtype="float16")) == torch.float32
+    assert "engine.dtype: 'int8' is unknown, use one of auto" in refusal(Settings(dtype="int8"))
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    assert "is not a folder" in refusal(Settings(model=str(tmp_path / "nothing")))
+    assert "is not a folder" in refusal(Settings(model="./nothing"))
+    assert "has no config.json" in refusal(Settings(model=str(tmp_path)))
+    assert "neither a folder nor a hub name" in refusal(Settings(model="not a name!"))
+
+
+def test_a_hub_that_cannot_be_reached_is_said_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    began = time.monotonic()
+    text = refusal(Settings(model="nobody/no-such-model"), Unavailable)
+    assert time.monotonic() - began < 15
+    assert "nobody/no-such-model" in text
+    assert "use random-tiny" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused() -> None:
+    assert "torch sees no GPU" in refusal(Settings(device="cuda"))
+    assert "'tpu' is unknown, use one of auto, cpu, cuda" in refusal(Settings(device="tpu"))
+
+
+def test_damaged_models_are_refused(folder: Path) -> None:
+    edit(folder, num_hidden_layers=5)
+    assert "lacks 9 weights, such as model.layers.4" in refusal(Settings(model=str(folder)))
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    assert "cannot be loaded" in refusal(Settings(model=str(folder)))
+    edit(folder, model_type="martian")
+    assert "config.json cannot be used" in refusal(Settings(model=str(folder)))
+    (folder / "config.json").write_text("{")
+    assert "config.json cannot be used" in refusal(Settings(model=str(folder)))
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantised"),
+    ({"kv_lora_rank": 64}, r"\(MLA\)"),
+    ({"num_kv_shared_layers": 2}, "its layers share K and V"),
+    ({"layer_types": ["full_attention", "linear_attention"] * 2}, "it has layers other than attention"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "its rotary frequencies change"),
+])
+def test_unsupported_configurations_are_refused_before_loading(change: dict[str, Any], reason: str,
+                                                               folder: Path) -> None:
+    edit(folder, **change)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Usage, match=reason):
+        load_model(Settings(model=str(folder)))
+
+
+def test_encoder_decoders_are_refused() -> None:
+    with pytest.raises(Usage, match="encoder-decoder"):
+        support.check_config(T5Config(), "t5")
+
+
+@pytest.mark.parametrize(("config", "reason"), [
+    (MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=8), "not supported"),
+    (BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=100), "does not go through"),
+    (GptOssConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, layer_types=["full_attention"] * 2),
+     "its attention has sinks"),
+], ids=["state-space", "own attention", "sinks"])
+def test_models_whose_attention_is_not_plain_are_refused(config: Any, reason: str) -> None:
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+    if type(model)._can_set_attn_implementation():
+        model.set_attn_implementation("streamproc")
+    with pytest.raises(Usage, match=reason):
+        support.probe(model, config, "it")
+
+
+def test_soft_capped_attention_is_refused() -> None:
+    config = Gemma2Config(**SHAPE, attn_logit_softcapping=50.0)
+    with pytest.raises(Usage, match="soft-capped"):
+        support.check_config(config, "gemma2")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="streamproc").eval()
+    with pytest.raises(Usage, match="soft-capped"):
+        support.probe(model, config, "gemma2")
+
+
+def test_a_model_that_computes_something_else_is_refused(load: Callable[..., LoadedModel]) -> None:
+    model = copy.deepcopy(load("llama", torch.float32).model)
+    forward = model.forward
+    model.forward = lambda **kwargs: forward(**{**kwargs, "position_ids": kwargs["position_ids"] * (
+        2 if "streamproc_step" in kwargs else 1)})
+    with pytest.raises(Usage, match="other logits than plain causal attention"):
+        support.probe(model, model.config, "it")
+
+
+def test_experts_are_known_as_such() -> None:
+    config = MixtralConfig(**SHAPE, num_local_experts=2)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="streamproc")
+    assert any(weight.ndim > 2 for weight in model.parameters())
+
+
+def test_longrope_is_limited_to_its_short_range() -> None:
+    config = LlamaConfig(max_position_embeddings=131072, rope_parameters={
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 64, "long_factor": [2.0] * 64,
+        "original_max_position_embeddings": 4096})
+    assert max_positions(config) == 4096
+    assert max_positions(LlamaConfig(max_position_embeddings=2048)) == 2048
+
+
+def test_the_fingerprint_sees_one_changed_weight_or_setting(load: Callable[..., LoadedModel]) -> None:
+    model = copy.deepcopy(load("llama", torch.float32).model)
+    before = fingerprint(model)
+    assert before == load("llama", torch.float32).fingerprint
+    model.config.rope_parameters["rope_theta"] = 5e5
+    changed = fingerprint(model)
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] += 1e-3
+    assert len({before, changed, fingerprint(model)}) == 3

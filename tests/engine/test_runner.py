@@ -1,0 +1,122 @@
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from streamproc.engine.build import Engine
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel
+from streamproc.engine.runner import ModelRunner, run_step
+from streamproc.errors import StreamprocError
+from streamproc.schedule.plan import Chunk, Plan
+
+IDS = tuple(range(3, 40))
+
+
+def chunk(seq_id: int = 1, table: tuple[int, ...] = (0, 1, 2), sample: bool = True) -> Chunk:
+    return Chunk(seq_id, 0, IDS, table, sample)
+
+
+def test_only_what_samples_gets_a_token(engine: Engine) -> None:
+    plan = Plan((), (chunk(7), chunk(8, (3, 4, 5), sample=False)))
+    assert list(engine.runner.launch(plan).wait()) == [7]
+    assert engine.runner.launch(Plan((), (chunk(sample=False),))).wait() == {}
+
+
+def test_an_empty_plan_is_done_at_once(engine: Engine) -> None:
+    assert engine.runner.launch(Plan((), ())).wait() == {}
+
+
+def test_copies_are_made_without_chunks_too(engine: Engine) -> None:
+    kv = engine.runner.kv
+    kv.scatter([9], torch.ones(1, *kv.layout.block_shape))
+    engine.runner.launch(Plan(((9, 10),), ())).wait()
+    assert torch.equal(kv.gather([9]), kv.gather([10]))
+
+
+def test_a_step_writes_its_own_cells_only(engine: Engine) -> None:
+    kv = engine.runner.kv
+    kv.scatter(range(20), torch.full((20, *kv.layout.block_shape), 7.0))
+    engine.runner.launch(Plan((), (chunk(table=(11, 4, 15)),))).wait()
+    assert (kv.gather([block for block in range(20) if block not in (11, 4, 15)]) == 7).all()
+    assert (kv.gather([15])[..., len(IDS) % 16:, :] == 7).all()
+    assert not kv.blocks[kv.null_block].any()
+
+
+def test_what_other_sequences_hold_does_not_reach_a_row(load: Callable[..., LoadedModel]) -> None:
+    loaded = load("llama", torch.float32)
+    clean, dirty = (KVCache(loaded.layout(16), 8, loaded.device) for _ in range(2))
+    dirty.scatter([3, 4, 5, 6, 7], torch.full((5, *dirty.layout.block_shape), float("nan")))
+    plan = Plan((), (chunk(),))
+    assert run_step(loaded, clean, plan, 4) == run_step(loaded, dirty, plan, 4)
+    assert torch.equal(clean.gather([0, 1, 2]), dirty.gather([0, 1, 2]))
+
+
+def test_launch_returns_while_the_step_runs(engine: Engine) -> None:
+    started, go = threading.Event(), threading.Event()
+    busy = threading.Thread(target=engine.runner.call, args=(lambda: (started.set(), go.wait(30)),))
+    busy.start()
+    assert started.wait(30)
+    flight = engine.runner.launch(Plan((), (chunk(),)))
+    assert not flight.future.done()
+    go.set()
+    assert list(flight.wait()) == [1]
+    busy.join()
+
+
+def test_an_error_in_a_step_is_raised_by_wait(engine: Engine) -> None:
+    flight = engine.runner.launch(Plan((), (chunk(), chunk())))
+    with pytest.raises(AssertionError, match="two chunks of one sequence"):
+        flight.wait()
+    with pytest.raises(AssertionError, match="without cells"):
+        engine.runner.launch(Plan((), (chunk(table=(0, 1)),))).wait()
+    with pytest.raises(AssertionError, match="outside the pool"):
+        engine.runner.launch(Plan((), (chunk(table=(0, 1, engine.runner.num_blocks)),))).wait()
+
+
+class Fails:
+    """A model that raises, or answers with these logits."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def __call__(self, **_: Any) -> Any:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self
+
+
+@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"),
+                                     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")])
+def test_out_of_memory_is_one_line(problem: Exception, load: Callable[..., LoadedModel]) -> None:
+    loaded = load("llama", torch.float32)
+    broken = LoadedModel(**{**fields(loaded), "model": Fails(problem)})
+    with pytest.raises(StreamprocError, match=r"out of memory on cpu in a step of 37 tokens; lower engine.step_tokens"):
+        run_step(broken, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), 4)
+
+
+def test_logits_that_are_no_numbers_are_an_error(load: Callable[..., LoadedModel]) -> None:
+    loaded = load("llama", torch.float32)
+    broken = Fails(None)
+    broken.logits = torch.full((1, 4, 300), float("nan"))
+    loaded = LoadedModel(**{**fields(loaded), "model": broken})
+    with pytest.raises(StreamprocError, match="not finite"):
+        run_step(loaded, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), 4)
+
+
+def fields(loaded: LoadedModel) -> dict[str, Any]:
+    return {name: getattr(loaded, name) for name in LoadedModel.__dataclass_fields__}
+
+
+def test_the_fingerprint_tells_models_and_dtypes_apart(load: Callable[..., LoadedModel]) -> None:
+    loaded = [load(name, dtype) for name in ("llama", "phi3") for dtype in (torch.float32, torch.bfloat16)]
+    runners = [ModelRunner(model, KVCache(model.layout(16), 4, model.device)) for model in loaded]
+    again = ModelRunner(loaded[0], KVCache(loaded[0].layout(32), 8, loaded[0].device))
+    assert len({runner.fingerprint for runner in runners}) == 4
+    assert again.fingerprint == runners[0].fingerprint
+    for runner in (*runners, again):
+        assert runner.exact
+        runner.close()
+        runner.close()

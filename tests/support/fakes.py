@@ -1,0 +1,249 @@
+"""Fakes with teeth. The fake model's KV is a rolling hash of every token id seen, and its answer is a hash of that KV:
+one lost, repeated or reordered record, one wrong block, changes every later answer. No torch, no Kafka, milliseconds.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamproc.config import Config
+from streamproc.errors import EpochAborted
+from streamproc.messages import Head, decode_head
+from streamproc.ports import Clock
+from streamproc.records import Record, encode_record
+from streamproc.schedule.plan import Plan
+from streamproc.state.epoch import Epoch, Message, Outgoing
+from streamproc.state.partition import Recovery
+from streamproc.state.publish import head_key
+from streamproc.state.registrar import OWNER
+
+VOCABULARY = 128
+MASK = 2**61 - 1
+
+
+def next_kv(kv: int, token_id: int) -> int:
+    """One cell's content: a hash of the cell before it and the token."""
+    return (kv * 1_000_003 + token_id + 1) * 6_364_136_223_846_793_005 % MASK
+
+
+def greedy(kv: int) -> int:
+    """The token that follows a cell: printable, so that texts differ."""
+    return 33 + kv // 7 % 90
+
+
+class FakeRunner:
+    """Carries out plans on hash cells. Reads and writes only what the plan names."""
+
+    fingerprint = "fake"
+
+    def __init__(self, num_blocks: int = 64, block_size: int = 4) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.cells: list[int | None] = [None] * (num_blocks * block_size)
+        self.num_steps = 0
+
+    def launch(self, plan: Plan) -> "FakeFlight":
+        return FakeFlight(self, plan)
+
+    def run(self, plan: Plan) -> dict[int, int]:
+        size = self.block_size
+        self.num_steps += bool(plan.chunks)
+        for source, target in plan.copies:
+            self.cells[target * size : (target + 1) * size] = self.cells[source * size : (source + 1) * size]
+        written: set[int] = set()
+        sampled = {}
+        for chunk in plan.chunks:
+            kv = self._cell(chunk.block_table, chunk.start - 1) if chunk.start else 0
+            for position, token_id in enumerate(chunk.token_ids, chunk.start):
+                assert kv is not None, "read a cell that nobody wrote"
+                kv = next_kv(kv, token_id)
+                slot = chunk.block_table[position // size] * size + position % size
+                assert slot not in written, "two chunks write one cell"
+                written.add(slot)
+                self.cells[slot] = kv
+            if chunk.sample:
+                sampled[chunk.seq_id] = greedy(kv)
+        return sampled
+
+    def _cell(self, block_table: Sequence[int], position: int) -> int | None:
+        return self.cells[block_table[position // self.block_size] * self.block_size + position % self.block_size]
+
+
+@dataclass
+class FakeFlight:
+    """Computes when it is waited for, as late as a device may."""
+
+    runner: FakeRunner
+    plan: Plan
+
+    def wait(self) -> dict[int, int]:
+        return self.runner.run(self.plan)
+
+
+class FakeRenderer:
+    """One token a character."""
+
+    stop: tuple[str, ...] = ("!",)
+    eos_ids = frozenset({126})
+
+    def __init__(self, prefix: str = "PREFIX\n") -> None:
+        self.prefix_ids = tuple(map(ord, prefix))
+
+    @staticmethod
+    def text(record: Record) -> str:
+        return " ".join(str(value) for value in record if value is not None)[:24] + "\n"
+
+    def record_ids(self, records: Sequence[Record]) -> list[tuple[int, ...]]:
+        return [tuple(map(ord, self.text(record))) for record in records]
+
+    def tail_ids(self, question: str) -> tuple[int, ...]:
+        return tuple(ord(c) % VOCABULARY for c in f"Q{question}A")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+@dataclass
+class FakeEngine:
+    runner: FakeRunner
+    renderer: FakeRenderer
+
+
+@dataclass
+class FakeClock:
+    """Stands still until it is moved."""
+
+    now_s: float = 1_000.0
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now_s, lambda: int(self.now_s * 1e3))
+
+
+@dataclass
+class Log:
+    """A Kafka cluster's memory: topics, and a group's committed offsets with their metadata."""
+
+    config: Config
+    topics: dict[tuple[str, int], list[Message]] = field(default_factory=dict)
+    committed: dict[tuple[str, int], tuple[int, str]] = field(default_factory=dict)
+    headers: list[tuple[Outgoing, dict[str, bytes]]] = field(default_factory=list)
+
+    def append(self, topic: str, partition: int, key: bytes | None, value: bytes | None) -> int:
+        messages = self.topics.setdefault((topic, partition), [])
+        messages.append(Message(topic, partition, len(messages), key, value, 0))
+        return len(messages) - 1
+
+    def produce(self, partition: int, record: Record) -> int:
+        return self.append(self.config.topics.records, partition, record.sym.encode(), encode_record(record))
+
+    def read(self, topic: str, partition: int = 0) -> list[Message]:
+        return self.topics.get((topic, partition), [])
+
+    def heads(self, number: int) -> dict[str, Head]:
+        prefix = head_key(self.config.worker.group, self.config.topics.records, "")
+        messages = self.read(self.config.topics.sessions, number)
+        newest = {m.key: m.value for m in messages if m.key and m.key.startswith(prefix)}
+        heads = [decode_head(value) for value in newest.values() if value]
+        return {head.session: head for head in heads}
+
+
+class FakeSource:
+    """Reads a Log, `batch` messages at a time."""
+
+    membership = None
+
+    def __init__(self, log: Log, batch: int = 7) -> None:
+        self.log, self.batch = log, batch
+        self.positions: dict[tuple[str, int], int] = {}
+        self.listener: Any = None
+        self.is_paused = False
+
+    def assign(self, numbers: Sequence[int]) -> None:
+        recoveries = {number: self.recover(number) for number in numbers}
+        for number, recovery in recoveries.items():
+            self.positions[(self.log.config.topics.records, number)] = recovery.rebuild_from
+            self.positions[(self.log.config.topics.asks, number)] = recovery.asks_from
+        self.listener.assigned(recoveries)
+
+    def recover(self, number: int) -> Recovery:
+        topics = self.log.config.topics
+        offset, _ = self.log.committed.get((topics.records, number), (0, ""))
+        asks_from, metadata = self.log.committed.get((topics.asks, number), (0, ""))
+        control_from, _ = self.log.committed.get((topics.control, 0), (0, ""))
+        heads = self.log.heads(number)
+        rebuild_from = min([offset, *(head.start_offset for head in heads.values())])
+        return Recovery(rebuild_from, offset, heads, asks_from, metadata, control_from if number == OWNER else 0)
+
+    def poll(self, timeout_s: float) -> list[Message]:
+        found: list[Message] = []
+        for (topic, number), position in self.positions.items():
+            if self.is_paused and topic == self.log.config.topics.records:
+                continue
+            batch = self.log.read(topic, number)[position : position + self.batch]
+            self.positions[(topic, number)] += len(batch)
+            found += batch
+        return found
+
+    def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
+        recoveries = {}
+        topics = self.log.config.topics
+        for number, fallback in fallbacks.items():
+            offset, _ = self.log.committed.get((topics.records, number), (fallback, ""))
+            asks_from, metadata = self.log.committed.get((topics.asks, number), (0, ""))
+            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata)
+            self.positions[(topics.records, number)] = offset
+            self.positions[(topics.asks, number)] = asks_from
+        return recoveries
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+
+    def close(self) -> None:
+        self.listener.revoked(sorted({number for _, number in self.positions}))
+        self.positions.clear()
+
+    @property
+    def is_drained(self) -> bool:
+        return all(position >= len(self.log.read(*where)) for where, position in self.positions.items())
+
+
+class FakeSink:
+    """Commits an epoch to the Log whole, or as `fate` says: "abort" loses it, "lost reply" commits it and says abort."""
+
+    def __init__(self, log: Log, fate: Callable[[], str] = lambda: "ok") -> None:
+        self.log, self.fate = log, fate
+        self.num_epochs = 0
+
+    def commit(self, epoch: Epoch, membership: Any) -> None:
+        fate = self.fate()
+        if fate != "abort":
+            for message in epoch.messages:
+                self.log.headers.append((message, dict(message.headers)))
+                self.log.append(message.topic, message.partition or 0, message.key, message.value)
+            for position in epoch.positions:
+                self.log.committed[(position.topic, position.partition)] = (position.offset, position.metadata)
+        if fate != "ok":
+            raise EpochAborted(fate)
+        self.num_epochs += 1
+
+    def close(self) -> None:
+        pass
+
+
+class FakeControl:
+    """Reads the control topic of a Log."""
+
+    def __init__(self, log: Log) -> None:
+        self.log, self.position = log, 0
+
+    def poll(self) -> list[Message]:
+        messages = self.log.read(self.log.config.topics.control)[self.position :]
+        self.position += len(messages)
+        return messages
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

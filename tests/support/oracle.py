@@ -1,0 +1,104 @@
+"""What the answers must be, computed the slow way: every question from an empty cache, straight from the log."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from streamproc.messages import Query
+from streamproc.records import Record, decode_record
+from streamproc.state.epoch import Message
+from streamproc.state.facts import Facts
+from fakes import FakeRenderer, greedy, next_kv
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One answer: where it stands and what it says."""
+
+    session: str
+    offset: int
+    from_offset: int
+    query_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a session's question sees at an offset."""
+
+    ids: list[int]
+    records: list[tuple[int, Record]]
+    num_records: int
+
+
+def contexts(
+    renderer: Any, messages: list[Message], context_tokens: int, keep_tokens: int
+) -> Iterator[tuple[int, str, Context]]:
+    """The context of every record's session, just after it; written from the design's words, not from the product."""
+    kept: dict[str, list[tuple[int, Record, list[int]]]] = {}
+    counts: dict[str, int] = {}
+    for message in messages:
+        record = decode_record(message.value, message.key)
+        ids = list(renderer.record_ids([record])[0])
+        room = context_tokens - len(renderer.prefix_ids)
+        entries = kept.setdefault(record.sym, [])
+        if sum(len(e[2]) for e in entries) + len(ids) > room:
+            keep: list[tuple[int, Record, list[int]]] = []
+            for entry in reversed(entries):
+                size = sum(len(e[2]) for e in keep) + len(entry[2])
+                if size > keep_tokens or size + len(ids) > room:
+                    break
+                keep.insert(0, entry)
+            entries[:] = keep
+        entries.append((message.offset, record, ids))
+        counts[record.sym] = counts.get(record.sym, 0) + 1
+        flat = list(renderer.prefix_ids) + [i for e in entries for i in e[2]]
+        yield message.offset, record.sym, Context(flat, [(e[0], e[1]) for e in entries], counts[record.sym])
+
+
+def rendered(query: Query, session: str, context: Context) -> str:
+    facts = Facts()
+    for _, record in context.records:
+        facts.update(record)
+    return facts.render(query.question, session, context.num_records)
+
+
+def fake_answer(renderer: FakeRenderer, ids: list[int], max_tokens: int, stop: tuple[str, ...]) -> str:
+    """Greedy decoding on the fake model, one token after another."""
+    kv = 0
+    for token_id in ids:
+        kv = next_kv(kv, token_id)
+    text = ""
+    for _ in range(max_tokens):
+        token_id = greedy(kv)
+        if token_id in renderer.eos_ids:
+            break
+        text += chr(token_id)
+        if any(word in text for word in stop):
+            text = min((text[: text.index(word)] for word in stop if word in text), key=len)
+            break
+        kv = next_kv(kv, token_id)
+    return text.strip()
+
+
+def expected_answers(
+    renderer: FakeRenderer,
+    messages: list[Message],
+    queries: list[Query],
+    context_tokens: int,
+    keep_tokens: int,
+    answer: Callable[..., str] = fake_answer,
+) -> list[Expected]:
+    """Every answer that queries triggered by records must give over one partition, in log order."""
+    found = []
+    last: dict[tuple[str, str], str] = {}
+    for offset, session, context in contexts(renderer, messages, context_tokens, keep_tokens):
+        for query in sorted(queries, key=lambda query: query.id):
+            if not query.every or not query.matches(session) or context.num_records % query.every:
+                continue
+            ids = context.ids + list(renderer.tail_ids(rendered(query, session, context)))
+            text = answer(renderer, ids, query.max_tokens, renderer.stop if query.stop is None else query.stop)
+            if query.emit == "always" or last.get((query.id, session)) != text:
+                found.append(Expected(session, offset, context.records[0][0], query.id, text))
+            last[(query.id, session)] = text
+    return found

@@ -1,0 +1,232 @@
+"""Random walks of the whole worker on fakes: records, hops, forks, aborts, crashes, against a stateless oracle."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from fakes import FakeClock, FakeControl, FakeEngine, FakeRenderer, FakeRunner, FakeSink, FakeSource, Log
+from oracle import Expected, expected_answers
+
+from streamproc.config import Config, Engine, Worker
+from streamproc.messages import AnswerType, Answer, Ask, Query, decode_answer
+from streamproc.processor import StreamProcessor
+from streamproc.records import Quote, Record, Trade
+
+CONTEXT, KEEP, BLOCK = 160, 80, 4
+
+
+def make_config(step_tokens: int = 48, backlog_tokens: int = 1_000) -> Config:
+    engine = Engine(context_tokens=CONTEXT, keep=KEEP / CONTEXT, step_tokens=step_tokens, block_size=BLOCK)
+    worker = Worker(
+        slot="test", commit_interval_ms=10, backlog_tokens=backlog_tokens, max_question_tokens=60, max_answer_tokens=12
+    )
+    return Config(engine=engine, worker=worker)
+
+
+class World:
+    """A log that outlives its workers."""
+
+    def __init__(self, rng: random.Random, config: Config, num_partitions: int, num_blocks: int) -> None:
+        self.rng, self.config, self.num_partitions, self.num_blocks = rng, config, num_partitions, num_blocks
+        self.log = Log(config)
+        self.clock = FakeClock()
+        self.fate = "ok"
+        self.processor = self.start()
+
+    def start(self) -> StreamProcessor:
+        engine = FakeEngine(FakeRunner(self.num_blocks, BLOCK), FakeRenderer())
+        sink = FakeSink(self.log, lambda: self.fate)
+        processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
+        self.source = FakeSource(self.log, batch=self.rng.choice((1, 3, 50)))
+        self.source.listener = processor
+        processor.connect(self.source)
+        self.source.assign(range(self.num_partitions))
+        return processor
+
+    def step(self) -> None:
+        self.clock.now_s += self.rng.choice((0.0, 0.004, 0.02))
+        self.processor.step()
+        self.processor.check()
+
+    def drain(self) -> None:
+        """Until nothing is left to do."""
+        self.fate = "ok"
+        for _ in range(20_000):
+            self.clock.now_s += 0.02
+            self.processor.step()
+            idle = self.processor.workload.is_idle and self.source.is_drained
+            if idle and not any(p.finished or p.replies or p.dirty for p in self.processor.partitions.values()):
+                return
+        raise AssertionError("the worker does not come to rest: a deadlock")
+
+    def crash(self) -> None:
+        self.processor = self.start()
+
+    def register(self, query: Query) -> None:
+        self.log.append(self.config.topics.control, 0, query.id.encode(), query.encode())
+
+    def answers(self) -> list[Answer]:
+        return [decode_answer(message.value or b"") for message in self.log.read(self.config.topics.answers)]
+
+
+def random_record(rng: random.Random, sym: str) -> Record:
+    if rng.random() < 0.3:
+        return Quote(sym, rng.randrange(10**6), f"{rng.randrange(90, 100)}.5", f"{rng.randrange(100, 110)}.25")
+    return Trade(sym, rng.randrange(10**6), f"{rng.randrange(90, 110)}.{rng.randrange(10)}", str(rng.randrange(1, 9)))
+
+
+def in_log_order(answers: list[Answer]) -> list[Expected]:
+    found = [
+        Expected(a.session, a.as_of.offset, a.as_of.from_offset, a.query_id, a.text)
+        for a in answers
+        if a.kind == "flash" and a.as_of
+    ]
+    return sorted(found, key=lambda e: (e.offset, e.query_id))
+
+
+QUERIES = [
+    Query("always-2", "Is {last} {count}?", "*", every=2, max_tokens=5),
+    Query("always-5", "{session} vwap {vwap} hi {high}", "S1*", every=5, max_tokens=9),
+    Query("change-3", "up?", "*", every=3, emit="change", max_tokens=1),
+    Query("choice-7", "b?", "S?", every=7, answer=AnswerType("choice", ("a", "b")), max_tokens=3, stop=("9", "x")),
+]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_answers_equal_the_oracle_whatever_the_batching_hops_aborts_and_crashes(seed: int) -> None:
+    rng = random.Random(seed)
+    config = make_config(step_tokens=rng.choice((5, 48, 400)), backlog_tokens=rng.choice((40, 1_000)))
+    world = World(rng, config, num_partitions=2, num_blocks=rng.choice((72, 90, 400)))
+    for query in QUERIES:
+        world.register(query)
+    symbols = [f"S{i}" for i in range(rng.choice((1, 3, 12)))]
+    for _ in range(rng.randrange(50, 400)):
+        sym = rng.choice(symbols)
+        for _ in range(rng.choice((0, 1, 1, 5))):
+            world.log.produce(symbols.index(sym) % 2, random_record(rng, sym))
+        world.fate = rng.choices(("ok", "abort", "lost reply"), (90, 5, 5))[0]
+        world.step()
+        if rng.random() < 0.01:
+            world.crash()
+    world.drain()
+    expected = []
+    for number in range(2):
+        messages = world.log.read(config.topics.records, number)
+        expected += expected_answers(FakeRenderer(), messages, QUERIES, CONTEXT, KEEP)
+    expected.sort(key=lambda e: (e.offset, e.query_id, e.session))
+    found = sorted(in_log_order(world.answers()), key=lambda e: (e.offset, e.query_id, e.session))
+    assert found == expected
+    ids = [answer.id for answer in world.answers()]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_ask_is_answered_once_and_has_seen_its_offset(seed: int) -> None:
+    rng = random.Random(seed)
+    config = make_config(step_tokens=rng.choice((8, 64)))
+    world = World(rng, config, num_partitions=1, num_blocks=200)
+    asks: dict[str, int] = {}
+    for turn in range(150):
+        offset = world.log.produce(0, random_record(rng, rng.choice(("A", "B"))))
+        if turn > 5 and rng.random() < 0.3:
+            ask = Ask(
+                f"ask-{turn}", rng.choice(("A", "B")), "how?", min_offset=offset + rng.choice((0, 0, 4)), max_tokens=4
+            )
+            asks[ask.id] = ask.min_offset or 0
+            world.log.append(config.topics.asks, 0, ask.session.encode(), ask.encode())
+        world.fate = rng.choices(("ok", "abort", "lost reply"), (90, 5, 5))[0]
+        world.step()
+        if rng.random() < 0.03:
+            world.crash()
+    for _ in range(5):
+        for sym in "AB":
+            world.log.produce(0, random_record(rng, sym))
+    world.drain()
+    replies = [answer for answer in world.answers() if answer.kind == "ask"]
+    assert sorted(a.id for a in replies) == sorted(asks)
+    messages = world.log.read(config.topics.records, 0)
+    for reply in replies:
+        assert reply.as_of is not None
+        unseen = [
+            m for m in messages if reply.as_of.offset < m.offset <= asks[reply.id] and m.key == reply.session.encode()
+        ]
+        assert not unseen
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_idle_queries_reach_the_newest_record_and_never_answer_an_offset_twice(seed: int) -> None:
+    rng = random.Random(seed)
+    config = make_config()
+    world = World(rng, config, num_partitions=1, num_blocks=200)
+    world.register(Query("idle", "now {last}?", "*", max_tokens=4))
+    world.register(Query("news", "now?", "*", emit="change", max_tokens=1))
+    for _ in range(120):
+        if rng.random() < 0.6:
+            world.log.produce(0, random_record(rng, rng.choice(("A", "B", "C"))))
+        world.fate = rng.choices(("ok", "abort", "lost reply"), (90, 5, 5))[0]
+        world.step()
+        if rng.random() < 0.04:
+            world.crash()
+    world.drain()
+    answers = world.answers()
+    assert len({answer.id for answer in answers}) == len(answers)
+    newest = {m.key: m.offset for m in world.log.read(config.topics.records, 0)}
+    for sym, offset in newest.items():
+        assert any(
+            a.query_id == "idle" and a.as_of and a.as_of.offset == offset for a in answers if a.session == sym.decode()
+        )
+    for sym in newest:
+        texts = [a.text for a in answers if a.query_id == "news" and a.session == sym.decode()]
+        assert all(a != b for a, b in zip(texts, texts[1:], strict=False))
+
+
+def test_a_removed_query_is_not_answered_again_and_a_new_version_answers_under_its_own() -> None:
+    world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
+    first = Query("q", "one?", every=1, max_tokens=2)
+    world.register(first)
+    for _ in range(4):
+        world.log.produce(0, random_record(world.rng, "A"))
+    world.drain()
+    second = replace(first, question="two?")
+    world.register(second)
+    world.drain()
+    world.log.produce(0, random_record(world.rng, "A"))
+    world.drain()
+    world.log.append(world.config.topics.control, 0, b"q", None)
+    world.drain()
+    world.log.produce(0, random_record(world.rng, "A"))
+    world.drain()
+    assert [a.query_version for a in world.answers()] == [first.version] * 4 + [second.version]
+
+
+def test_bad_input_goes_to_the_dead_topic_once_with_its_bytes_and_the_worker_goes_on() -> None:
+    world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
+    topics = world.config.topics
+    world.register(Query("q", "ok?", every=1, max_tokens=2))
+    world.log.append(topics.control, 0, b"bad", b'{"question": ""}')
+    world.log.append(topics.records, 0, b"A", b"{not json")
+    world.log.append(topics.asks, 0, b"A", b'{"id": 7}')
+    world.log.produce(0, random_record(world.rng, "A"))
+    world.log.append(topics.records, 0, b"WRONG", world.log.read(topics.records)[-1].value)
+    ask = Ask("unknown", "NOBODY", "who?", max_tokens=2)
+    world.log.append(topics.asks, 0, b"NOBODY", ask.encode())
+    world.drain()
+    world.crash()
+    world.drain()
+    letters = [
+        (headers["topic"], headers["offset"], headers["code"], message.value)
+        for message, headers in world.log.headers
+        if message.topic == topics.dead
+    ]
+    assert sorted(letters) == sorted(
+        [
+            (topics.records.encode(), b"0", b"BAD_RECORD", b"{not json"),
+            (topics.records.encode(), b"2", b"BAD_RECORD", world.log.read(topics.records)[2].value),
+            (topics.asks.encode(), b"0", b"BAD_ASK", b'{"id": 7}'),
+            (topics.control.encode(), b"1", b"BAD_QUERY", b'{"question": ""}'),
+        ]
+    )
+    replies = [answer for answer in world.answers() if answer.kind == "ask"]
+    assert len(replies) == 1
+    assert replies[0].error is not None and "NOBODY" in replies[0].error
+    assert sum(answer.kind == "flash" for answer in world.answers()) == 1

@@ -1,0 +1,1 @@
+"""The six topics, as data: one TOML file each."""
