@@ -98,12 +98,12 @@ class StreamProcessor:
 
     def step(self) -> None:
         """One turn of the loop."""
+        self._take_queries()
         self._offer()
         plan = self.scheduler.plan()
         self._flight = plan, self.runner.launch(plan)
         self._ingest(self.source.poll(0 if plan.chunks else IDLE_POLL_S))
         self._land()
-        self._take_queries()
         self._balance()
         if self._commit_is_due():
             self.commit()

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from streamproc.config import Config
 from streamproc.engine.attention import KEY_TILE
 from streamproc.engine.kv_cache import KVCache
@@ -13,6 +15,8 @@ from streamproc.errors import StreamprocError, Usage
 from streamproc.prompts import Renderer, load_tokenizer
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.state.ending import finished_text
+
+SMALL_MODEL_WEIGHTS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,14 @@ def build_engine(config: Config) -> Engine:
     loaded = load_model(config.engine)
     renderer = Renderer(load_tokenizer(loaded.folder), config.prompts, loaded.eos_ids)
     check_fit(config, loaded, renderer)
-    runner = ModelRunner(loaded, make_cache(config, loaded), config.engine.threads)
-    return Engine(runner, renderer, loaded)
+    threads = config.engine.threads or default_threads(loaded)
+    return Engine(ModelRunner(loaded, make_cache(config, loaded), threads), renderer, loaded)
+
+
+def default_threads(loaded: LoadedModel) -> int:
+    """One for a model so small that waking a second thread costs more than it computes; else torch's own choice."""
+    num_weights = sum(weight.numel() for weight in loaded.model.parameters())
+    return 1 if num_weights < SMALL_MODEL_WEIGHTS else torch.get_num_threads()
 
 
 def check_block_size(block_size: int) -> None:

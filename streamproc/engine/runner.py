@@ -69,12 +69,11 @@ class ModelFlight:
 class ModelRunner:
     """Runs one plan after the other. `exact` tells whether a token's bits depend on nothing but its sequence."""
 
-    def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 0) -> None:
-        """Measures what is exact here; threads: for one step, 0 is torch's default."""
+    def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 1) -> None:
+        """Measures what is exact here, with the threads that a step will use."""
         self.loaded = loaded
         self.kv = kv
-        self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads,
-                                        (threads or torch.get_num_threads(),))
+        self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
         self.row_multiple, self.exact = self.call(lambda: measure(loaded))
         self.fingerprint = self._fingerprint()
 

@@ -118,7 +118,7 @@ def _kind_of(present: Mapping[str, str]) -> str:
     fits = [kind for kind, fields in OWN.items() if all(_column(f, FIELDS[kind][f], present) for f in fields)]
     if len(fits) == 1:
         return fits[0]
-    shown = ", ".join(present.values())[:120]
+    shown = ", ".join(reversed(present.values()))[:120]
     if fits:
         raise BadRecord(f"columns {shown} fit {' and '.join(fits)}: choose with --kind")
     raise BadRecord(f"{shown}: no kind has these columns (trade: price, size; quote: bid, ask; bar: open to close)")

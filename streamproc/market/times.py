@@ -40,10 +40,8 @@ def parse_time_ns(value: Any) -> int:
             return _datetime_ns(datetime(value.year, value.month, value.day))
         case bool():
             raise _refusal(value)
-        case int() | Decimal():
-            return _epoch_ns(Decimal(value), value)
-        case float() if math.isfinite(value):
-            return _epoch_ns(Decimal(repr(value)), value)
+        case int() | float() | Decimal() if math.isfinite(value):
+            return _epoch_ns(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), value)
     raise _refusal(value)
 
 

@@ -48,8 +48,8 @@ def test_csv_may_have_a_byte_order_mark_windows_line_ends_quotes_and_blank_lines
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson"])
 def test_json_lines_are_read_in_wire_format_and_under_other_names(tmp_path, name):
-    lines = [encode_record(RECORDS[0]), b"", json.dumps({"ts": 1610064001, "sym": "BTC", "px": "1.60", "qty": 3}).encode()]
-    found = list(read_records(written(tmp_path / name, b"\n".join(lines))))
+    other = json.dumps({"ts": 1610064001, "sym": "BTC", "px": "1.60", "qty": 3}).encode()
+    found = list(read_records(written(tmp_path / name, b"\n".join([encode_record(RECORDS[0]), b"", other]))))
     assert found == [RECORDS[0], RECORDS[1]._replace(side=None)]
 
 
@@ -65,7 +65,9 @@ def test_one_json_file_may_hold_all_kinds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [CSV.encode(), gzip.compress(CSV.encode()), b"\n".join(map(encode_record, RECORDS))], ids=["csv", "gz", "json"]
+    "data",
+    [CSV.encode(), gzip.compress(CSV.encode()), b"\n".join(map(encode_record, RECORDS))],
+    ids=["csv", "gzip", "json"],
 )
 def test_standard_input_is_told_by_its_first_bytes(monkeypatch, data):
     from_stdin(monkeypatch, data)
@@ -84,7 +86,8 @@ def test_a_given_symbol_stands_in_for_a_missing_column(tmp_path):
 
 
 def test_a_kind_column_decides_row_by_row(tmp_path):
-    path = written(tmp_path / "a.csv", "kind,ts,sym,price,size,bid,ask\ntrade,1610064000,A,1,2,,\nquote,1610064000,A,,,1,2\n")
+    rows = ["kind,ts,sym,price,size,bid,ask", "trade,1610064000,A,1,2,,", "quote,1610064000,A,,,1,2"]
+    path = written(tmp_path / "a.csv", "\n".join(rows))
     assert [record.kind for record in read_records(path)] == ["trade", "quote"]
 
 

@@ -9,8 +9,8 @@ from streamproc.messages import (
     PLACEHOLDERS,
     Answer,
     AnswerType,
-    AsOf,
     Ask,
+    AsOf,
     Head,
     Mark,
     Query,
@@ -40,7 +40,8 @@ asks = st.builds(
     Ask, words, words, questions, st.none() | counts, st.none() | counts, answer_types, st.integers(1, 4096), stops
 )
 as_ofs = st.builds(AsOf, words, counts, counts, counts, counts)
-values = st.none() | st.text(st.characters(codec="utf-8")) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+values = st.none() | st.text(st.characters(codec="utf-8")) | numbers | st.booleans()
 optional = st.none() | words
 answers = st.builds(
     Answer, words, st.sampled_from(["flash", "ask"]), words, words, st.none() | as_ofs, optional, values, words,

@@ -1,0 +1,304 @@
+"""What the client and its commands decide without a broker."""
+
+import pytest
+from click.testing import CliRunner
+
+from streamproc.answers import AnswerStream, Received, Wanted, answer_in, timings_in
+from streamproc.cli.answers import one_line, row_of
+from streamproc.cli.ask import parse_timeout_s
+from streamproc.cli.main import cli
+from streamproc.cli.produce import Progress, paced, parse_rate, parse_speed, send, since_first
+from streamproc.cli.query import query_doc
+from streamproc.client import Client, Position, checked_query, checked_record, session_partition
+from streamproc.config import Config
+from streamproc.errors import BadQuery, BadRecord, Usage
+from streamproc.kafka.tailing import Message
+from streamproc.messages import Answer, AsOf, Query
+from streamproc.records import Trade
+
+NOW_NS = 1_700_000_000_000_000_000
+
+
+def answer(session: str, query: str | None = "trend", text: str | None = "up", error: str | None = None) -> Answer:
+    kind = "flash" if query else "ask"
+    return Answer("1", kind, session, "Up?", AsOf("r", 3, 0, 7, 5), text, text, "m", query, None, error)
+
+
+def message(offset: int, value: Answer | bytes | None, partition: int = 0) -> Message:
+    raw = value.encode() if isinstance(value, Answer) else value
+    return Message(partition, offset, 1000 + offset, b"key", raw, {"timings": b'{"queue_ms": 0.5}'})
+
+
+class FakeTail:
+    """Messages in batches; time passes by 0.1 s a poll."""
+
+    def __init__(self, *batches: list[Message]) -> None:
+        self.positions = {0: 0, 1: 0}
+        self.batches = list(batches)
+        self.now_s = 0.0
+        self.closed = False
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def poll(self, timeout_s: float) -> list[Message]:
+        self.now_s += 0.1
+        batch = self.batches.pop(0) if self.batches else []
+        for found in batch:
+            self.positions[found.partition] = found.offset + 1
+        return batch
+
+    def read_to_end(self):
+        while self.batches:
+            yield from self.poll(0.1)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def stream(tail: FakeTail, wanted: Wanted = Wanted(), state: bool = False, timeout_s: float | None = 0, limit=None):  # noqa: B008
+    return AnswerStream(tail, wanted, state, timeout_s, limit)
+
+
+def sessions_in(answers: AnswerStream) -> list[str]:
+    return [received.answer.session for received in answers]
+
+
+def test_a_dict_in_any_feeds_words_is_a_record_and_happened_now():
+    found = checked_record({"symbol": "BTC", "price": 45123.5, "size": 0.2}, lambda: NOW_NS)
+    assert found == Trade("BTC", NOW_NS, "45123.5", "0.2")
+
+
+def test_the_time_of_a_dict_is_kept():
+    assert checked_record({"sym": "A", "px": "1", "sz": "2", "ts": 1610064000}, lambda: NOW_NS).ts_event_ns < NOW_NS
+    wire = {"kind": "trade", "sym": "A", "px": "1", "sz": "2", "ts_event_ns": 5}
+    assert checked_record(wire, lambda: NOW_NS) == Trade("A", 5, "1", "2")
+
+
+def test_a_record_is_checked_and_its_numbers_become_text():
+    assert checked_record(Trade("A", 5, 1.5, 2), lambda: NOW_NS) == Trade("A", 5, "1.5", "2")
+    with pytest.raises(BadRecord, match="sz: -2 is negative"):
+        checked_record(Trade("A", 5, "1.5", "-2"), lambda: NOW_NS)
+    with pytest.raises(BadRecord, match="no kind has these columns"):
+        checked_record({"symbol": "A"}, lambda: NOW_NS)
+
+
+def test_a_query_is_checked_before_anybody_is_told():
+    assert checked_query(Query("a", "Up?", "BTC*", 5)) == Query("a", "Up?", "BTC*", 5)
+    for wrong in (Query("a b", "Up?"), Query("a", ""), Query("a", "\ud800"), Query("a", "Up?", emit="no")):
+        with pytest.raises(BadQuery):
+            checked_query(wrong)
+
+
+def test_sessions_that_are_partitions_go_to_their_partition():
+    assert session_partition("partition-3", 4) == 3
+    for wrong in ("partition-4", "BTCUSDT", "partition--1", "partition-"):
+        with pytest.raises(Usage, match="sessions are partition-0 to partition-3"):
+            session_partition(wrong, 4)
+
+
+def test_the_address_that_is_given_wins_over_the_config():
+    config = Config(kafka={"bootstrap.servers": "elsewhere:9092", "client.id": "me"})
+    kafka = Client("127.0.0.1:1", config).config.kafka
+    assert kafka == {"bootstrap.servers": "127.0.0.1:1", "client.id": "me"}
+
+
+def test_a_stream_ends_at_the_present_end_and_says_where_it_is():
+    tail = FakeTail([message(0, answer("A")), message(3, answer("B"), 1)], [message(1, answer("C"))])
+    answers = stream(tail)
+    first = next(answers)
+    assert (first.position, first.timestamp_ms, first.timings) == (Position(0, 0), 1000, {"queue_ms": 0.5})
+    assert answers.position == "0:1,1:0"
+    assert sessions_in(answers) == ["B", "C"]
+    assert answers.position == "0:2,1:4"
+    assert tail.closed
+
+
+def test_a_stream_can_be_read_on_from_its_position_without_loss():
+    tail = FakeTail([message(offset, answer(str(offset))) for offset in range(5)])
+    answers = stream(tail, limit=2)
+    assert sessions_in(answers) == ["0", "1"]
+    assert answers.position == "0:2,1:0"
+
+
+def test_a_stream_holds_only_what_is_wanted():
+    batch = [message(0, answer("BTC")), message(1, answer("ETH")), message(2, answer("BTC", "other"))]
+    assert sessions_in(stream(FakeTail(batch), Wanted("trend", "B*"))) == ["BTC"]
+    assert sessions_in(stream(FakeTail(batch), Wanted(None, "E*"))) == ["ETH"]
+    assert sessions_in(stream(FakeTail(batch), Wanted("other"))) == ["BTC"]
+
+
+def test_state_is_the_newest_answer_of_every_query_and_session():
+    tail = FakeTail(
+        [message(0, answer("A", text="old")), message(1, answer("B")), message(2, answer("Q", None))],
+        [message(3, answer("A", text="new")), message(4, answer("A", "other"))],
+    )
+    found = [(r.answer.session, r.answer.query_id, r.answer.text) for r in stream(tail, state=True)]
+    assert found == [("B", "trend", "up"), ("A", "trend", "new"), ("A", "other", "up")]
+
+
+def test_a_live_stream_ends_after_so_long_without_an_answer():
+    tail = FakeTail([], [message(0, answer("A"))], [], [message(1, answer("other"))])
+    assert sessions_in(stream(tail, Wanted(None, "A"), timeout_s=0.45)) == ["A"]
+    assert 0.6 <= tail.now_s <= 0.8
+
+
+def test_a_closed_stream_has_no_more_answers():
+    tail = FakeTail([message(0, answer("A"))])
+    with stream(tail) as answers:
+        pass
+    assert tail.closed
+    assert list(answers) == []
+
+
+def test_what_is_no_answer_is_left_out_with_a_word(caplog):
+    tail = FakeTail([message(0, b"{"), message(1, None), message(2, answer("A"))])
+    assert sessions_in(stream(tail)) == ["A"]
+    assert [record.getMessage().split(" is left out")[0] for record in caplog.records] == [
+        "answers topic: 0:0",
+        "answers topic: 0:1",
+    ]
+
+
+@pytest.mark.parametrize("header", [None, b"", b"{", b"[]", b"\xff"])
+def test_timings_that_cannot_be_read_are_none(header):
+    assert timings_in(header) == {}
+
+
+@pytest.mark.parametrize(("text", "rate"), [(None, None), ("100", 100), ("100/s", 100), ("2.5k/s", 2500), ("0.5", 0.5)])
+def test_rates_are_records_a_second(text, rate):
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(("text", "speed"), [(None, None), ("10x", 10), ("0.5x", 0.5), ("3", 3)])
+def test_speeds_are_factors(text, speed):
+    assert parse_speed(text) == speed
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0", "-1", "nan", "inf", "1/m", "x"])
+def test_rates_and_speeds_that_are_none_are_refused(text):
+    with pytest.raises(Usage, match=r"--rate .*: use N/s"):
+        parse_rate(text)
+    with pytest.raises(Usage, match=r"--speed .*: use a factor"):
+        parse_speed("y" + text)
+
+
+def trades_at(*seconds: float) -> list[Trade]:
+    return [Trade("A", int((100 + second) * 1e9), "1", "1") for second in seconds]
+
+
+def test_records_are_due_evenly_or_as_they_were_recorded():
+    played = list(since_first(trades_at(0, 1, 5)))
+    assert [due_s for due_s, _ in paced(played, 2, None)] == [0, 0.5, 1]
+    assert [due_s for due_s, _ in paced(played, None, 10)] == [0, 0.1, 0.5]
+    assert [due_s for due_s, _ in paced(played, None, None)] == [0, 0, 0]
+
+
+class FakeProducer:
+    """Acknowledges at once; waiting moves the clock."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.num_sent = self.num_acked = 0
+        self.sent_at: list[float] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def poll(self, timeout_s: float) -> None:
+        self.now_s += timeout_s
+
+    def send(self, topic: str, key: bytes, value: bytes) -> None:
+        self.num_sent += 1
+        self.num_acked += 1
+        self.sent_at.append(self.now_s)
+
+    def flush(self, timeout_s: float) -> int:
+        return 0
+
+
+def test_every_record_is_sent_at_its_time_and_progress_is_a_line_every_ten_seconds():
+    producer, lines = FakeProducer(), []
+    progress = Progress(lines.append, None, producer.clock)
+    assert send(producer, "t", paced(since_first(trades_at(0, 1, 12, 25)), None, 1), progress) is None
+    assert producer.sent_at == pytest.approx([0, 1, 12, 25], abs=0.002)
+    assert len(lines) == 2
+    assert lines[0].startswith("2 sent, 2 acknowledged")
+
+
+@pytest.mark.parametrize("problem", [BadRecord("a.csv:3: no"), KeyboardInterrupt()])
+def test_what_stops_the_sending_is_handed_on_after_the_flush(problem):
+    def records():
+        yield 0.0, trades_at(0)[0]
+        raise problem
+
+    producer = FakeProducer()
+    assert send(producer, "t", records(), Progress([].append, None, producer.clock)) is problem
+    assert producer.num_sent == 1
+
+
+def test_a_typed_query_is_the_control_messages_fields():
+    options = {"sessions": None, "emit": "change", "max_tokens": None, "answer": None, "choices": ("a", "b")}
+    options["stop"] = ()
+    assert query_doc("Up?", 10, None, **options) == {
+        "question": "Up?",
+        "trigger": "every 10 records",
+        "emit": "change",
+        "answer": {"type": "choice", "choices": ["a", "b"]},
+    }
+    with pytest.raises(Usage, match="choose one"):
+        query_doc("Up?", 10, "idle", **options)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("500ms", 0.5), ("2m30s", 150)])
+def test_timeouts_are_spans(text, seconds):
+    assert parse_timeout_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["0s", "soon", "-5s", "2d"])
+def test_timeouts_that_are_none_are_refused(text):
+    with pytest.raises(Usage, match="--timeout"):
+        parse_timeout_s(text)
+
+
+def test_an_answer_is_one_line_whose_columns_awk_can_split():
+    received = Received(answer("BTC", text="up\nor \x1b[1mdown"), Position(0, 4), 1610064000278)
+    assert row_of(received).split() == [
+        "2021-01-08T00:00:00.278Z", "BTC", "trend", "3:7", "up\\nor", "\\x1b[1mdown"
+    ]  # fmt: skip
+    failed = Received(answer("BTC", None, None, "no such session"), Position(0, 4), 1610064000278)
+    assert row_of(failed).split(maxsplit=4)[2:] == ["-", "3:7", "error: no such session"]
+
+
+def test_printable_text_stays_as_it_is():
+    assert one_line("über €5 ✓") == "über €5 ✓"
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["produce", "none.csv"], "none.csv: no such file"),
+        (["produce", "sample", "--rate", "1", "--speed", "2"], "choose one"),
+        (["produce", "sample", "--kind", "bar"], "leave --kind and --symbol out"),
+        (["produce", "sample", "--rate", "fast"], "use N/s such as 100/s"),
+        (["query", "add", "a"], "needs an id and a question"),
+        (["query", "add", "a", "{x}"], "unknown placeholder {x}"),
+        (["query", "add", "a", "Up?", "--every", "0"], "trigger: 'every 0 records' is unknown"),
+        (["query", "add", "a", "--file", "q.toml"], "the file says everything"),
+        (["query", "add", "--file", "none.toml"], "none.toml: cannot be read"),
+        (["ask", "Up?", "--session", "A", "--timeout", "soon"], "--timeout 'soon'"),
+        (["ask", "Up?", "--session", "A", "--answer", "choice"], "a choice needs its words"),
+        (["ask", "Up?"], "Missing option '--session'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_exit_2(args, reason):
+    result = CliRunner().invoke(cli, [*args, "-b", "127.0.0.1:1"])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("streamproc: ")
+    assert result.stderr.count("\n") == 1
+    assert reason in result.stderr
+
+
+def test_a_message_becomes_what_was_received_or_nothing():
+    assert answer_in(message(0, answer("A"))).answer == answer("A")
+    assert answer_in(message(0, b"[]")) is None
