@@ -54,6 +54,9 @@ class Engine(Protocol):
     @property
     def renderer(self) -> Renderer: ...
 
+    @property
+    def fingerprint(self) -> str: ...
+
 
 class ModelRunner(Runner, Protocol):
     """A runner, and what the loop has to know of its model."""
@@ -63,9 +66,6 @@ class ModelRunner(Runner, Protocol):
 
     @property
     def block_size(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

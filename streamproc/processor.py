@@ -68,7 +68,7 @@ class StreamProcessor:
             settings.max_answer_tokens,
         )
         self.intake = Intake(self.workload, self.renderer, self.queries, self.rules)
-        self.publisher = Publisher(config.topics, settings.group, self.runner.fingerprint, settings.slot)
+        self.publisher = Publisher(config.topics, settings.group, engine.fingerprint, settings.slot)
         self.desk = AskDesk(self.intake, self.publisher, clock.unix_ms)
         self.registrar = Registrar(config.topics.control, self.queries, self._why_not)
         self.shape = Shape(

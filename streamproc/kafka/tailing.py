@@ -14,7 +14,7 @@ from streamproc.errors import Refused, Unavailable
 from streamproc.kafka.failures import failure
 from streamproc.kafka.positions import resolve
 from streamproc.kafka.properties import connect
-from streamproc.positions import Partitions, Position
+from streamproc.positions import End, Partitions, Position, Start
 
 DEFAULTS = {"fetch.wait.max.ms": 100, "queued.max.messages.kbytes": 16_384}
 FIXED = {
@@ -29,6 +29,15 @@ FIXED = {
 GROUP_ONLY = {"group.instance.id", "group.remote.assignor"}
 BATCH = 500
 TIMEOUT_S = 10.0
+RETRY_S = 0.05
+# the leader of a new or moving partition is not settled yet; the library asks again for everything but offsets
+PASSING = {
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
 
 
 class Message(NamedTuple):
@@ -77,6 +86,8 @@ class Tail:
 
     def resolve(self, position: Position) -> dict[int, int]:
         """Offsets of a position. Raises Refused where one that was named by partition is not in the log."""
+        if isinstance(position, Start | End):
+            return self.starts() if isinstance(position, Start) else self.ends()
         offsets = resolve(self._consumer, self._topic, position, TIMEOUT_S)
         if isinstance(position, Partitions):
             for partition, offset in position.offsets:
@@ -119,15 +130,24 @@ class Tail:
             self._consumer.close()
 
     def _offsets(self, which: int) -> dict[int, int]:
+        deadline_s = self.clock() + TIMEOUT_S
+        while True:
+            found = self._offsets_once(which)
+            if not isinstance(found, KafkaError):
+                return found
+            if found.code() not in PASSING or self.clock() > deadline_s:
+                raise failure(found, self._topic)
+            time.sleep(RETRY_S)
+
+    def _offsets_once(self, which: int) -> dict[int, int] | KafkaError:
         asked = [TopicPartition(self._topic, partition, which) for partition in range(self._num_partitions)]
         try:
             found = self._consumer.offsets_for_times(asked, timeout=TIMEOUT_S)
         except KafkaException as problem:
-            raise failure(problem.args[0], self._topic) from None
-        for item in found:
-            if item.error is not None:
-                raise failure(item.error, self._topic)
-        return {item.partition: item.offset for item in found}
+            error: KafkaError = problem.args[0]
+            return error
+        errors = (item.error for item in found if item.error is not None)
+        return next(errors, None) or {item.partition: item.offset for item in found}
 
     def _read(self, raw: KafkaMessage) -> Message | None:
         error, partition = raw.error(), raw.partition()

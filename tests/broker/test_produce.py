@@ -157,7 +157,7 @@ def test_ctrl_c_flushes_says_so_and_exits_130(flags, config):
 def test_queries_are_added_listed_and_removed(streamproc, tmp_path):
     added = streamproc("query", "add", "trend", "Up?", "--every", "10", "--choice", "up", "--choice", "down")
     assert added.stdout.split()[::2] == ["trend", "added"]
-    again = streamproc("query", "add", "trend", "Up?", "--trigger", "every 10 records", "--choice", "up", "--choice", "down")
+    again = streamproc("query", "add", "trend", "Up?", "--trigger=every 10 records", "--choice=up", "--choice=down")
     assert again.stdout.split()[::2] == ["trend", "unchanged"]
     path = written(tmp_path / "q.toml", "[query.trend]\nquestion = 'Down?'\n[query.last]\nquestion = 'Last?'\n")
     filed = json.loads(streamproc("query", "add", "--file", path, "--json").stdout)

@@ -107,6 +107,7 @@ class FakeRenderer:
 class FakeEngine:
     runner: FakeRunner
     renderer: FakeRenderer
+    fingerprint: str = "fake"
 
 
 @dataclass

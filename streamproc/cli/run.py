@@ -1,0 +1,69 @@
+"""`streamproc run`: one worker in the foreground."""
+
+import signal
+from types import FrameType
+
+import click
+
+from streamproc.cli.common import Call, shared_options
+from streamproc.errors import Usage
+
+
+@click.command()
+@click.option("--print-config", is_flag=True, help="Print all settings as TOML with their sources, and exit.")
+@shared_options
+def run(call: Call, print_config: bool) -> None:
+    """Run a worker: records in, answers out.
+
+    \b
+    streamproc run --config streamproc.toml
+    streamproc run -b localhost:9092 -X engine.context_tokens=2048
+
+    SIGINT or SIGTERM finishes the epoch, leaves the group and exits with 0. Start as many workers as the records
+    topic has partitions; they share them.
+    """
+    if print_config:
+        from streamproc.settings_text import print_config as as_toml
+
+        call.emit({"config": as_toml(call.config)}, as_toml(call.config).rstrip())
+        return
+    stopped = _stop_on_signals()
+    _check_topics(call)
+    from streamproc.worker import start_worker
+
+    worker = start_worker(call.config, lambda text: call.note(f"warning: {text}"))
+    processor, engine = worker.processor, worker.engine
+    call.note(f"worker {processor.publisher.worker} in group {call.config.worker.group}: {call.config.engine.model} on "
+              f"{engine.runner.device}, {engine.runner.num_blocks} blocks of {engine.runner.block_size} tokens, "
+              f"exact: {str(engine.runner.exact).lower()}")
+    worker.run(lambda: bool(stopped))
+    done = processor.counters
+    doc = {name: getattr(done, name) for name in done.__slots__}
+    call.emit(doc, f"stopped: {done.records} records, {done.flash_answers} flash answers, {done.asks} asks, "
+                   f"{done.epochs} epochs ({done.aborted_epochs} aborted)")
+
+
+def _stop_on_signals() -> list[int]:
+    """A list that is no longer empty once a signal to stop has come."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return received
+
+
+def _check_topics(call: Call) -> None:
+    """Refuse to start where a topic is missing or cannot work."""
+    from streamproc.kafka.properties import check_reachable, client_properties, connect_admin
+    from streamproc.kafka.topics import check, load_specs
+
+    properties = client_properties(call.config)
+    check_reachable(properties)
+    for finding in check(connect_admin(properties), load_specs(call.config.topics)):
+        if finding.state == "missing":
+            raise Usage(f"topic {finding.name} does not exist: create it with `streamproc topics create`")
+        for problem in finding.problems:
+            call.note(f"warning: topic {finding.name}: {problem}")

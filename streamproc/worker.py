@@ -1,0 +1,54 @@
+"""A worker on a real Kafka: the processor, wired, and run until it is told to stop."""
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from streamproc.config import Config
+from streamproc.engine.build import Engine, build_engine
+from streamproc.kafka.control import ControlTopic
+from streamproc.kafka.epoch import EpochSink
+from streamproc.kafka.properties import check_reachable, client_properties
+from streamproc.kafka.source import Source
+from streamproc.ports import Clock
+from streamproc.processor import StreamProcessor
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A processor that owns its clients."""
+
+    processor: StreamProcessor
+    engine: Engine
+    control: ControlTopic
+
+    def run(self, is_stopped: Callable[[], bool]) -> None:
+        """Until it is told to stop; then the open epoch is committed and the group is left."""
+        while not is_stopped():
+            self.processor.step()
+        self.processor.close()
+        self.control.close()
+        self.engine.close()
+
+
+def named(config: Config) -> Config:
+    """The config with a slot: one of this process's own where none is given."""
+    if config.worker.slot:
+        return config
+    slot = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    return replace(config, worker=replace(config.worker, slot=slot))
+
+
+def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
+    """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line."""
+    config = named(config)
+    properties = client_properties(config)
+    check_reachable(properties)
+    engine = build_engine(config)
+    control = ControlTopic(config)
+    sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}")
+    processor = StreamProcessor(config, engine, sink, control, Clock())
+    processor.connect(Source(config, processor, warn))
+    return Worker(processor, engine, control)
