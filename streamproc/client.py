@@ -231,8 +231,10 @@ class Client:
         records, asks = self.config.topics.records, self.config.topics.asks
         num_partitions = self._partitions(records)
         if self._partitions(asks) != num_partitions:
-            raise Usage(f"topic {asks} has {self._partitions(asks)} partitions and {records} {num_partitions}: asks "
-                        "would miss their sessions; delete it and run `streamproc topics create`")
+            raise Usage(
+                f"topic {asks} has {self._partitions(asks)} partitions and {records} {num_partitions}: asks "
+                "would miss their sessions; delete it and run `streamproc topics create`"
+            )
         by_partition = self.config.worker.session_by == "partition"
         return session_partition(session, num_partitions) if by_partition else ANY_PARTITION
 
@@ -274,5 +276,7 @@ def session_partition(session: str, num_partitions: int) -> int:
     found = PARTITION_SESSION.fullmatch(session)
     if found and int(found.group(1)) < num_partitions:
         return int(found.group(1))
-    raise Usage(f"session {session!r}: worker.session_by is partition, sessions are partition-0 to "
-                f"partition-{num_partitions - 1}")
+    raise Usage(
+        f"session {session!r}: worker.session_by is partition, sessions are partition-0 to "
+        f"partition-{num_partitions - 1}"
+    )

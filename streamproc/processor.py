@@ -82,6 +82,7 @@ class StreamProcessor:
         self._backlog_tokens = settings.backlog_tokens
         self._committed_at = clock.now()
         self._flight: tuple[Plan, Flight] | None = None
+        self._num_epochs, self._started_ms = 0, clock.unix_ms()
         self._is_paused = False
 
     def connect(self, source: Source) -> None:
@@ -222,33 +223,36 @@ class StreamProcessor:
     def commit(self) -> None:
         """Publish what is finished with the offsets it came from, or roll back to the last commit that landed."""
         self._committed_at = self.clock.now()
-        epoch, settlements = self.publisher.epoch(self.partitions.values())
-        if OWNER in self.partitions:
+        self._num_epochs += 1
+        epoch_id = f"{self.publisher.worker} {self._started_ms} {self._num_epochs}"
+        has_letters = self.registrar.is_behind and OWNER in self.partitions and self.partitions[OWNER].is_live
+        also = {OWNER} if has_letters else set()
+        epoch, settlements = self.publisher.epoch(self.partitions.values(), epoch_id, also)
+        if has_letters:
             letters, positions = self.registrar.epoch(self.publisher.topics.dead)
             epoch = Epoch((*epoch.messages, *letters), (*epoch.positions, *positions))
         if not epoch:
             return
         try:
             self._sink.commit(epoch, self.source.membership)
+            self._settle(settlements, epoch)
         except EpochAborted:
             self.counters.aborted_epochs += 1
-            self._roll_back(settlements)
-            return
+            self._roll_back(settlements, epoch, epoch_id)
+
+    def _settle(self, settlements: Iterable[Settlement], epoch: Epoch) -> None:
+        """The epoch is committed."""
         self.counters.epochs += 1
         self.registrar.settle(epoch.positions)
-        self._settle(settlements)
-
-    def _settle(self, settlements: Iterable[Settlement]) -> None:
         for settlement in settlements:
             for generation in settle(settlement):
                 self.workload.drop(generation)
 
-    def _roll_back(self, settlements: Sequence[Settlement]) -> None:
-        """The committed offsets are the truth: if they are ours, the epoch landed; else truncate and read again."""
+    def _roll_back(self, settlements: Sequence[Settlement], epoch: Epoch, epoch_id: str) -> None:
+        """The committed offsets are the truth: they tell whether the epoch landed; then read again from there."""
         recoveries = self.source.rewind({item.partition.number: item.partition.committed[0] for item in settlements})
-        moved = [item for item in settlements if item.positions != item.partition.committed]
-        if moved and all(recoveries[item.partition.number].committed == item.positions for item in moved):
-            self._settle(settlements)
+        if any(recovery.epoch == epoch_id for recovery in recoveries.values()):
+            self._settle(settlements, epoch)
         for item in settlements:
             self._truncate(item.partition, recoveries[item.partition.number])
 

@@ -1,11 +1,11 @@
 """Files of standing questions: one `[query.ID]` table each, with the fields of the control topic.
 
-    [query.trend]
-    question = "Is {session} rising, falling or flat?"
-    sessions = "BTC*"
-    trigger = "every 10 records"
-    emit = "change"
-    answer = { type = "choice", choices = ["rising", "falling", "flat"] }
+[query.trend]
+question = "Is {session} rising, falling or flat?"
+sessions = "BTC*"
+trigger = "every 10 records"
+emit = "change"
+answer = { type = "choice", choices = ["rising", "falling", "flat"] }
 """
 
 import tomllib

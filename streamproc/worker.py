@@ -48,7 +48,7 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     check_reachable(properties)
     engine = build_engine(config)
     control = ControlTopic(config)
-    sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}")
+    sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", warn)
     processor = StreamProcessor(config, engine, sink, control, Clock())
     processor.connect(Source(config, processor, warn))
     return Worker(processor, engine, control)

@@ -37,8 +37,9 @@ def answers(call: Call, follow: bool, from_: str | None, count: int | None, **wh
     streamproc answers --from @-1h --session 'BTC*'
     """
     with open_client(call) as client:
-        stream = client.answers(**which, from_=from_ or ("now" if follow else "start"),
-                                timeout_s=None if follow else 0, limit=count)
+        stream = client.answers(
+            **which, from_=from_ or ("now" if follow else "start"), timeout_s=None if follow else 0, limit=count
+        )
         try:
             show(call, stream)
         except KeyboardInterrupt:

@@ -46,8 +46,8 @@ class Plan:
 
     def records(self, on_bad: Callable[[BadRecord], None] | None) -> Timed:
         """Every record with its time. Raises Usage for a file that cannot be read."""
-        from streamproc.market.files import read_records  # noqa: PLC0415 - keeps --help fast
-        from streamproc.market.sample import sample_timeline  # noqa: PLC0415
+        from streamproc.market.files import read_records
+        from streamproc.market.sample import sample_timeline
 
         if self.file == SAMPLE:
             if self.kind or self.symbol:
@@ -130,9 +130,9 @@ def produce(call: Call, topic: str | None, skip_bad: bool, rate: str | None, spe
 
 def open_producer(call: Call, topic: str) -> "AckedProducer":
     """A producer for a topic that exists. Raises Unavailable where it does not."""
-    from streamproc.kafka.failures import missing_topic  # noqa: PLC0415 - keeps --help fast
-    from streamproc.kafka.producing import AckedProducer  # noqa: PLC0415
-    from streamproc.kafka.properties import client_properties  # noqa: PLC0415
+    from streamproc.kafka.failures import missing_topic
+    from streamproc.kafka.producing import AckedProducer
+    from streamproc.kafka.properties import client_properties
 
     producer = AckedProducer(client_properties(call.config))
     if topic not in producer.topics():
@@ -146,7 +146,7 @@ def send_with_progress(
     """Send everything and wait for the acknowledgements -> what stopped it before the end, if anything did."""
     if not sys.stderr.isatty():
         return send(producer, topic, records, Progress(call.note))
-    from rich.console import Console  # noqa: PLC0415 - only to draw
+    from rich.console import Console
 
     with Console(stderr=True).status("sending") as status:
         return send(producer, topic, records, Progress(call.note, status.update))

@@ -114,7 +114,7 @@ def register(client: "Client", wanted: list[Query]) -> list[tuple[Query, str]]:
 
 
 def open_client(call: Call) -> "Client":
-    from streamproc.client import Client  # noqa: PLC0415 - keeps --help fast
+    from streamproc.client import Client
 
     return Client(config=call.config)
 

@@ -7,6 +7,7 @@ transactional id aborts what was open and fences what is still on its way; then 
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -33,7 +34,8 @@ PROPERTIES = {
 class EpochSink:
     """A transactional producer; one per worker slot, which names the transactional id."""
 
-    def __init__(self, properties: dict[str, Any], transactional_id: str) -> None:
+    def __init__(self, properties: dict[str, Any], transactional_id: str, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._properties = {**PROPERTIES, **properties, "transactional.id": transactional_id}
         self._times_fenced = 0
         self._producer = self._new_producer()
@@ -71,7 +73,9 @@ class EpochSink:
             )
         _drop(self._producer)
         self._producer = self._new_producer()
-        return EpochAborted(f"epoch aborted: {_text(error)}")
+        reason = f"epoch aborted, going on from the committed offsets: {_text(error)}"
+        self._warn(reason)
+        return EpochAborted(reason)
 
     def _new_producer(self) -> Producer:
         """A producer whose predecessor's open transaction is aborted. Waits while the coordinator starts."""
@@ -95,8 +99,8 @@ class EpochSink:
 class PlainSink:
     """Produces epochs' messages without offsets of a group: what a replay into a topic uses. All or nothing, too."""
 
-    def __init__(self, properties: dict[str, Any], transactional_id: str) -> None:
-        self._sink = EpochSink(properties, transactional_id)
+    def __init__(self, properties: dict[str, Any], transactional_id: str, warn: Callable[[str], None]) -> None:
+        self._sink = EpochSink(properties, transactional_id, warn)
 
     def commit(self, epoch: Epoch, membership: Any) -> None:
         self._sink.commit(Epoch(epoch.messages, ()), None)

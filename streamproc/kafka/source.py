@@ -93,10 +93,9 @@ class Source:
             raise Unavailable(
                 f"cannot read {self._records} and {self._asks}: {error.str()}; `streamproc topics check` says more"
             )
-        if (
-            error.fatal()
-            or (not error.retriable()
-            and error.code() not in (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT))
+        if error.fatal() or (
+            not error.retriable()
+            and error.code() not in (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT)
         ):
             raise Unavailable(f"consumer of group {self._config.worker.group}: {error.str()}")
         self._warn(f"kafka: {error.str()}")
@@ -182,10 +181,10 @@ class Source:
         """Read again from the committed offsets -> what they are; the fallback where none was ever committed."""
         recoveries = {}
         for number, fallback in fallbacks.items():
-            committed, _ = self._committed(self._records, number)
+            committed, epoch = self._committed(self._records, number)
             offset = committed if committed >= 0 else fallback
             asks_from, metadata = self._committed(self._asks, number)
-            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata)
+            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata, epoch=epoch)
             self._seek(TopicPartition(self._records, number, offset))
             self._seek(TopicPartition(self._asks, number, asks_from))
         return recoveries

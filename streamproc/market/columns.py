@@ -118,7 +118,7 @@ def _kind_of(present: Mapping[str, str]) -> str:
     fits = [kind for kind, fields in OWN.items() if all(_column(f, FIELDS[kind][f], present) for f in fields)]
     if len(fits) == 1:
         return fits[0]
-    shown = ", ".join(reversed(present.values()))[:120]
+    shown = ", ".join(reversed(list(present.values())))[:120]
     if fits:
         raise BadRecord(f"columns {shown} fit {' and '.join(fits)}: choose with --kind")
     raise BadRecord(f"{shown}: no kind has these columns (trade: price, size; quote: bid, ask; bar: open to close)")
@@ -174,9 +174,17 @@ def _taker_of_maker(value: Any) -> str:
 
 
 CONVERT: dict[str, Callable[[Any], Any]] = {
-    "sym": _label, "venue": _label, "id": _label, "side": _side, "seq": _whole, "interval_s": _whole,
-    "ts_event_ns": parse_time_ns, "ts_recv_ns": parse_time_ns,
+    "sym": _label,
+    "venue": _label,
+    "id": _label,
+    "side": _side,
+    "seq": _whole,
+    "interval_s": _whole,
+    "ts_event_ns": parse_time_ns,
+    "ts_recv_ns": parse_time_ns,
 }
 CONVERT_BY_ALIAS: dict[str, Callable[[Any], Any]] = {
-    "ts_event_ns": _nanoseconds, "ts_recv_ns": _nanoseconds, "is_buyer_maker": _taker_of_maker,
+    "ts_event_ns": _nanoseconds,
+    "ts_recv_ns": _nanoseconds,
+    "is_buyer_maker": _taker_of_maker,
 }

@@ -35,6 +35,7 @@ class Recovery:
     asks_from: int
     asks_metadata: str = ""
     control_from: int = 0  # of the control topic; counts for partition 0 only
+    epoch: str = ""  # the id of the epoch that committed last
 
     @property
     def committed(self) -> tuple[int, int, str]:

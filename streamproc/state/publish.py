@@ -4,7 +4,7 @@ Flash answers leave with the commit that passes their as-of offset, in as-of ord
 those that nobody has seen. A reply to an ask leaves with the next epoch, and closes the ask in the same transaction.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import orjson
@@ -36,16 +36,24 @@ class Publisher:
     model: str  # fingerprint
     worker: str
 
-    def epoch(self, partitions: Iterable[Partition]) -> tuple[Epoch, list[Settlement]]:
-        """Everything that can be committed now; nothing is changed but the ask logs."""
+    def epoch(
+        self, partitions: Iterable[Partition], epoch_id: str, also: Collection[int]
+    ) -> tuple[Epoch, list[Settlement]]:
+        """Everything that can be committed now, and `also` these partitions; nothing is changed but the ask logs.
+
+        The id travels as the metadata of the records' offsets: when a commit's outcome is in doubt, it tells.
+        """
         messages: list[Outgoing] = []
         positions: list[Position] = []
         settlements = []
         for partition in partitions:
             if partition.is_live:
+                num_before = len(messages)
                 settlement = self._settle(partition, messages)
-                settlements.append(settlement)
-                positions += self._positions(partition, settlement.positions)
+                changed = len(messages) > num_before or settlement.positions != partition.committed
+                if changed or partition.number in also:
+                    settlements.append(settlement)
+                    positions += self._positions(settlement, epoch_id)
         return Epoch(tuple(messages), tuple(positions)), settlements
 
     def _settle(self, partition: Partition, messages: list[Outgoing]) -> Settlement:
@@ -92,14 +100,13 @@ class Publisher:
         key = head_key(self.group, self.topics.records, head.session)
         return Outgoing(self.topics.sessions, key, head.encode(), (), partition.number)
 
-    def _positions(self, partition: Partition, positions: tuple[int, int, str]) -> list[Position]:
-        offset, asks_offset, metadata = positions
-        found = []
-        if offset != partition.committed[0]:
-            found.append(Position(self.topics.records, partition.number, offset))
-        if (asks_offset, metadata) != partition.committed[1:]:
-            found.append(Position(self.topics.asks, partition.number, asks_offset, metadata))
-        return found
+    def _positions(self, settlement: Settlement, epoch_id: str) -> list[Position]:
+        number = settlement.partition.number
+        offset, asks_offset, metadata = settlement.positions
+        return [
+            Position(self.topics.records, number, offset, epoch_id),
+            Position(self.topics.asks, number, asks_offset, metadata),
+        ]
 
     def _flash_message(self, fork: Fork, query: Query) -> Outgoing:
         as_of = fork.question.as_of

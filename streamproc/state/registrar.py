@@ -44,10 +44,13 @@ class Registrar:
             raise BadQuery(reason)
         return QueryChange(query.id, query)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the control topic has been read further than is committed."""
+        return self._next_offset > self.committed
+
     def epoch(self, dead_topic: str) -> tuple[list[Outgoing], list[Position]]:
         """What the owner of partition 0 has to commit."""
-        if self._next_offset <= self.committed:
-            return [], []
         letters = [bad.letter(dead_topic) for bad in self._bad if bad.offset >= self.committed]
         return letters, [Position(self._topic, 0, self._next_offset)]
 

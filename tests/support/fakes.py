@@ -189,9 +189,9 @@ class FakeSource:
         recoveries = {}
         topics = self.log.config.topics
         for number, fallback in fallbacks.items():
-            offset, _ = self.log.committed.get((topics.records, number), (fallback, ""))
+            offset, epoch = self.log.committed.get((topics.records, number), (fallback, ""))
             asks_from, metadata = self.log.committed.get((topics.asks, number), (0, ""))
-            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata)
+            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata, epoch=epoch)
             self.positions[(topics.records, number)] = offset
             self.positions[(topics.asks, number)] = asks_from
         return recoveries

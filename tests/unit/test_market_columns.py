@@ -104,7 +104,7 @@ def test_rows_of_many_feeds_are_records(row, record):
 
 @pytest.mark.parametrize(
     ("text", "plain"),
-    [("1.50", "1.50"), ("1e-05", "0.00001"), ("1.5E+3", "1500"), ("+1.5", "1.5"), (".5", "0.5"), (" 7", "7")]
+    [("1.50", "1.50"), ("1e-05", "0.00001"), ("1.5E+3", "1500"), ("+1.5", "1.5"), (".5", "0.5"), (" 7", "7")],
 )
 def test_decimals_keep_their_text_or_are_written_out(text, plain):
     assert row_to_record({**TRADE_ROW, "price": text}).px == plain

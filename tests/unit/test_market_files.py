@@ -186,7 +186,7 @@ def test_a_torn_gzip_file_is_named_with_the_last_line_read(tmp_path):
 
 def parquet_file(path: Path, columns: dict[str, object]) -> Path:
     pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet  # noqa: PLC0415 - optional
+    from pyarrow import parquet
 
     parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
     return path

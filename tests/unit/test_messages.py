@@ -33,8 +33,15 @@ answer_types = st.sampled_from(["text", "number", "boolean"]).map(AnswerType) | 
 stops = st.none() | st.lists(words, max_size=8).map(tuple)
 counts = st.integers(0, 2**62)
 queries = st.builds(
-    Query, ids, questions, words, st.none() | st.integers(1, 10**9), st.sampled_from(["always", "change"]),
-    answer_types, st.integers(1, 4096), stops,
+    Query,
+    ids,
+    questions,
+    words,
+    st.none() | st.integers(1, 10**9),
+    st.sampled_from(["always", "change"]),
+    answer_types,
+    st.integers(1, 4096),
+    stops,
 )
 asks = st.builds(
     Ask, words, words, questions, st.none() | counts, st.none() | counts, answer_types, st.integers(1, 4096), stops
@@ -44,8 +51,18 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 values = st.none() | st.text(st.characters(codec="utf-8")) | numbers | st.booleans()
 optional = st.none() | words
 answers = st.builds(
-    Answer, words, st.sampled_from(["flash", "ask"]), words, words, st.none() | as_ofs, optional, values, words,
-    optional, optional, optional,
+    Answer,
+    words,
+    st.sampled_from(["flash", "ask"]),
+    words,
+    words,
+    st.none() | as_ofs,
+    optional,
+    values,
+    words,
+    optional,
+    optional,
+    optional,
 )
 marks = st.builds(Mark, words, counts, words)
 heads = st.builds(Head, words, counts, counts, st.dictionaries(ids, marks, max_size=3))

@@ -29,17 +29,37 @@ amounts = st.decimals(0, 10**9, places=8).map(lambda number: format(number, "f")
 prices = st.decimals(-(10**9), 10**9, places=5).map(lambda number: format(number, "f"))
 optional_times = st.none() | times
 trades = st.builds(
-    Trade, symbols, times, prices, amounts, st.sampled_from([None, "buy", "sell"]), st.none() | symbols,
-    st.none() | symbols, optional_times, optional_times,
+    Trade,
+    symbols,
+    times,
+    prices,
+    amounts,
+    st.sampled_from([None, "buy", "sell"]),
+    st.none() | symbols,
+    st.none() | symbols,
+    optional_times,
+    optional_times,
 )
 quotes = st.builds(
-    Quote, symbols, times, prices, prices, st.none() | amounts, st.none() | amounts, st.none() | symbols,
-    optional_times, optional_times,
+    Quote,
+    symbols,
+    times,
+    prices,
+    prices,
+    st.none() | amounts,
+    st.none() | amounts,
+    st.none() | symbols,
+    optional_times,
+    optional_times,
 )
 bars = st.builds(
     lambda sym, ts, px, volume, interval, venue: Bar(sym, ts, px[1], px[3], px[0], px[2], volume, interval, venue),
-    symbols, times, st.lists(prices, min_size=4, max_size=4).map(lambda texts: sorted(texts, key=float)),
-    st.none() | amounts, optional_times, st.none() | symbols,
+    symbols,
+    times,
+    st.lists(prices, min_size=4, max_size=4).map(lambda texts: sorted(texts, key=float)),
+    st.none() | amounts,
+    optional_times,
+    st.none() | symbols,
 )
 
 
