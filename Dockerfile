@@ -7,11 +7,11 @@ RUN useradd --create-home streamproc \
     && install -d -o streamproc -g streamproc /home/streamproc/.cache/huggingface
 
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY streamproc streamproc
 COPY kernels kernels
 COPY topics topics
-RUN pip install --no-cache-dir '.[worker]'
+RUN pip install --no-cache-dir -c constraints.txt '.[worker]'
 
 USER streamproc
 WORKDIR /home/streamproc

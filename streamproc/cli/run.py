@@ -33,14 +33,19 @@ def run(call: Call, print_config: bool) -> None:
 
     worker = start_worker(call.config, lambda text: call.note(f"warning: {text}"))
     processor, engine = worker.processor, worker.engine
-    call.note(f"worker {processor.publisher.worker} in group {call.config.worker.group}: {call.config.engine.model} on "
-              f"{engine.runner.device}, {engine.runner.num_blocks} blocks of {engine.runner.block_size} tokens, "
-              f"exact: {str(engine.runner.exact).lower()}")
+    call.note(
+        f"worker {processor.publisher.worker} in group {call.config.worker.group}: {call.config.engine.model} on "
+        f"{engine.runner.device}, {engine.runner.num_blocks} blocks of {engine.runner.block_size} tokens, "
+        f"exact: {str(engine.runner.exact).lower()}"
+    )
     worker.run(lambda: bool(stopped))
     done = processor.counters
     doc = {name: getattr(done, name) for name in done.__slots__}
-    call.emit(doc, f"stopped: {done.records} records, {done.flash_answers} flash answers, {done.asks} asks, "
-                   f"{done.epochs} epochs ({done.aborted_epochs} aborted)")
+    call.emit(
+        doc,
+        f"stopped: {done.records} records, {done.flash_answers} flash answers, {done.asks} asks, "
+        f"{done.epochs} epochs ({done.aborted_epochs} aborted)",
+    )
 
 
 def _stop_on_signals() -> list[int]:

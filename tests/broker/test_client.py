@@ -3,8 +3,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, Producer
+from publisher import Publisher
 
 from streamproc.client import Client, Position
 from streamproc.config import Config, Topics, Worker
@@ -30,32 +30,6 @@ def config(bootstrap_servers: str, make_topics: Callable[..., Topics]) -> Config
 def client(config: Config) -> Iterator[Client]:
     with Client(config=config) as client:
         yield client
-
-
-def flash(number: int, session: str = "BTC", query: str = "trend") -> Answer:
-    as_of = AsOf("r", 0, 0, number, 5)
-    name, text = f"{query}-{session}-{number}", f"text {number}"
-    return Answer(name, "flash", session, "Up?", as_of, text, None, "m", query, "1")
-
-
-class Publisher:
-    """Writes answers as a worker does: in transactions."""
-
-    def __init__(self, config: Config) -> None:
-        self.topic = config.topics.answers
-        self.producer = Producer({**config.kafka, "transactional.id": config.topics.answers})
-        self.producer.init_transactions()
-
-    def publish(self, *answers: Answer, commit: bool = True) -> None:
-        self.producer.begin_transaction()
-        for answer in answers:
-            key = f"{answer.query_id}/{answer.session}" if answer.query_id else answer.id
-            self.producer.produce(self.topic, answer.encode(), key, headers={"timings": b'{"queue_ms": 0.5}'})
-        if commit:
-            self.producer.commit_transaction()
-        else:
-            self.producer.flush()
-            self.producer.abort_transaction()
 
 
 @contextmanager
@@ -249,78 +223,6 @@ def test_asks_that_would_miss_their_sessions_are_refused(config, bootstrap_serve
     mixed = Config(Topics(config.topics.records, other.control, other.asks, other.answers), kafka=config.kafka)
     with Client(config=mixed) as client, pytest.raises(Usage, match=r"2 partitions and .* 3: asks would miss"):
         client.ask("BTC", "Up?")
-
-
-def test_answers_of_an_aborted_epoch_are_never_seen(client, config):
-    publisher = Publisher(config)
-    publisher.publish(flash(1))
-    publisher.publish(flash(2), commit=False)
-    publisher.publish(flash(3))
-    found = list(client.answers(from_="start", timeout_s=0))
-    assert [received.answer for received in found] == [flash(1), flash(3)]
-    assert found[0].timings == {"queue_ms": 0.5}
-
-
-def test_now_sees_only_what_comes_after(client, config):
-    publisher = Publisher(config)
-    publisher.publish(flash(1))
-    assert [r.answer.id for r in client.answers(from_="start", limit=1, timeout_s=WAIT_S)] == [flash(1).id]
-    stream = client.answers(timeout_s=WAIT_S, limit=1)
-    publisher.publish(flash(2))
-    assert [received.answer for received in stream] == [flash(2)]
-
-
-def test_state_is_the_newest_of_each_then_what_follows(client, config):
-    publisher = Publisher(config)
-    publisher.publish(flash(1), flash(2), flash(1, "ETH"), flash(1, "BTC", "other"))
-    stream = client.answers(from_="state", timeout_s=WAIT_S, limit=4)
-    found = [next(stream).answer for _ in range(3)]
-    publisher.publish(flash(3))
-    found.append(next(stream).answer)
-    assert {answer.id for answer in found[:3]} == {flash(2).id, flash(1, "ETH").id, flash(1, "BTC", "other").id}
-    assert found[3] == flash(3)
-
-
-def test_reading_goes_on_from_a_position_without_loss_or_repetition(client, config):
-    publisher = Publisher(config)
-    publisher.publish(*(flash(number, f"S{number}") for number in range(10)))
-    first = client.answers(from_="start", limit=4, timeout_s=WAIT_S)
-    seen = [received.answer.session for received in first]
-    rest = client.answers(from_=first.position, timeout_s=0)
-    seen += [received.answer.session for received in rest]
-    assert sorted(seen) == [f"S{number}" for number in range(10)]
-    assert list(client.answers(from_=rest.position, timeout_s=0)) == []
-
-
-def test_answers_are_chosen_by_query_and_session(client, config):
-    Publisher(config).publish(flash(1), flash(1, "ETH"), flash(1, "BTC", "other"))
-    found = client.answers("trend", "B*", from_="start", timeout_s=0)
-    assert [received.answer for received in found] == [flash(1)]
-
-
-def test_a_position_outside_the_log_raises_and_skips_nothing(client):
-    for position in ("0:99", "0:0,1:5"):
-        with pytest.raises(Refused, match=r"of partition \d is outside the log, a gap"):
-            client.answers(from_=position)
-    with pytest.raises(Refused, match="has no partition 9"):
-        client.answers(from_="9:0")
-    with pytest.raises(Usage, match="is no position"):
-        client.answers(from_="yesterday")
-
-
-def test_answers_deleted_under_a_reader_raise(client, config):
-    Publisher(config).publish(*(flash(number) for number in range(5)))
-    stream = client.answers(from_="start", timeout_s=WAIT_S, limit=1)
-    where = next(stream).position
-    admin, topic = AdminClient(dict(config.kafka)), config.topics.answers
-    for future in admin.delete_records([TopicPartition(topic, where.partition, 4)]).values():
-        future.result()
-    with pytest.raises(Refused, match=f"offset 1 of partition {where.partition} is outside the log"):
-        client.answers(from_=f"{where.partition}:1")
-    tail = client._tail(topic)
-    tail.start({where.partition: 1})
-    with pytest.raises(Refused, match="outside the log"):
-        list(tail.read_to_end())
 
 
 def test_a_kafka_that_is_not_there_is_one_line(config):

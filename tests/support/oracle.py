@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fakes import FakeRenderer, greedy, next_kv
+
 from streamproc.messages import Query
 from streamproc.records import Record, decode_record
 from streamproc.state.epoch import Message
 from streamproc.state.facts import Facts
-from fakes import FakeRenderer, greedy, next_kv
 
 
 @dataclass(frozen=True)
