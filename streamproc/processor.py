@@ -7,7 +7,7 @@ apply(plan, flight.wait())                the only place where progress is recor
 if commit is due: commit()                one Kafka transaction
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streamproc.config import Config
@@ -16,17 +16,18 @@ from streamproc.messages import Ask, Query
 from streamproc.ports import Clock, Control, Engine, Sink, Source
 from streamproc.schedule.plan import Flight, Plan
 from streamproc.schedule.scheduler import Scheduler
+from streamproc.state import rollback
 from streamproc.state.askdesk import AskDesk
 from streamproc.state.blocks import BlockPool
 from streamproc.state.ending import finished_text
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.fork import Fork
 from streamproc.state.intake import Intake, Rules
-from streamproc.state.partition import Partition, Phase, Recovery, Reply
+from streamproc.state.partition import Partition, Recovery, Reply
 from streamproc.state.publish import Publisher, Settlement, settle
 from streamproc.state.queries import QueryBook
 from streamproc.state.registrar import OWNER, Registrar
-from streamproc.state.session import Generation, Session, Shape
+from streamproc.state.session import Generation, Shape
 from streamproc.state.workload import Workload
 
 IDLE_POLL_S = 0.05
@@ -181,26 +182,8 @@ class StreamProcessor:
         for message in self._control.poll():
             query_id = self.registrar.take(message)
             if query_id is not None:
-                self._drop_answers(query_id)
-
-    def _drop_answers(self, query_id: str) -> None:
-        """A query has changed: what was asked by its old version is not answered any more."""
-
-        def is_old(fork: Fork) -> bool:
-            return not fork.question.is_ask and fork.question.source.id == query_id
-
-        for partition in self.partitions.values():
-            self._drop_forks(partition, is_old)
-            partition.finished = [fork for fork in partition.finished if not is_old(fork)]
-            partition.dirty.update(dict.fromkeys(partition.sessions))
-
-    def _drop_forks(self, partition: Partition, is_gone: Callable[[Fork], bool]) -> None:
-        dropped = self.workload.drop_forks(
-            lambda fork: fork.question.as_of.partition == partition.number and is_gone(fork)
-        )
-        for fork in dropped:
-            partition.forks.pop(fork.seq_id, None)
-            partition.ask_offsets.pop(fork.seq_id, None)
+                for partition in self.partitions.values():
+                    rollback.drop_query(self.workload, partition, query_id)
 
     def _balance(self) -> None:
         """Stop fetching records while there is too much to compute; none is dropped."""
@@ -254,26 +237,7 @@ class StreamProcessor:
         if any(recovery.epoch == epoch_id for recovery in recoveries.values()):
             self._settle(settlements, epoch)
         for item in settlements:
-            self._truncate(item.partition, recoveries[item.partition.number])
-
-    def _truncate(self, partition: Partition, recovery: Recovery) -> None:
-        """Back to the state before the committed offset; KV is append-only, so this is exact."""
-        offset = recovery.live_from
-        self._drop_forks(partition, lambda fork: fork.question.is_ask or fork.question.as_of.offset >= offset)
-        for key, session in list(partition.sessions.items()):
-            self._truncate_session(session, offset)
-            if not session.current.entries:
-                self.workload.drop(session.current)
-                del partition.sessions[key]
-        partition.rewind(recovery)
-
-    def _truncate_session(self, session: Session, offset: int) -> None:
-        dropped = session.truncate(offset)
-        for generation in dropped:
-            self.workload.drop(generation)
-        self.pool.release(session.current.trim_blocks(self.pool.block_size))
-        if session.current.num_computed == session.current.num_tokens:
-            self.workload.growing.pop(session.current.seq_id, None)
+            rollback.truncate(self.workload, item.partition, recoveries[item.partition.number])
 
     # Partitions that come and go
 
@@ -300,12 +264,7 @@ class StreamProcessor:
 
     def _let_go(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            partition = self.partitions.pop(number)
-            self._drop_forks(partition, lambda fork: True)
-            for session in partition.sessions.values():
-                for generation in session.generations:
-                    self.workload.drop(generation)
-            partition.enter(Phase.GONE)
+            rollback.let_go(self.workload, self.partitions.pop(number))
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Answer what has been asked if it can be done in time, commit, leave the group."""

@@ -47,8 +47,8 @@ def embedded(stack: ExitStack, data_dir: Path) -> str:
 def container(stack: ExitStack, reason: str) -> str:
     """Start Kafka in a container -> its address; without Docker the test is skipped or fails, as wanted."""
     try:
-        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where nothing else can be had
-        from testcontainers.core.waiting_utils import wait_for_logs  # noqa: PLC0415
+        from testcontainers.core.container import DockerContainer
+        from testcontainers.core.waiting_utils import wait_for_logs
 
         port = free_port()
         kafka = DockerContainer(IMAGE).with_bind_ports(9092, port)
@@ -75,9 +75,9 @@ def container_settings(port: int) -> dict[str, str]:
 @pytest.fixture
 def make_topics(bootstrap_servers: str) -> Callable[..., Topics]:
     """`make_topics(partitions=2)` -> names of six fresh topics that exist; names are unique to the call."""
-    from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - tests without Kafka start faster
+    from confluent_kafka.admin import AdminClient
 
-    from streamproc.kafka.topics import create, load_specs  # noqa: PLC0415
+    from streamproc.kafka.topics import create, load_specs
 
     def make(partitions: int = 2) -> Topics:
         prefix = f"test-{uuid.uuid4().hex[:8]}"

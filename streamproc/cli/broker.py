@@ -100,7 +100,7 @@ def status(call: Call, data_dir: Path | None) -> None:
 
 
 def chosen(data_dir: Path | None, port: int = DEFAULT_PORT) -> "Broker":
-    from streamproc.kafka.broker import Broker  # noqa: PLC0415 - keeps --help fast
+    from streamproc.kafka.broker import Broker
 
     return Broker(data_dir or state_dir() / "broker", port)
 
@@ -126,8 +126,8 @@ def download_progress() -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lines_reporter()
         return
-    from rich.console import Console  # noqa: PLC0415 - only when there is something to draw
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = ("Downloading Apache Kafka", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

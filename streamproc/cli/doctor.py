@@ -26,7 +26,7 @@ def doctor(call: Call, report: bool) -> None:
 
     Exits 3 where a check fails.
     """
-    from streamproc.cli.broker_checks import check_kafka  # noqa: PLC0415 - keeps --help fast
+    from streamproc.cli.broker_checks import check_kafka
 
     config, first = read_settings(call)
     checks = [first, *check_machine(config, state_dir(), call.environ), *check_kafka(config)]

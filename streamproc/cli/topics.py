@@ -40,7 +40,7 @@ def create(call: Call, partitions: int | None, replication: int | None, dry_run:
     streamproc topics create
     streamproc topics create -b kafka:9092 --partitions 12 --replication 3
     """
-    from streamproc.kafka.topics import BROKER_DEFAULT, create, load_specs  # noqa: PLC0415 - keeps --help fast
+    from streamproc.kafka.topics import BROKER_DEFAULT, create, load_specs
 
     specs = load_specs(call.config.topics)
     findings = create(admin_client(call), specs, partitions, replication or BROKER_DEFAULT, dry_run)
@@ -53,7 +53,7 @@ def create(call: Call, partitions: int | None, replication: int | None, dry_run:
 @shared_options
 def check(call: Call) -> None:
     """Say which topics are missing or differ; changes nothing."""
-    from streamproc.kafka.topics import check, load_specs  # noqa: PLC0415 - keeps --help fast
+    from streamproc.kafka.topics import check, load_specs
 
     findings = check(admin_client(call), load_specs(call.config.topics))
     show(call, findings)
@@ -67,13 +67,11 @@ def check(call: Call) -> None:
 
 def admin_client(call: Call) -> "AdminClient":
     """A client of a cluster that answers. Raises Unavailable, Refused or Usage with one line."""
-    from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - keeps --help fast
-
-    from streamproc.kafka.properties import check_reachable, client_properties, connect  # noqa: PLC0415
+    from streamproc.kafka.properties import check_reachable, client_properties, connect_admin
 
     properties = client_properties(call.config)
     check_reachable(properties)
-    return connect(AdminClient, properties)
+    return connect_admin(properties)
 
 
 def show(call: Call, findings: "list[Finding]") -> None:

@@ -77,7 +77,7 @@ class Scheduler:
                 self._add_fork(draft, fork)
 
     def _unstick(self, draft: _Draft) -> None:
-        """Complete generations fill the pool and none of their questions has room to start: the first one makes room."""
+        """Complete generations fill the pool and none of their questions can start: the first one makes room."""
         for fork in [*self.workload.asks, *self.workload.flash]:
             self._start(draft, [fork], list(self.workload.resident.values()))
             if draft.chunks:

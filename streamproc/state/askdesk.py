@@ -53,9 +53,11 @@ class AskDesk:
     def _why_refuse(self, partition: Partition, item: WaitingAsk, now: float) -> str | None:
         ask = item.ask
         where = f"{self._intake.rules.records_topic} partition {partition.number}"
-        seen = f"seen up to offset {partition.next_offset - 1}"
-        if (ask.deadline_ms is not None and self._unix_ms() > ask.deadline_ms) or now > item.received_at + PATIENCE_S:
-            return f"too late: {where} has been {seen}, the ask waits for offset {ask.min_offset}"
+        seen = f"seen up to offset {partition.next_offset - 1}" if partition.next_offset else "empty so far"
+        is_late = ask.deadline_ms is not None and self._unix_ms() > ask.deadline_ms
+        if is_late or now > item.received_at + PATIENCE_S:
+            waits = "" if ask.min_offset is None else f", the ask waits for offset {ask.min_offset}"
+            return f"too late: {where} is {seen}{waits}"
         if partition.has_seen(ask.min_offset) and ask.session not in partition.sessions:
             return f"unknown session {ask.session!r}: no record of it in {where}, {seen}"
         return None

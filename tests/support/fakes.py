@@ -212,7 +212,7 @@ class FakeSource:
 
 
 class FakeSink:
-    """Commits an epoch to the Log whole, or as `fate` says: "abort" loses it, "lost reply" commits it and says abort."""
+    """Commits an epoch to the Log whole, or as `fate` says: "abort" loses it, "lost reply" commits and says abort."""
 
     def __init__(self, log: Log, fate: Callable[[], str] = lambda: "ok") -> None:
         self.log, self.fate = log, fate

@@ -9,9 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LEVELS = {
-    8: ["__init__", "__main__"],
-    7: ["cli"],
-    6: ["client", "demo", "gateway", "replay"],
+    9: ["__init__", "__main__"],
+    8: ["cli"],
+    7: ["demo"],
+    6: ["client", "gateway", "replay", "worker"],
     5: ["answers", "processor"],
     4: ["engine", "kafka", "ports", "snapshots"],
     3: ["kernels", "schedule"],
@@ -43,7 +44,7 @@ HOMES = {
     "jgo": {"kafka"},
     "pyarrow": {"market"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "demo"},
 }
 
 
