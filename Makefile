@@ -9,7 +9,8 @@ READY := .venv/.ready
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
 
-setup: $(READY)  ## .venv with everything in it; nothing to do the second time
+setup: $(READY)  ## .venv with everything in it; quick the second time
+	@echo "Ready in .venv: $$($(BIN)/streamproc --version)" >&2
 
 demo: $(READY)  ## a real Kafka, a recorded feed, standing questions: make demo ARGS="--records 500 --json"
 	@$(BIN)/streamproc demo $(ARGS)
@@ -43,4 +44,3 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
 	@touch $@
-	@echo "Ready: $$($(BIN)/streamproc --version) in .venv" >&2

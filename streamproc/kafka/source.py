@@ -58,6 +58,7 @@ class Source:
         self._warn = warn
         self._records, self._asks = config.topics.records, config.topics.asks
         self._owned: set[int] = set()  # partitions of the records topic
+        self._moved: dict[tuple[str, int], int] = {}  # where partitions go on that moved in the newest poll
         self._paused = False
         self._incremental = self._properties.get("group.protocol", "consumer") == "consumer"
         self._consumer = connect(Consumer, self._group_properties())
@@ -81,14 +82,27 @@ class Source:
 
     def poll(self, timeout_s: float) -> list[Message]:
         """What has arrived; waits only while there is nothing at all."""
+        self._moved.clear()
         first = self._consumer.poll(timeout_s)
         raw = [] if first is None else [first, *self._consumer.consume(BATCH - 1, 0)]
         self._membership = self._consumer.consumer_group_metadata()
-        return [_message(message) for message in raw if not self._is_error(message.error())]
+        messages = [_message(message) for message in raw if not self._is_error(message.error())]
+        return self._without_moved(messages) if self._moved else messages
+
+    def _without_moved(self, messages: list[Message]) -> list[Message]:
+        """A callback inside this poll moved partitions: what was fetched before is stale, so fetch theirs again."""
+        stale = {(m.topic, m.partition) for m in messages if (m.topic, m.partition) in self._moved}
+        for topic, number in stale:
+            self._seek(TopicPartition(topic, number, self._moved[topic, number]))
+        return [message for message in messages if (message.topic, message.partition) not in stale]
 
     def _is_error(self, error: KafkaError | None) -> bool:
         if error is None:
             return False
+        if error.code() == KafkaError.UNSUPPORTED_VERSION:
+            raise Unavailable(
+                f"this Kafka has no new consumer groups (KIP-848): set group.protocol to classic: {error.str()}"
+            )
         if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             raise Unavailable(
                 f"cannot read {self._records} and {self._asks}: {error.str()}; `streamproc topics check` says more"
@@ -105,24 +119,22 @@ class Source:
         numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
         recoveries = {number: self.recover(number) for number in numbers}
         for tp in partitions:
-            tp.offset = self._start_of(tp, recoveries)
+            tp.offset = self._moved[tp.topic, tp.partition] = self._start_of(tp, recoveries)
         if self._incremental:
             consumer.incremental_assign(partitions)
         else:
             consumer.assign(partitions)
         self._owned.update(numbers)
         self._listener.assigned(recoveries)
+        self._hold(consumer)
+
+    def _hold(self, consumer: Consumer) -> None:
+        """Pause what must wait, resume the rest: the client remembers pauses across assignments."""
+        mine = consumer.assignment()
         # Asks of a partition whose records are not ours yet wait in the broker.
-        consumer.pause(
-            [tp for tp in partitions if tp.partition not in self._owned or (self._paused and tp.topic == self._records)]
-        )
-        consumer.resume(
-            [
-                TopicPartition(self._asks, number)
-                for number in numbers
-                if TopicPartition(self._asks, number) in consumer.assignment()
-            ]
-        )
+        held = [tp for tp in mine if tp.partition not in self._owned or (self._paused and tp.topic == self._records)]
+        consumer.pause(held)
+        consumer.resume([tp for tp in mine if tp not in held])
 
     def _start_of(self, tp: TopicPartition, recoveries: dict[int, Recovery]) -> int:
         recovery = recoveries.get(tp.partition)
@@ -185,8 +197,9 @@ class Source:
             offset = committed if committed >= 0 else fallback
             asks_from, metadata = self._committed(self._asks, number)
             recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata, epoch=epoch)
-            self._seek(TopicPartition(self._records, number, offset))
-            self._seek(TopicPartition(self._asks, number, asks_from))
+            for topic, start in ((self._records, offset), (self._asks, asks_from)):
+                self._moved[topic, number] = start
+                self._seek(TopicPartition(topic, number, start))
         return recoveries
 
     def _seek(self, where: TopicPartition) -> None:
