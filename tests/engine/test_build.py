@@ -3,9 +3,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from streamproc.config import Config
-from streamproc.engine.build import Engine, build_engine, stateless_answer
+from streamproc.engine.build import Engine, build_engine, default_threads, stateless_answer
 from streamproc.errors import StreamprocError, Usage
 from streamproc.records import Trade
 from streamproc.schedule.plan import Chunk, Plan
@@ -100,3 +101,11 @@ def test_the_stateless_answer_ends_at_a_stop_string(engine: Engine, asked: tuple
 def test_nothing_to_continue_is_an_error(engine: Engine) -> None:
     with pytest.raises(StreamprocError, match="context is empty"):
         stateless_answer(engine, (), 4)
+
+
+def test_a_small_model_computes_in_one_thread_unless_told_otherwise(engine: Engine, config: Config) -> None:
+    assert default_threads(engine.loaded) == 1
+    told = build_engine(replace(config, engine=replace(config.engine, threads=2)))
+    assert told.runner.call(torch.get_num_threads) == 2
+    assert told.runner.fingerprint == engine.runner.fingerprint
+    told.close()

@@ -1,0 +1,65 @@
+"""Looks over a runner's shoulder: which token every cell holds, and so all that a sampled token has seen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamproc.schedule.plan import Chunk, Flight, Plan
+
+Ids = tuple[int, ...]
+
+
+@dataclass
+class WatchedRunner:
+    """A runner of which only `num_blocks` may be used. `sampled`: the token that followed each sequence of ids."""
+
+    runner: Any
+    num_blocks: int
+    sampled: dict[Ids, int] = field(default_factory=dict)
+    _cells: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def block_size(self) -> int:
+        return int(self.runner.block_size)
+
+    def launch(self, plan: Plan) -> "WatchedFlight":
+        for source, target in plan.copies:
+            self._copy(source, target)
+        seen = {chunk.seq_id: ids for chunk in plan.chunks if (ids := self._take(chunk)) and chunk.sample}
+        return WatchedFlight(self, self.runner.launch(plan), seen)
+
+    def answers(self, context: Ids) -> Iterator[int]:
+        """The tokens that were sampled after this context, one upon the other."""
+        while context in self.sampled:
+            yield self.sampled[context]
+            context = (*context, self.sampled[context])
+
+    def _copy(self, source: int, target: int) -> None:
+        for i in range(self.block_size):
+            if source * self.block_size + i in self._cells:
+                self._cells[target * self.block_size + i] = self._cells[source * self.block_size + i]
+
+    def _take(self, chunk: Chunk) -> Ids:
+        """Fill the chunk's cells -> the ids of its sequence up to its end."""
+        assert max(chunk.block_table) < self.num_blocks
+        end = chunk.start + len(chunk.token_ids)
+        size = self.block_size
+        slots = [chunk.block_table[position // size] * size + position % size for position in range(end)]
+        self._cells.update(zip(slots[chunk.start :], chunk.token_ids, strict=True))
+        return tuple(self._cells[slot] for slot in slots)
+
+
+@dataclass
+class WatchedFlight:
+    """Notes what a flight has sampled; the same ids are never followed by two different tokens."""
+
+    watch: WatchedRunner
+    flight: Flight
+    seen: dict[int, Ids]
+
+    def wait(self) -> dict[int, int]:
+        found = self.flight.wait()
+        assert found.keys() == self.seen.keys()
+        for seq_id, ids in self.seen.items():
+            assert self.watch.sampled.setdefault(ids, found[seq_id]) == found[seq_id]
+        return found
