@@ -39,6 +39,7 @@ __all__ = ["Client", "Position", "Received"]
 
 PARTITION_SESSION = re.compile(r"partition-(\d{1,9})")
 FLUSH_S = 1.0
+CONTROL = 0     # the control topic has one partition: its order is the order of all changes
 
 
 class Client:
@@ -105,7 +106,7 @@ class Client:
         query = checked_query(query)
         current = self.read_queries()[0].get(query.id)
         if current is None or current.version != query.version:
-            self._producer.send_and_wait(self.config.topics.control, query.id.encode(), query.encode())
+            self._producer.send_and_wait(self.config.topics.control, query.id.encode(), query.encode(), CONTROL)
         return query
 
     def remove(self, query_id: str) -> bool:
@@ -113,7 +114,7 @@ class Client:
         queries, bad = self.read_queries()
         if query_id not in queries and query_id not in bad:
             return False
-        self._producer.send_and_wait(self.config.topics.control, query_id.encode(), None)
+        self._producer.send_and_wait(self.config.topics.control, query_id.encode(), None, CONTROL)
         return True
 
     def queries(self) -> list[Query]:

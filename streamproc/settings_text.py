@@ -17,13 +17,13 @@ def shown(key: str, value: Any) -> Any:
     return HIDDEN if SECRET.search(key) else value
 
 
-def print_config(config: Config) -> str:
-    """All settings as TOML, each with its source in a comment; secrets as ***."""
+def print_config(config: Config, secrets: bool = False) -> str:
+    """All settings as TOML, each with its source in a comment; secrets as ***, or as they are for a worker's file."""
     lines = []
     for section in SECTIONS:
         names = [item.name for item in fields(getattr(config, section))]
         lines += [f"[{section}]", *(setting_line(config, f"{section}.{name}") for name in names), ""]
-    return "\n".join([*lines, "[kafka]", *kafka_lines(config), ""])
+    return "\n".join([*lines, "[kafka]", *kafka_lines(config, secrets), ""])
 
 
 def setting_line(config: Config, key: str) -> str:
@@ -31,12 +31,12 @@ def setting_line(config: Config, key: str) -> str:
     return f"{key.partition('.')[2]} = {toml(config.value(key))}  # {source}"
 
 
-def kafka_lines(config: Config) -> Iterator[str]:
+def kafka_lines(config: Config, secrets: bool) -> Iterator[str]:
     if "bootstrap.servers" not in config.kafka:
         yield f'"bootstrap.servers" = {toml(DEFAULT_BOOTSTRAP_SERVERS)}  # default'
     for key, value in sorted(config.kafka.items()):
         source = config.sources.get(f"kafka.{key}", "given")
-        yield f"{toml(key)} = {toml(shown(key, value))}  # {source}"
+        yield f"{toml(key)} = {toml(value if secrets else shown(key, value))}  # {source}"
 
 
 def toml(value: Any) -> str:

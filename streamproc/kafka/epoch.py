@@ -45,19 +45,18 @@ class EpochSink:
 
         Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id.
         """
-        producer = self._producer
         try:
             # Step 1. Open the transaction: the device is done, so it stays open for milliseconds.
-            producer.begin_transaction()
+            self._producer.begin_transaction()
             # Step 2. What the epoch says.
             for message in epoch.messages:
-                _produce(producer, message)
+                _produce(self._producer, message)
             # Step 3. What it was computed from.
             if epoch.positions:
                 offsets = [TopicPartition(p.topic, p.partition, p.offset, p.metadata) for p in epoch.positions]
-                producer.send_offsets_to_transaction(offsets, membership, STEP_TIMEOUT_S)
+                self._producer.send_offsets_to_transaction(offsets, membership, STEP_TIMEOUT_S)
             # Step 4. Both or nothing.
-            producer.commit_transaction(STEP_TIMEOUT_S)
+            self._producer.commit_transaction(STEP_TIMEOUT_S)
         except (KafkaException, BufferError) as problem:
             raise self._start_over(problem) from None
         self._times_fenced = 0
@@ -71,8 +70,9 @@ class EpochSink:
                 f"another worker uses the transactional id {self._properties['transactional.id']!r}: "
                 "give each worker its own worker.slot"
             )
-        _drop(self._producer)
+        doubtful = [self._producer]
         self._producer = self._new_producer()
+        _drop(doubtful)
         reason = f"epoch aborted, going on from the committed offsets: {_text(error)}"
         self._warn(reason)
         return EpochAborted(reason)
@@ -93,7 +93,8 @@ class EpochSink:
                     ) from None
 
     def close(self) -> None:
-        _drop(self._producer)
+        """Let go of the producer; nothing is open between two epochs."""
+        self._producer.purge()
 
 
 class PlainSink:
@@ -119,10 +120,10 @@ def _produce(producer: Producer, message: Outgoing) -> None:
             producer.poll(0.1)
 
 
-def _drop(producer: Producer) -> None:
-    """Let go of a producer without waiting for what it still has; its destructor may block."""
-    producer.purge()
-    threading.Thread(target=producer.flush, args=(1.0,), name="drop-producer", daemon=True).start()
+def _drop(producers: list[Producer]) -> None:
+    """Let go of a producer and what it still has to send. Its destructor may block: that is a thread's own trouble."""
+    producers[0].purge()
+    threading.Thread(target=producers.clear, name="drop-producer", daemon=True).start()
 
 
 def _text(error: Any) -> str:
