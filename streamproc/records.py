@@ -14,6 +14,7 @@ exactly as its venue wrote it; JSON numbers are taken at face value. Times are i
 are kept out of sessions and do no harm.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -31,7 +32,8 @@ MAX_SYMBOL_CHARS = 64
 MAX_DECIMAL_CHARS = 40
 MAX_TIME_NS = 2**63 - 1
 
-PLAIN_DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
+PLAIN_DECIMAL = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+is_plain_decimal = PLAIN_DECIMAL.fullmatch
 
 
 class Trade(NamedTuple):
@@ -132,12 +134,14 @@ def encode_record(record: Record) -> bytes:
 def decimal_text(value: Any, name: str) -> str:
     """A finite decimal as plain text: "1.50" stays "1.50", 1e-7 becomes "0.0000001". Raises BadRecord."""
     if type(value) is str:
-        if len(value) <= MAX_DECIMAL_CHARS and PLAIN_DECIMAL.fullmatch(value) and value.isascii():
+        if len(value) <= MAX_DECIMAL_CHARS and is_plain_decimal(value):
             return value
     elif type(value) is int or (type(value) is float and math.isfinite(value)):
         text = format(Decimal(repr(value)), "f")
         if len(text) <= MAX_DECIMAL_CHARS:
             return text
+    if value is None:
+        raise BadRecord(f"{name}: missing")
     shown = str(value)[:MAX_DECIMAL_CHARS]
     raise BadRecord(f'{name}: {shown!r} is not a finite decimal, use a string such as "39432.48"')
 
@@ -146,71 +150,98 @@ def _trade(doc: dict[str, Any]) -> Trade:
     side = doc.get("side")
     if side is not None and side not in SIDES:
         raise BadRecord(f"side: {side!r} is unknown, use buy or sell, or leave it out")
-    return Trade(_symbol(doc), _time_ns(doc, "ts_event_ns"), _required(doc, "px"), _amount(_required(doc, "sz"), "sz"),
-                 side, _text(doc, "venue"), _text(doc, "id"), _integer(doc, "seq"), _time_ns(doc, "ts_recv_ns", False))
+    return Trade(
+        _symbol(doc.get("sym")),
+        _time_ns(doc.get("ts_event_ns"), "ts_event_ns"),
+        decimal_text(doc.get("px"), "px"),
+        _amount(doc.get("sz"), "sz"),
+        side,
+        *_optional(doc, TRADE_OPTIONS),
+    )
 
 
 def _quote(doc: dict[str, Any]) -> Quote:
-    return Quote(_symbol(doc), _time_ns(doc, "ts_event_ns"), _required(doc, "bid_px"), _required(doc, "ask_px"),
-                 _optional_amount(doc, "bid_sz"), _optional_amount(doc, "ask_sz"), _text(doc, "venue"),
-                 _integer(doc, "seq"), _time_ns(doc, "ts_recv_ns", False))
+    return Quote(
+        _symbol(doc.get("sym")),
+        _time_ns(doc.get("ts_event_ns"), "ts_event_ns"),
+        decimal_text(doc.get("bid_px"), "bid_px"),
+        decimal_text(doc.get("ask_px"), "ask_px"),
+        *_optional(doc, QUOTE_OPTIONS),
+    )
 
 
 def _bar(doc: dict[str, Any]) -> Bar:
-    opened, high, low, close = (_required(doc, name) for name in ("open", "high", "low", "close"))
+    opened, high, low, close = (decimal_text(doc.get(name), name) for name in ("open", "high", "low", "close"))
     if not float(low) <= min(float(opened), float(close)) <= max(float(opened), float(close)) <= float(high):
         raise BadRecord(f"high: {high} and low: {low} do not enclose open {opened} and close {close}")
-    return Bar(_symbol(doc), _time_ns(doc, "ts_event_ns"), opened, high, low, close, _optional_amount(doc, "volume"),
-               _integer(doc, "interval_s"), _text(doc, "venue"), _time_ns(doc, "ts_recv_ns", False))
+    sym, ts_event_ns = _symbol(doc.get("sym")), _time_ns(doc.get("ts_event_ns"), "ts_event_ns")
+    return Bar(sym, ts_event_ns, opened, high, low, close, *_optional(doc, BAR_OPTIONS))
 
 
 PARSERS: dict[str, Callable[[dict[str, Any]], Record]] = {"trade": _trade, "quote": _quote, "bar": _bar}
 
 
-def _symbol(doc: dict[str, Any]) -> str:
-    sym = doc.get("sym")
-    if type(sym) is str and 0 < len(sym) <= MAX_SYMBOL_CHARS and sym.isprintable() and sym == sym.strip():
+@functools.lru_cache(maxsize=4096)
+def _known_symbol(sym: str) -> str:
+    if 0 < len(sym) <= MAX_SYMBOL_CHARS and sym.isprintable() and sym == sym.strip():
         return sym
-    raise BadRecord(f"sym: {str(sym)[:80]!r} is not a symbol (1 to {MAX_SYMBOL_CHARS} printable characters)")
+    raise BadRecord(f"sym: {sym[:80]!r} is not a symbol (1 to {MAX_SYMBOL_CHARS} printable characters)")
 
 
-def _time_ns(doc: dict[str, Any], name: str, required: bool = True) -> Any:
-    value = doc.get(name)
-    if (type(value) is int and 0 <= value <= MAX_TIME_NS) or (value is None and not required):
+def _symbol(value: Any) -> str:
+    if type(value) is str:
+        return _known_symbol(value)
+    raise BadRecord(f"sym: {str(value)[:80]!r} is not a symbol (1 to {MAX_SYMBOL_CHARS} printable characters)")
+
+
+def _time_ns(value: Any, name: str) -> int:
+    if type(value) is int and 0 <= value <= MAX_TIME_NS:
         return value
     raise BadRecord(f"{name}: {str(value)[:40]!r} is not a time in integer nanoseconds since 1970")
 
 
-def _required(doc: dict[str, Any], name: str) -> str:
-    value = doc.get(name)
-    if value is None:
-        raise BadRecord(f"{name}: missing")
-    return decimal_text(value, name)
-
-
-def _optional_amount(doc: dict[str, Any], name: str) -> str | None:
-    value = doc.get(name)
-    return None if value is None else _amount(decimal_text(value, name), name)
-
-
-def _amount(text: str, name: str) -> str:
-    if text.startswith("-"):
+def _amount(value: Any, name: str) -> str:
+    text = decimal_text(value, name)
+    if text[0] == "-":
         raise BadRecord(f"{name}: {text} is negative")
     return text
 
 
-def _text(doc: dict[str, Any], name: str) -> str | None:
-    value = doc.get(name)
-    if value is None:
-        return None
+def _text(value: Any, name: str) -> str:
     text = str(value) if type(value) is int else value
     if type(text) is str and len(text) <= MAX_SYMBOL_CHARS and text.isprintable():
         return text
     raise BadRecord(f"{name}: {str(value)[:40]!r} is not a text of at most {MAX_SYMBOL_CHARS} printable characters")
 
 
-def _integer(doc: dict[str, Any], name: str) -> int | None:
-    value = doc.get(name)
-    if value is None or (type(value) is int and 0 <= value <= MAX_TIME_NS):
+def _integer(value: Any, name: str) -> int:
+    if type(value) is int and 0 <= value <= MAX_TIME_NS:
         return value
     raise BadRecord(f"{name}: {str(value)[:40]!r} is not a whole number")
+
+
+Check = Callable[[Any, str], Any]
+TRADE_OPTIONS: tuple[tuple[str, Check], ...] = (
+    ("venue", _text),
+    ("id", _text),
+    ("seq", _integer),
+    ("ts_recv_ns", _time_ns),
+)
+QUOTE_OPTIONS: tuple[tuple[str, Check], ...] = (
+    ("bid_sz", _amount),
+    ("ask_sz", _amount),
+    ("venue", _text),
+    ("seq", _integer),
+    ("ts_recv_ns", _time_ns),
+)
+BAR_OPTIONS: tuple[tuple[str, Check], ...] = (
+    ("volume", _amount),
+    ("interval_s", _integer),
+    ("venue", _text),
+    ("ts_recv_ns", _time_ns),
+)
+
+
+def _optional(doc: dict[str, Any], options: tuple[tuple[str, Check], ...]) -> list[Any]:
+    """Fields that may be missing, in the record's order."""
+    return [None if (value := doc.get(name)) is None else check(value, name) for name, check in options]

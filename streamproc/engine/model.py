@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from streamproc.engine.support import Shapes
 from streamproc.errors import Usage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = r"auto|cpu|cuda(:\d+)?"
 WITHOUT_EFFECT = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 
 
@@ -87,12 +88,16 @@ def describe(model: Any, folder: Path, name: str) -> LoadedModel:
 
 def resolve_device(name: str) -> torch.device:
     """The device of this setting. Raises Usage where there is none."""
-    if name not in DEVICES:
-        raise Usage(f"engine.device: {name!r} is unknown, use one of {', '.join(DEVICES)}")
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise Usage("engine.device: cuda, but torch sees no GPU here; use cpu or auto, or mend the driver")
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+    if not re.fullmatch(DEVICES, name):
+        raise Usage(f"engine.device: {name!r} is unknown, use one of auto, cpu, cuda, cuda:0")
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if num_gpus else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        sees = f"{num_gpus} GPUs" if num_gpus else "no GPU"
+        raise Usage(f"engine.device: {name}, but torch sees {sees} here; use cpu or auto, or mend the driver")
+    return device
 
 
 def stored_dtype(config: Any) -> torch.dtype:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import transformers
 
 from streamproc.engine import exact
 from streamproc.engine.attention import KEY_TILE
@@ -111,9 +112,16 @@ class ModelRunner:
 
     def _fingerprint(self) -> str:
         """Of everything that a cell's bits depend on."""
-        facts = (self.loaded.fingerprint, str(self.loaded.dtype), self.device, torch.__version__,
-                 torch.backends.cpu.get_cpu_capability(), str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
+        facts = (self.loaded.fingerprint, str(self.loaded.dtype), chip(self.loaded.device), torch.__version__,
+                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def chip(device: torch.device) -> str:
+    """What decides which kernels run: the kind of GPU, or the vector instructions of the CPU."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} CUDA {torch.version.cuda}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def measure(loaded: LoadedModel) -> tuple[int, bool]:

@@ -1,12 +1,16 @@
-"""A bounded stretch of the records topic, read outside of any group: the source of a replay."""
+"""A bounded stretch of the records topic, read outside of any group: the source of a replay.
+
+Both ends are settled once, at the start; what is produced meanwhile is not part of it.
+"""
 
 from collections.abc import Mapping
 
 from streamproc.config import Config
-from streamproc.errors import Usage
+from streamproc.errors import Unavailable, Usage
 from streamproc.kafka.cluster import Cluster
+from streamproc.kafka.failures import missing_topic
 from streamproc.kafka.properties import client_properties
-from streamproc.kafka.tailing import Tail
+from streamproc.kafka.tailing import TIMEOUT_S, Tail
 from streamproc.positions import Position
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
@@ -18,18 +22,27 @@ class Stretch:
     membership = None
 
     def __init__(self, config: Config, begin: Position, end: Position) -> None:
+        """Raises Unavailable without the topic, Refused for a position it has not, Usage for a stretch of nothing."""
         properties = client_properties(config)
         self._topic = config.topics.records
-        self._tail = Tail(properties, self._topic, Cluster(properties).partition_counts()[self._topic])
-        self.starts = self._tail.starts()
+        counts = Cluster(properties).partition_counts()
+        if self._topic not in counts:
+            raise missing_topic(self._topic)
+        self._tail = Tail(properties, self._topic, counts[self._topic])
         begins, ends = self._tail.resolve(begin), self._tail.resolve(end)
-        self._ends = {number: ends[number] for number in begins if number in ends}
-        self._begins = {number: min(begins[number], self._ends[number]) for number in self._ends}
-        if not self._ends:
-            raise Usage("--from and --to name no partition in common")
+        taken = [number for number in sorted(begins) if begins[number] < ends.get(number, 0)]
+        if not taken:
+            self._tail.close()
+            raise Usage(f"topic {self._topic}: there is no record between --from and --to")
+        starts = self._tail.starts()
+        self.starts = {number: starts[number] for number in taken}  # of the log
+        self._begins = {number: begins[number] for number in taken}
+        self._ends = {number: ends[number] for number in taken}
         self.now_ms = 0  # the records' own clock: the newest timestamp delivered
+        self.num_records = 0  # delivered from `begin` on
         self._paused = False
-        self._tail.start({number: self.starts[number] for number in self._ends})
+        self._silent_since: float | None = None
+        self._tail.start(self.starts)
 
     def recoveries(self) -> dict[int, Recovery]:
         """Partitions as a worker would find them that starts at `begin` and has to rebuild from the log alone."""
@@ -41,26 +54,44 @@ class Stretch:
     @property
     def is_read(self) -> bool:
         """Whether every record of the stretch has been delivered."""
-        return all(self._tail.positions[number] >= end for number, end in self._ends.items())
+        return all(position >= self._ends[number] for number, position in self._tail.positions.items())
 
     def poll(self, timeout_s: float) -> list[Message]:
-        """The next records; a replay never waits long, they are all there."""
+        """The next records. Raises Unavailable where Kafka falls silent before the end."""
         if self._paused or self.is_read:
             return []
-        found = [m for m in self._tail.poll(timeout_s) if m.offset < self._ends[m.partition]]
+        before = dict(self._tail.positions)
+        batch = self._tail.poll(timeout_s)
+        self._listen(self._tail.positions != before)
+        found = [message for message in batch if message.offset < self._ends[message.partition]]
+        if len(found) < len(batch):
+            self._leave_finished()
         self.now_ms = max([self.now_ms, *(message.timestamp_ms for message in found)])
+        self.num_records += sum(message.offset >= self._begins[message.partition] for message in found)
         return [Message(self._topic, m.partition, m.offset, m.key, m.value, m.timestamp_ms) for m in found]
 
+    def _listen(self, is_heard: bool) -> None:
+        now = self._tail.clock()
+        if is_heard or self._silent_since is None:
+            self._silent_since = None if is_heard else now
+        elif now - self._silent_since > TIMEOUT_S:
+            raise Unavailable(f"topic {self._topic}: no Kafka answers within {TIMEOUT_S:.0f} s; is it running?")
+
+    def _leave_finished(self) -> None:
+        """Fetch only the partitions that have records left."""
+        left = {number: position for number, position in self._tail.positions.items() if position < self._ends[number]}
+        if left:
+            self._tail.start(left)
+
     def rewind(self, fallbacks: Mapping[int, int]) -> dict[int, Recovery]:
-        """Read again from where the last epoch ended."""
-        self._tail.start({**self._tail.positions, **fallbacks})
-        return {number: Recovery(offset, offset, {}, asks_from=0) for number, offset in fallbacks.items()}
+        raise AssertionError("a replay's output takes every epoch, or ends the replay")
 
     def pause(self) -> None:
         self._paused = True
 
     def resume(self) -> None:
         self._paused = False
+        self._silent_since = None
 
     def close(self) -> None:
         self._tail.close()

@@ -4,18 +4,33 @@ Everything before `--from` is read silently from the log's start, because a gene
 before it. So questions that are triggered by records get the very bytes that the live run published.
 """
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from streamproc.config import Config
-from streamproc.kafka.stretch import Stretch
-from streamproc.messages import Query, decode_answer
-from streamproc.ports import Clock, Engine, Sink
+from streamproc.errors import Usage
+from streamproc.messages import Query
+from streamproc.ports import Clock, Engine, Source
 from streamproc.processor import StreamProcessor
-from streamproc.state.epoch import Epoch, Message
+from streamproc.replay.sink import Output, ReplaySink
+from streamproc.state.epoch import Message
+from streamproc.state.partition import Recovery
+
+
+class Bounded(Source, Protocol):
+    """A source with an end; `streamproc.kafka.stretch.Stretch`, or a fake."""
+
+    @property
+    def now_ms(self) -> int: ...
+
+    @property
+    def num_records(self) -> int: ...
+
+    @property
+    def is_read(self) -> bool: ...
+
+    def recoveries(self) -> dict[int, Recovery]: ...
 
 
 class Questions:
@@ -31,80 +46,59 @@ class Questions:
         return messages
 
 
-class FileSink:
-    """Answers as lines of a file, exactly the bytes a live run publishes, ordered by partition, offset and query.
-
-    The file appears whole, when the replay is done.
-    """
-
-    def __init__(self, path: Path, answers_topic: str) -> None:
-        self.path = path
-        self._topic = answers_topic
-        self._values: list[bytes] = []
-
-    def commit(self, epoch: Epoch, membership: Any) -> None:
-        self._values += [m.value for m in epoch.messages if m.topic == self._topic and m.value is not None]
-
-    def close(self) -> None:
-        """Nothing is open before `publish`."""
-
-    def publish(self) -> None:
-        """Write the file: temporary name, fsync, rename."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            file.writelines(value + b"\n" for value in sorted(self._values, key=_place))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
-
-
-def _place(value: bytes) -> tuple[int, int, str]:
-    answer = decode_answer(value)
-    assert answer.as_of is not None
-    return answer.as_of.partition, answer.as_of.offset, answer.query_id or ""
-
-
-class TopicSink:
-    """Answers go to a topic of the replay's own; dead letters and heads belong to the live run and are left out."""
-
-    def __init__(self, sink: Sink, answers_topic: str, out: str) -> None:
-        self._sink = sink
-        self._topic = answers_topic
-        self._out = out
-
-    def commit(self, epoch: Epoch, membership: Any) -> None:
-        messages = tuple(
-            replace(message, topic=self._out) for message in epoch.messages if message.topic == self._topic
-        )
-        if messages:
-            self._sink.commit(Epoch(messages, ()), None)
-
-    def close(self) -> None:
-        self._sink.close()
-
-
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay has done."""
+    """What a replay has done; `records` counts those of the stretch, not those before it."""
 
     records: int
     answers: int
     sessions: int
+    dead: int
 
 
-def replay(config: Config, engine: Engine, stretch: Stretch, sink: Sink, queries: Sequence[Query]) -> Replayed:
-    """Run to the end of the stretch, and until every question that it triggers is answered."""
-    clock = Clock(lambda: stretch.now_ms / 1e3, lambda: stretch.now_ms)
-    processor = StreamProcessor(config, engine, sink, Questions(config.topics.control, queries), clock)
-    processor.connect(stretch)
-    processor.assigned(stretch.recoveries())
-    while not (stretch.is_read and is_done(processor)):
-        processor.step()
-    processor.commit()
-    sessions = {(number, key) for number, partition in processor.partitions.items() for key in partition.sessions}
-    return Replayed(processor.counters.records, processor.counters.flash_answers, len(sessions))
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One replay, with all that it needs. `warn` takes one line for people."""
+
+    config: Config
+    engine: Engine
+    source: Bounded
+    output: Output
+    warn: Callable[[str], None]
+
+    def run(self, queries: Sequence[Query]) -> Replayed:
+        """Until every question of the stretch is answered and published. Raises Usage for one that cannot be."""
+        sink = ReplaySink(self.config.topics, self.output, self.warn)
+        clock = Clock(lambda: self.source.now_ms / 1e3, lambda: self.source.now_ms)
+        control = Questions(self.config.topics.control, queries)
+        processor = StreamProcessor(self.config, self.engine, sink, control, clock)
+        processor.connect(self.source)
+        check_queries(processor, queries)
+        processor.assigned(self.source.recoveries())
+        while not (self.source.is_read and is_idle(processor)):
+            processor.step()
+        processor.commit()
+        self.output.publish()
+        num_sessions = sum(len(partition.sessions) for partition in processor.partitions.values())
+        return Replayed(self.source.num_records, sink.num_answers, num_sessions, sink.num_dead)
 
 
-def is_done(processor: StreamProcessor) -> bool:
+def check_triggers(queries: Sequence[Query]) -> None:
+    """Raises Usage for the first question whose answers cannot be repeated."""
+    for query in queries:
+        if query.every is None:
+            raise Usage(f"query {query.id}: trigger idle depends on idle time, a replay needs 'every N records'")
+
+
+def check_queries(processor: StreamProcessor, queries: Sequence[Query]) -> None:
+    """Raises Usage for the first question that would not be answered, or not repeatably."""
+    check_triggers(queries)
+    for query in queries:
+        num_tail = len(processor.renderer.tail_ids(query.question))
+        if reason := processor.intake.why_not(query, num_tail):
+            raise Usage(f"query {query.id}: {reason}")
+
+
+def is_idle(processor: StreamProcessor) -> bool:
     """Nothing is left to compute or to ask."""
     return processor.workload.is_idle and not any(partition.dirty for partition in processor.partitions.values())

@@ -1,13 +1,13 @@
 """An epoch as a value: everything that one Kafka transaction carries."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Headers = tuple[tuple[str, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message as it came from a topic."""
+class Message(NamedTuple):
+    """One message as it came from a topic; a tuple, because every record passes through one."""
 
     topic: str
     partition: int

@@ -5,7 +5,7 @@ Nothing here computes tokens' KV or talks to a broker; one batch of messages in,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from streamproc.errors import BadRecord
 from streamproc.messages import Ask, AsOf, Query
@@ -46,8 +46,7 @@ class Rules:
     max_answer_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class Parsed(NamedTuple):
     """One message of the records topic, read."""
 
     message: Message
@@ -68,15 +67,18 @@ class Intake:
         """Append a batch of records, in the order in which they came; bad ones wait for the dead topic."""
         parsed = [self._parse(message) for message in messages if message.partition in partitions]
         all_ids = iter(self.renderer.record_ids([item.record for item in parsed if item.record]))
-        for item in parsed:
-            partition = partitions[item.message.partition]
-            self._go_live(partition, item.message.offset)
-            if item.record is None:
-                self._refuse(partition, item.message, item.reason)
+        for message, record, reason in parsed:
+            partition = partitions[message.partition]
+            if partition.phase is Phase.RESTORING and message.offset >= partition.live_from:
+                self.go_live(partition)
+            if record is None:
+                self._refuse(partition, message, reason)
             else:
-                self._append(partition, item.message, item.record, next(all_ids), now)
-            partition.next_offset = item.message.offset + 1
-            self._go_live(partition, partition.next_offset)
+                self._append(partition, message, record, next(all_ids), now)
+            partition.next_offset = message.offset + 1
+        for partition in partitions.values():
+            if partition.phase is Phase.RESTORING and partition.next_offset >= partition.live_from:
+                self.go_live(partition)
 
     def _parse(self, message: Message) -> Parsed:
         try:
@@ -84,10 +86,6 @@ class Intake:
             return Parsed(message, decode_record(message.value, key, self.rules.max_record_bytes), "")
         except BadRecord as problem:
             return Parsed(message, None, str(problem))
-
-    def _go_live(self, partition: Partition, offset: int) -> None:
-        if partition.phase is Phase.RESTORING and offset >= partition.live_from:
-            self.go_live(partition)
 
     def go_live(self, partition: Partition) -> None:
         """The partition has seen its committed offset again: compute its sessions, answer from here on."""

@@ -24,7 +24,7 @@ from transformers import (
 from streamproc.config import Engine as Settings
 from streamproc.engine import support
 from streamproc.engine.build import Engine
-from streamproc.engine.model import LoadedModel, fingerprint, load_model, max_positions, stored_dtype
+from streamproc.engine.model import LoadedModel, fingerprint, load_model, max_positions, resolve_device, stored_dtype
 from streamproc.errors import StreamprocError, Unavailable, Usage
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -87,7 +87,18 @@ def test_a_hub_that_cannot_be_reached_is_said_fast(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
     assert "torch sees no GPU" in refusal(Settings(device="cuda"))
+    assert "cuda:1, but torch sees no GPU" in refusal(Settings(device="cuda:1"))
     assert "'tpu' is unknown, use one of auto, cpu, cuda" in refusal(Settings(device="tpu"))
+
+
+def test_one_of_several_gpus_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cuda") == resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(Usage, match="cuda:2, but torch sees 2 GPUs here"):
+        resolve_device("cuda:2")
 
 
 def test_damaged_models_are_refused(folder: Path) -> None:

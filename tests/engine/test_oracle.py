@@ -44,12 +44,12 @@ CONFIGS: dict[str, Any] = {
     "gemma3": Gemma3TextConfig(**SHAPE, query_pre_attn_scalar=16, sliding_window=48,
                                layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
 }
-NAMES = ("random-tiny", *CONFIGS)
+CASES = (("random-tiny", 0), ("random-tiny", 1), ("random-tiny", 2), ("qwen3", 1), ("gemma3", 0), ("gemma3", 2))
 QUERIES = (
-    Query("every-3", "last {last}, {count} so far?", "*", every=3, max_tokens=6),
+    Query("every-3", "last {last}, {count} so far?", "*", every=3, max_tokens=5),
     Query("every-5", "{session} high {high}?", "S0", every=5, max_tokens=4, stop=("e", "7", "Q")),
     Query("change-2", "up?", "S*", every=2, emit="change", max_tokens=1),
-    Query("idle", "now {mid}?", "*", max_tokens=4),
+    Query("idle", "now {mid}?", "*", max_tokens=3),
 )
 
 
@@ -61,6 +61,7 @@ def write_model(name: str, folder: Path) -> Path:
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 0.3)
+        model.get_input_embeddings().weight.mul_(0.2)  # what a token sees should weigh more than what it is
         model.lm_head.weight[: len(random_model.SPECIALS)] = 0
     model.save_pretrained(folder)
     random_model.make_tokenizer().save_pretrained(folder)
@@ -82,6 +83,15 @@ def engines(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
     yield engine
     for one in made.values():
         one.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Any:
+    """The reference's forwards are too small to be shared by threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def world_config(context_tokens: int, step_tokens: int) -> Config:
@@ -178,14 +188,15 @@ class Oracle:
     continued: Answerer
 
     def check(self) -> list[str]:
-        """Every answer is there once and right -> the texts."""
+        """Every answer is there once and right -> the texts of more than a token."""
         answers = self.world.answers()
         assert len({answer.id for answer in answers}) == len(answers)
         assert sorted(a.id for a in answers if a.kind == "ask") == sorted(self.world.asks)
         self._check_triggered([a for a in answers if a.query_id and a.query_id != "idle"])
-        found = {(number, offset): (session, replace(context)) for number in range(2)
+        found = {(number, offset): (session, context) for number in range(2)
                  for offset, session, context in self._contexts(number)}
-        return [self._check_answer(a, *found[a.as_of.partition, a.as_of.offset]) for a in answers if a.as_of]
+        texts = [self._check_answer(a, *found[a.as_of.partition, a.as_of.offset]) for a in answers if a.as_of]
+        return [text for text in texts if len(text) > 1]
 
     def _check_triggered(self, answers: list[Answer]) -> None:
         """The log alone decides which of them there are."""
@@ -206,7 +217,7 @@ class Oracle:
         ids = (*context.ids, *self.world.engine.renderer.tail_ids(question))
         assert tuple(self.world.watch.answers(ids)) == self.continued(ids, source.max_tokens, stop)
         assert answer.text == self._text(ids, source.max_tokens, stop)
-        return f"{len(answer.text)} {answer.text}" if source.max_tokens > 1 else ""
+        return answer.text
 
     def _text(self, ids: Any, max_tokens: int, stop: tuple[str, ...]) -> str:
         text = self.world.engine.renderer.decode(self.continued(tuple(ids), max_tokens, stop))
@@ -272,26 +283,23 @@ def check_cells(world: World) -> int:
 
 def check_variety(texts: list[str]) -> None:
     """A model that said the same whatever it has seen would pass every comparison."""
-    long = [text for text in texts if text]
-    assert len(long) > 20
-    assert len(set(long)) > len(long) / 2
+    assert len(texts) > 12
+    assert len(set(texts)) > len(texts) / 2
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "seed"), CASES)
 def test_in_float32_every_answer_is_what_plain_transformers_says(name: str, seed: int, engines: Any) -> None:
     world = World(engines(name, "float32"), seed)
-    world.walk(50)
+    world.walk(36)
     check_variety(Oracle(world, plain_transformers(world.engine, ("eager", "sdpa")[seed % 2])).check())
     check_variety(Oracle(world, in_one_chunk(world.engine)).check())
     assert check_cells(world)
 
 
-@pytest.mark.parametrize("seed", range(3, 6))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "seed"), CASES)
 def test_in_bfloat16_answers_and_cells_are_those_of_one_chunk(name: str, seed: int, engines: Any) -> None:
-    world = World(engines(name, "bfloat16"), seed)
-    world.walk(50)
+    world = World(engines(name, "bfloat16"), seed + len(SIZES))
+    world.walk(36)
     check_variety(Oracle(world, in_one_chunk(world.engine)).check())
     assert check_cells(world)
 

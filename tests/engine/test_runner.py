@@ -120,3 +120,20 @@ def test_the_fingerprint_tells_models_and_dtypes_apart(load: Callable[..., Loade
         assert runner.exact
         runner.close()
         runner.close()
+
+
+def test_the_fingerprint_tells_libraries_and_chips_apart(load: Callable[..., LoadedModel],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("llama", torch.float32)
+
+    def found() -> str:
+        runner = ModelRunner(loaded, KVCache(loaded.layout(16), 4, loaded.device))
+        runner.close()
+        return runner.fingerprint
+
+    prints = {found()}
+    monkeypatch.setattr("transformers.__version__", "5.99.0")
+    prints.add(found())
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "NEON")
+    prints.add(found())
+    assert len(prints) == 3
