@@ -6,11 +6,15 @@ that does nothing. Measured from the first poll until the offset after the last 
 
 import argparse
 import statistics
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common import fresh_topics, kafka, last_line, show
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.broker
 
 NUM_PARTITIONS = 3
 SYMBOLS = ["BTC", "ETH", "SOL", "XRP", "ADA"]
+MANY = [f"BE{number}" for number in range(16)]  # records for every partition
 TRIGGERED = [
     Query("always-2", "Is {last} {count}?", every=2, max_tokens=5),
     Query("change-3", "up?", every=3, emit="change", max_tokens=1),
@@ -171,13 +172,13 @@ def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_leav
                 lambda: first.owned and second.owned and len(first.owned + second.owned) == NUM_PARTITIONS,
                 "partitions for both",
             )
-            site.send_records(trades(0, 200))
+            site.send_records(trades(0, 200, MANY))
             site.settle()
             shares = [worker.processor.counters.records for worker in (first, second)]
         finally:
             second.stop()
         until(lambda: len(first.owned) == NUM_PARTITIONS, "all partitions back with the first")
-        site.send_records(trades(200, 200))
+        site.send_records(trades(200, 200, MANY))
         site.settle()
     assert all(shares)
     assert all(
@@ -204,7 +205,7 @@ BAD_RECORDS = {
 BAD_QUERIES = {
     "empty-question": b'{"question": " "}',
     "unknown-placeholder": b'{"question": "how is {colour}?"}',
-    "not-json": b"{",
+    "not-json": b"{]",
 }
 BAD_ASKS = {"malformed": b"{", "no session": b'{"id": "x", "question": "how?"}'}
 
