@@ -91,7 +91,7 @@ def table(query: Query) -> str:
     return "\n".join(f"{name} = {json.dumps(value)}" for name, value in doc.items())
 
 
-def fill(site: Site) -> int:
+def fill(site: Site, num_records: int = NUM_RECORDS) -> int:
     """Records in transactions, one of them aborted at the end, and questions -> answers that these call for."""
     topics = site.config.topics
     properties = {**site.config.kafka, "partitioner": "murmur2_random", "transactional.id": topics.records}
@@ -101,10 +101,10 @@ def fill(site: Site) -> int:
     for query in QUERIES:
         producer.produce(topics.control, query.encode(), query.id)
     producer.commit_transaction()
-    records = list(itertools.islice(sample_records(), NUM_RECORDS))
-    for first, is_kept in ((0, True), (NUM_RECORDS // 2, True), (0, False)):
+    records = list(itertools.islice(sample_records(), num_records))
+    for first, is_kept in ((0, True), (num_records // 2, True), (0, False)):
         producer.begin_transaction()
-        for record in records[first : first + NUM_RECORDS // 2]:
+        for record in records[first : first + num_records // 2]:
             producer.produce(topics.records, encode_record(record), record.sym)
         producer.flush()
         (producer.commit_transaction if is_kept else producer.abort_transaction)()
@@ -164,7 +164,7 @@ def test_a_replay_into_a_topic_makes_it_and_writes_each_answer_once(live: Site):
 
 
 def test_an_interrupted_replay_leaves_no_file_and_exits_with_130(site: Site, tmp_path: Path):
-    fill(site)
+    fill(site, 4_000)
     out = tmp_path / "out" / "a.jsonl"
     out.parent.mkdir()
     command = [sys.executable, "-m", "streamproc", "replay", "--out", str(out), "--queries", site.queries, *site.flags]

@@ -1,0 +1,134 @@
+"""A worker with a real engine on a log that outlives it: records, questions, failing epochs and sudden deaths."""
+
+import random
+
+import torch
+from fakes import FakeClock, FakeControl, FakeEngine, FakeSink, FakeSource, Log
+from watch import WatchedRunner
+
+from streamproc.config import Config, Engine, Prompts, Worker
+from streamproc.engine import build
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.runner import run_step
+from streamproc.messages import Answer, Ask, Query, decode_answer
+from streamproc.processor import StreamProcessor
+from streamproc.records import Quote, Record, Trade
+from streamproc.schedule.plan import Chunk, Plan
+from streamproc.state.session import Generation
+
+PROMPTS = Prompts(system="Feed\n", trade="{sym} {px} {sz}\n", quote="{sym} {bid_px} {ask_px}\n", stop=("\n", "~"))
+MAX_QUESTION, MAX_ANSWER = 48, 8
+# context, step, pool in longest sequences: many short pieces and evictions, all in one piece, more than a tile of keys
+SIZES = ((144, 17, 1), (208, 300, 4), (592, 90, 2))
+QUERIES = (
+    Query("every-3", "last {last}, {count} so far?", "*", every=3, max_tokens=5),
+    Query("every-5", "{session} high {high}?", "S0", every=5, max_tokens=4, stop=("e", "7", "Q")),
+    Query("change-2", "up?", "S*", every=2, emit="change", max_tokens=1),
+    Query("idle", "now {mid}?", "*", max_tokens=3),
+)
+
+
+def make_config(context_tokens: int, step_tokens: int) -> Config:
+    engine = Engine(context_tokens=context_tokens, step_tokens=step_tokens, kv_bytes=4 * 2**20, threads=1)
+    worker = Worker(slot="test", commit_interval_ms=10, max_question_tokens=MAX_QUESTION, max_answer_tokens=MAX_ANSWER)
+    return Config(engine=engine, worker=worker, prompts=PROMPTS)
+
+
+class World:
+    """A log, and a worker with a real engine that may die at any moment."""
+
+    def __init__(self, engine: build.Engine, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.engine = engine
+        context_tokens, step_tokens, num_longest = SIZES[seed % len(SIZES)]
+        self.config = make_config(context_tokens, step_tokens)
+        longest = -(-build.longest_sequence(self.config) // engine.runner.block_size) + 1
+        self.watch = WatchedRunner(engine.runner, num_longest * longest)
+        self.log = Log(self.config)
+        self.clock = FakeClock()
+        self.fate = "ok"
+        self.asks: dict[str, Ask] = {}
+        for query in QUERIES:
+            self.log.append(self.config.topics.control, 0, query.id.encode(), query.encode())
+        self.start()
+
+    def start(self) -> None:
+        """A new worker; what the one before held in memory is gone, its cells hold what they held."""
+        engine = FakeEngine(self.watch, self.engine.renderer, self.engine.fingerprint)
+        sink = FakeSink(self.log, lambda: self.fate)
+        self.processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
+        self.source = FakeSource(self.log, batch=self.rng.choice((1, 4, 30)))
+        self.source.listener = self.processor
+        self.processor.connect(self.source)
+        self.source.assign(range(2))
+
+    def walk(self, num_turns: int) -> None:
+        """Records and asks come in, steps are made, epochs fail, workers die."""
+        for _ in range(num_turns):
+            for _ in range(self.rng.choice((0, 1, 1, 4))):
+                number = self.rng.randrange(3)
+                self.log.produce(number % 2, self.record(f"S{number}"))
+            if self.rng.random() < 0.12:
+                self.ask(self.rng.randrange(3))
+            self.fate = self.rng.choices(("ok", "abort", "lost reply"), (90, 5, 5))[0]
+            self.clock.now_s += self.rng.choice((0.0, 0.004, 0.02))
+            self.processor.step()
+            self.processor.check()
+            if self.rng.random() < 0.04:
+                check_cells(self)
+                self.start()
+        self.drain()
+
+    def record(self, sym: str) -> Record:
+        rng, when = self.rng, self.rng.randrange(10**6)
+        if rng.random() < 0.3:
+            return Quote(sym, when, f"{rng.randrange(90, 100)}.5", f"{rng.randrange(100, 110)}.25")
+        return Trade(sym, when, f"{rng.randrange(90, 110)}.{rng.randrange(100):02}", str(rng.randrange(1, 900)))
+
+    def ask(self, number: int) -> Ask:
+        """A question to a session of which there is a record."""
+        sym, partition = f"S{number}", number % 2
+        offset = self.log.produce(partition, self.record(sym))
+        ask = Ask(f"ask-{len(self.asks)}", sym, "how is {last}?", min_offset=offset, max_tokens=MAX_ANSWER)
+        self.log.append(self.config.topics.asks, partition, sym.encode(), ask.encode())
+        self.asks[ask.id] = ask
+        return ask
+
+    def drain(self) -> None:
+        """Until nothing is left to do."""
+        self.fate = "ok"
+        for _ in range(10_000):
+            self.clock.now_s += 0.02
+            self.processor.step()
+            idle = self.processor.workload.is_idle and self.source.is_drained
+            if idle and not any(p.finished or p.replies or p.dirty for p in self.processor.partitions.values()):
+                return
+        raise AssertionError("the worker does not come to rest")
+
+    def generations(self) -> list[Generation]:
+        """All that hold cells."""
+        sessions = [s for partition in self.processor.partitions.values() for s in partition.sessions.values()]
+        return [generation for s in sessions for generation in s.generations if generation.num_computed]
+
+    def answers(self) -> list[Answer]:
+        return [decode_answer(message.value or b"") for message in self.log.read(self.config.topics.answers)]
+
+
+def cells(kv: KVCache, table: tuple[int, ...], num_tokens: int) -> torch.Tensor:
+    """[layers, 2, kv_heads, num_tokens, head_dim]"""
+    return kv.gather(table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
+
+
+def check_cells(world: World) -> int:
+    """Every live generation's cells are those of one chunk from nothing -> how many were compared."""
+    runner, loaded, num_cells = world.engine.runner, world.engine.loaded, 0
+    for generation in world.generations():
+        num_tokens = generation.num_computed
+        table = tuple(range(-(-num_tokens // runner.block_size)))
+        fresh = KVCache(runner.kv.layout, len(table), loaded.device)
+        plan = Plan((), (Chunk(0, 0, tuple(generation.token_ids[:num_tokens]), table, False),))
+        runner.call(lambda fresh=fresh, plan=plan: run_step(loaded, fresh, plan, runner.row_multiple))
+        ours = cells(runner.kv, tuple(generation.block_table[: len(table)]), num_tokens)
+        assert torch.equal(ours, cells(fresh, table, num_tokens)), f"cells differ in a generation of {num_tokens}"
+        num_cells += num_tokens
+    return num_cells
