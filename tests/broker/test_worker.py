@@ -275,15 +275,16 @@ def test_a_killed_worker_loses_no_answer_and_its_successor_repeats_none(
     )
     site.register(TRIGGERED)
     worker = running(site)
-    site.send_records(trades(0, 400))
-    until(lambda: len(site.answers()) > 20, "some answers")
+    site.send_records(trades(0, 50))
+    until(site.answers, "some answers")
+    site.send_records(trades(50, 50))
     worker.kill()
     worker.wait()
     before = site.answers()
     engine = build_engine(site.config)
     try:
         with ThreadWorker(site.config, engine):
-            site.send_records(trades(400, 50))
+            site.send_records(trades(100, 20))
             site.settle()
 
         def answer(renderer: object, ids: list[int], max_tokens: int, stop: tuple[str, ...]) -> str:

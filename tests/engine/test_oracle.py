@@ -167,18 +167,20 @@ def check_variety(texts: list[str]) -> None:
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_in_float32_every_answer_is_what_plain_transformers_says(name: str, seed: int, engines: Any) -> None:
     world = World(engines(name, "float32"), seed)
-    world.walk(36)
+    world.walk(30)
     check_variety(Oracle(world, plain_transformers(world.engine, ("eager", "sdpa")[seed % 2])).check())
     check_variety(Oracle(world, in_one_chunk(world.engine)).check())
     assert check_cells(world)
+    assert world.num_hopped
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_in_bfloat16_answers_and_cells_are_those_of_one_chunk(name: str, seed: int, engines: Any) -> None:
     world = World(engines(name, "bfloat16"), seed + len(SIZES))
-    world.walk(36)
+    world.walk(30)
     check_variety(Oracle(world, in_one_chunk(world.engine)).check())
     assert check_cells(world)
+    assert world.num_hopped
 
 
 @pytest.fixture
@@ -212,7 +214,7 @@ def test_one_record_is_missed_in_the_answers(change: str, world: World) -> None:
     place = (world.config.topics.records, 0)
     messages = world.log.topics[place]
     middle = messages[len(messages) // 2]
-    other = [replace(middle, value=(middle.value or b"").replace(b"0", b"1"))] if change == "changed" else []
+    other = [middle._replace(value=(middle.value or b"").replace(b"0", b"1"))] if change == "changed" else []
     assert [middle] != other
     world.log.topics[place] = [m for message in messages for m in (other if message is middle else [message])]
     with pytest.raises(AssertionError):

@@ -18,8 +18,9 @@ from streamproc.state.session import Generation
 
 PROMPTS = Prompts(system="Feed\n", trade="{sym} {px} {sz}\n", quote="{sym} {bid_px} {ask_px}\n", stop=("\n", "~"))
 MAX_QUESTION, MAX_ANSWER = 48, 8
-# context, step, pool in longest sequences: many short pieces and evictions, all in one piece, more than a tile of keys
-SIZES = ((144, 17, 1), (208, 300, 4), (592, 90, 2))
+# context, step, pool in longest sequences, digits of a size: short pieces and evictions; all in one piece; contexts of
+# more than a tile of keys
+SIZES = ((144, 17, 1, 1), (208, 300, 4, 1), (592, 90, 2, 60))
 QUERIES = (
     Query("every-3", "last {last}, {count} so far?", "*", every=3, max_tokens=5),
     Query("every-5", "{session} high {high}?", "S0", every=5, max_tokens=4, stop=("e", "7", "Q")),
@@ -40,7 +41,7 @@ class World:
     def __init__(self, engine: build.Engine, seed: int) -> None:
         self.rng = random.Random(seed)
         self.engine = engine
-        context_tokens, step_tokens, num_longest = SIZES[seed % len(SIZES)]
+        context_tokens, step_tokens, num_longest, self.num_digits = SIZES[seed % len(SIZES)]
         self.config = make_config(context_tokens, step_tokens)
         longest = -(-build.longest_sequence(self.config) // engine.runner.block_size) + 1
         self.watch = WatchedRunner(engine.runner, num_longest * longest)
@@ -83,7 +84,8 @@ class World:
         rng, when = self.rng, self.rng.randrange(10**6)
         if rng.random() < 0.3:
             return Quote(sym, when, f"{rng.randrange(90, 100)}.5", f"{rng.randrange(100, 110)}.25")
-        return Trade(sym, when, f"{rng.randrange(90, 110)}.{rng.randrange(100):02}", str(rng.randrange(1, 900)))
+        size = rng.randrange(1, 10**self.num_digits)
+        return Trade(sym, when, f"{rng.randrange(90, 110)}.{rng.randrange(100):02}", f"0.{size:0{self.num_digits}}")
 
     def ask(self, number: int) -> Ask:
         """A question to a session of which there is a record."""
@@ -109,6 +111,12 @@ class World:
         """All that hold cells."""
         sessions = [s for partition in self.processor.partitions.values() for s in partition.sessions.values()]
         return [generation for s in sessions for generation in s.generations if generation.num_computed]
+
+    @property
+    def num_hopped(self) -> int:
+        """Sessions that have left records behind."""
+        partitions = self.processor.partitions.values()
+        return sum(s.current.records_before > 0 for partition in partitions for s in partition.sessions.values())
 
     def answers(self) -> list[Answer]:
         return [decode_answer(message.value or b"") for message in self.log.read(self.config.topics.answers)]

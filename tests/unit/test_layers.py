@@ -44,7 +44,7 @@ HOMES = {
     "jgo": {"kafka"},
     "pyarrow": {"market"},
     "click": {"cli"},
-    "rich": {"cli", "demo"},
+    "rich": {"cli"},
 }
 
 
