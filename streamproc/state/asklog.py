@@ -27,9 +27,11 @@ class AskLog:
 
     def see(self, offset: int) -> bool:
         """An ask has arrived -> whether it still needs an answer."""
-        if offset < self.next_offset or offset in self._answered:
+        if offset < self.next_offset:
             return False
         self.next_offset = offset + 1
+        if offset in self._answered:
+            return False
         self._open.add(offset)
         return True
 

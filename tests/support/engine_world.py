@@ -1,6 +1,7 @@
 """A worker with a real engine on a log that outlives it: records, questions, failing epochs and sudden deaths."""
 
 import random
+from typing import NamedTuple
 
 import torch
 from fakes import FakeClock, FakeControl, FakeEngine, FakeSink, FakeSource, Log
@@ -18,9 +19,23 @@ from streamproc.state.session import Generation
 
 PROMPTS = Prompts(system="Feed\n", trade="{sym} {px} {sz}\n", quote="{sym} {bid_px} {ask_px}\n", stop=("\n", "~"))
 MAX_QUESTION, MAX_ANSWER = 48, 8
-# context, step, pool in longest sequences, digits of a size: short pieces and evictions; all in one piece; contexts of
-# more than a tile of keys
-SIZES = ((144, 17, 1, 1), (208, 300, 4, 1), (592, 90, 2, 60))
+
+
+class Size(NamedTuple):
+    """What makes a walk go its way."""
+
+    context_tokens: int
+    step_tokens: int
+    pool: int  # in sequences of the greatest length
+    num_sessions: int
+    num_digits: int  # of a trade's size: makes records long
+
+
+SIZES = (
+    Size(144, 17, pool=1, num_sessions=3, num_digits=1),  # short pieces, evictions
+    Size(208, 300, pool=4, num_sessions=3, num_digits=1),  # all in one piece
+    Size(592, 90, pool=2, num_sessions=2, num_digits=28),  # more than a tile of keys
+)
 QUERIES = (
     Query("every-3", "last {last}, {count} so far?", "*", every=3, max_tokens=5),
     Query("every-5", "{session} high {high}?", "S0", every=5, max_tokens=4, stop=("e", "7", "Q")),
@@ -29,8 +44,8 @@ QUERIES = (
 )
 
 
-def make_config(context_tokens: int, step_tokens: int) -> Config:
-    engine = Engine(context_tokens=context_tokens, step_tokens=step_tokens, kv_bytes=4 * 2**20, threads=1)
+def make_config(size: Size) -> Config:
+    engine = Engine(context_tokens=size.context_tokens, step_tokens=size.step_tokens, kv_bytes=4 * 2**20, threads=1)
     worker = Worker(slot="test", commit_interval_ms=10, max_question_tokens=MAX_QUESTION, max_answer_tokens=MAX_ANSWER)
     return Config(engine=engine, worker=worker, prompts=PROMPTS)
 
@@ -41,10 +56,10 @@ class World:
     def __init__(self, engine: build.Engine, seed: int) -> None:
         self.rng = random.Random(seed)
         self.engine = engine
-        context_tokens, step_tokens, num_longest, self.num_digits = SIZES[seed % len(SIZES)]
-        self.config = make_config(context_tokens, step_tokens)
+        self.size = SIZES[seed % len(SIZES)]
+        self.config = make_config(self.size)
         longest = -(-build.longest_sequence(self.config) // engine.runner.block_size) + 1
-        self.watch = WatchedRunner(engine.runner, num_longest * longest)
+        self.watch = WatchedRunner(engine.runner, self.size.pool * longest)
         self.log = Log(self.config)
         self.clock = FakeClock()
         self.fate = "ok"
@@ -67,10 +82,10 @@ class World:
         """Records and asks come in, steps are made, epochs fail, workers die."""
         for _ in range(num_turns):
             for _ in range(self.rng.choice((0, 1, 1, 4))):
-                number = self.rng.randrange(3)
+                number = self.rng.randrange(self.size.num_sessions)
                 self.log.produce(number % 2, self.record(f"S{number}"))
             if self.rng.random() < 0.12:
-                self.ask(self.rng.randrange(3))
+                self.ask(self.rng.randrange(self.size.num_sessions))
             self.fate = self.rng.choices(("ok", "abort", "lost reply"), (90, 5, 5))[0]
             self.clock.now_s += self.rng.choice((0.0, 0.004, 0.02))
             self.processor.step()
@@ -84,8 +99,8 @@ class World:
         rng, when = self.rng, self.rng.randrange(10**6)
         if rng.random() < 0.3:
             return Quote(sym, when, f"{rng.randrange(90, 100)}.5", f"{rng.randrange(100, 110)}.25")
-        size = rng.randrange(1, 10**self.num_digits)
-        return Trade(sym, when, f"{rng.randrange(90, 110)}.{rng.randrange(100):02}", f"0.{size:0{self.num_digits}}")
+        digits = self.size.num_digits
+        return Trade(sym, when, f"{rng.randrange(90, 110)}.{rng.randrange(100):02}", f"0.{rng.randrange(1, 10**digits):0{digits}}")
 
     def ask(self, number: int) -> Ask:
         """A question to a session of which there is a record."""
