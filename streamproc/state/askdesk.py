@@ -26,7 +26,12 @@ class AskDesk:
         if not partition.asks.see(message.offset):
             return
         try:
-            partition.waiting_asks.append(WaitingAsk(message.offset, decode_ask(message.value), now))
+            ask = decode_ask(message.value)
+            if partition.asks.is_full:
+                reason = f"too many asks are waiting in partition {partition.number}: try again later"
+                partition.replies.append(Reply(message.offset, self._publisher.refusal(ask, reason)))
+            else:
+                partition.waiting_asks.append(WaitingAsk(message.offset, ask, now))
         except BadAsk as problem:
             letter = Bad(message, problem.code, str(problem)).letter(self._publisher.topics.dead)
             partition.replies.append(Reply(message.offset, letter))

@@ -1,10 +1,11 @@
 """Whole workers on a real Kafka, held to an oracle that reads nothing but the records topic."""
 
 import itertools
+import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
-from workers import Site, ThreadWorker, make_config, start_process, until, with_slot
+from workers import RUN, RUN_FAKE, Site, ThreadWorker, make_config, start_process, until, with_slot
 
-from streamproc.config import Topics
+from streamproc.config import Config, Topics
 from streamproc.kafka.properties import client_properties
 from streamproc.messages import Ask, Query, decode_head
 from streamproc.records import Trade, encode_record
+from streamproc.state.intake import Renderer
 
 pytestmark = pytest.mark.broker
 
@@ -39,12 +41,12 @@ def site(bootstrap_servers: str, make_topics: Callable[..., Topics]) -> Site:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Callable[[Site], subprocess.Popen[str]]]:
-    """`running(site)` -> `streamproc run` there; killed with the test at the latest."""
+def running(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`running(config, what)` -> a worker process; killed with the test at the latest."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(site: Site) -> subprocess.Popen[str]:
-        processes.append(start_process(site.config, tmp_path))
+    def start(config: Config, what: Sequence[str]) -> subprocess.Popen[str]:
+        processes.append(start_process(config, tmp_path, what))
         return processes[-1]
 
     yield start
@@ -265,52 +267,53 @@ def test_bad_questions_go_to_the_dead_topic_once_and_an_asker_gets_the_reason(si
 
 
 def test_a_killed_worker_loses_no_answer_and_its_successor_repeats_none(
-    site: Site, running: Callable[[Site], subprocess.Popen[str]]
+    site: Site, running: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    from streamproc.engine.build import build_engine, stateless_answer
-
-    site.config = replace(
-        site.config,
-        engine=replace(site.config.engine, device="cpu", block_size=16, context_tokens=512, dtype="float32"),
-    )
     site.register(TRIGGERED)
-    worker = running(site)
-    site.send_records(trades(0, 50))
-    until(site.answers, "some answers")
-    site.send_records(trades(50, 50))
-    worker.kill()
-    worker.wait()
-    before = site.answers()
-    engine = build_engine(site.config)
-    try:
-        with ThreadWorker(site.config, engine):
-            site.send_records(trades(100, 20))
-            site.settle()
-
-        def answer(renderer: object, ids: list[int], max_tokens: int, stop: tuple[str, ...]) -> str:
-            found = stateless_answer(engine, ids, max_tokens, stop)
-            text = engine.renderer.decode([i for i in found if i not in engine.renderer.eos_ids])
-            return min((text.split(word)[0] for word in stop), key=len, default=text).strip()
-
-        expected = site.expected(TRIGGERED, renderer=engine.renderer, answer=answer)
-    finally:
-        engine.close()
-    assert site.triggered(TRIGGERED) == expected
-    assert len(before) < len(site.answers())
+    for turn in range(2):
+        worker = running(site.config, RUN_FAKE)
+        num_before = len(site.answers())
+        site.send_records(trades(turn * 400, 200))
+        until(partial(lambda least: len(site.answers()) > least, num_before), "some answers")
+        site.send_records(trades(turn * 400 + 200, 200))
+        worker.kill()
+        worker.wait()
+    with ThreadWorker(site.config):
+        site.settle()
+    check_triggered(site)
 
 
-def test_a_signal_to_stop_ends_the_worker_cleanly(site: Site, running: Callable[[Site], subprocess.Popen[str]]) -> None:
-    site.config = replace(
-        site.config, engine=replace(site.config.engine, device="cpu", block_size=16, context_tokens=512)
-    )
+def test_a_signal_to_stop_ends_the_worker_cleanly_with_all_its_answers_given(
+    site: Site, running: Callable[..., subprocess.Popen[str]]
+) -> None:
+    engine = replace(site.config.engine, device="cpu", dtype="float32", block_size=16, context_tokens=256)
+    site.config = replace(site.config, engine=engine)
     site.register(TRIGGERED)
-    worker = running(site)
-    site.send_records(trades(0, 200))
-    until(site.answers, "an answer")
+    worker = running(site.config, RUN)
+    site.send_records(trades(0, 40))
+    site.settle()
     started = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     out, _ = worker.communicate(timeout=15)
     assert worker.returncode == 0
     assert time.monotonic() - started < 10
-    assert '"_command": "run"' in out or '"_command":"run"' in out
+    assert json.loads(out)["records"] == 40
     assert not is_member(site)
+    check_against_the_model(site)
+
+
+def check_against_the_model(site: Site) -> None:
+    """Every triggered answer is the greedy continuation of its context, computed from nothing."""
+    from streamproc.engine.build import build_engine, stateless_answer
+    from streamproc.state.ending import finished_text
+
+    engine = build_engine(site.config)
+
+    def answer(renderer: Renderer, ids: list[int], max_tokens: int, stop: tuple[str, ...]) -> str | None:
+        return finished_text(renderer, stateless_answer(engine, ids, max_tokens, stop), stop, max_tokens)
+
+    try:
+        expected = site.expected(TRIGGERED, renderer=engine.renderer, answer=answer)
+    finally:
+        engine.close()
+    assert site.triggered(TRIGGERED) == expected

@@ -105,13 +105,17 @@ class ThreadWorker:
         self.stop()
 
 
-def start_process(config: Config, folder: Path) -> subprocess.Popen[str]:
-    """`streamproc run` with these settings; returns once it has joined, its diagnostics go to `folder`."""
+RUN = ("-m", "streamproc", "run", "--json", "--config")
+RUN_FAKE = (str(Path(__file__).with_name("fake_worker.py")),)
+
+
+def start_process(config: Config, folder: Path, what: Sequence[str] = RUN) -> subprocess.Popen[str]:
+    """A worker process with these settings; returns once it has joined, its diagnostics go to `folder`."""
     file = folder / "streamproc.toml"
     file.write_text(as_toml(config))
     log = folder / f"worker-{time.monotonic_ns()}.log"
     with log.open("w") as err:
-        command = [sys.executable, "-m", "streamproc", "run", "--config", str(file), "--json"]
+        command = [sys.executable, *what, str(file)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True)
     until(lambda: process.poll() is not None or "in group" in log.read_text(), "the worker's start", 90)
     assert process.poll() is None, log.read_text()

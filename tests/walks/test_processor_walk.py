@@ -232,3 +232,17 @@ def test_bad_input_goes_to_the_dead_topic_once_with_its_bytes_and_the_worker_goe
     assert replies[0].error is not None
     assert "NOBODY" in replies[0].error
     assert sum(answer.kind == "flash" for answer in world.answers()) == 1
+
+
+def test_a_flood_of_waiting_asks_is_refused_instead_of_outgrowing_the_offsets_metadata() -> None:
+    world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
+    world.log.produce(0, random_record(world.rng, "A"))
+    for number in range(600):
+        ask = Ask(f"ask-{number}", "A", "how?", min_offset=1 + number % 2 * 10**6, max_tokens=1)
+        world.log.append(world.config.topics.asks, 0, b"A", ask.encode())
+    for _ in range(300):
+        world.step()
+    refused = [answer for answer in world.answers() if answer.error and "too many asks" in answer.error]
+    assert len(refused) > 300
+    _, metadata = world.log.committed[(world.config.topics.asks, 0)]
+    assert len(metadata) < 4_096
