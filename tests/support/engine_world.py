@@ -32,8 +32,8 @@ class Size(NamedTuple):
 
 
 SIZES = (
-    Size(144, 17, pool=1, num_sessions=3, num_digits=1),  # short pieces, evictions
-    Size(208, 300, pool=4, num_sessions=3, num_digits=1),  # all in one piece
+    Size(144, 17, pool=1, num_sessions=3, num_digits=2),  # short pieces, evictions
+    Size(208, 300, pool=4, num_sessions=3, num_digits=2),  # all in one piece
     Size(592, 90, pool=2, num_sessions=2, num_digits=28),  # more than a tile of keys
 )
 QUERIES = (
@@ -99,8 +99,8 @@ class World:
         rng, when = self.rng, self.rng.randrange(10**6)
         if rng.random() < 0.3:
             return Quote(sym, when, f"{rng.randrange(90, 100)}.5", f"{rng.randrange(100, 110)}.25")
-        digits = self.size.num_digits
-        return Trade(sym, when, f"{rng.randrange(90, 110)}.{rng.randrange(100):02}", f"0.{rng.randrange(1, 10**digits):0{digits}}")
+        price = f"{rng.randrange(90, 110)}.{rng.randrange(100):02}"
+        return Trade(sym, when, price, str(rng.randrange(1, 10**self.size.num_digits)))
 
     def ask(self, number: int) -> Ask:
         """A question to a session of which there is a record."""

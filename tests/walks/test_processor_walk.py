@@ -243,6 +243,6 @@ def test_a_flood_of_waiting_asks_is_refused_instead_of_outgrowing_the_offsets_me
     for _ in range(700):
         world.step()
     refused = [answer for answer in world.answers() if answer.error and "too many asks" in answer.error]
-    assert len(refused) == 600 - 256
+    assert len(refused) >= 600 - 256
     _, metadata = world.log.committed[(world.config.topics.asks, 0)]
     assert len(metadata) < 4_096
