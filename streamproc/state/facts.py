@@ -17,6 +17,7 @@ class Facts:
         self._high = float("-inf")
         self._low = float("inf")
         self._turnover = self._volume = 0.0
+        self._num_decimals = 0  # the most that a price has had
 
     def update(self, record: Record) -> None:
         match record:
@@ -42,7 +43,8 @@ class Facts:
         self._turnover += float(last) * float(size)
         self._volume += float(size)
         if self._volume:
-            self._text["vwap"] = f"{self._turnover / self._volume:.{_decimals(last)}f}"
+            self._num_decimals = max(self._num_decimals, _decimals(last))
+            self._text["vwap"] = f"{self._turnover / self._volume:.{self._num_decimals}f}"
             self._text["volume"] = f"{self._volume:.10g}"
 
     def render(self, question: str, session: str, count: int) -> str:
