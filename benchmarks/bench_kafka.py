@@ -25,7 +25,7 @@ from streamproc.kafka.producing import AckedProducer
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.source import Source
 from streamproc.ports import Clock
-from streamproc.processor import StreamProcessor
+from streamproc.processor import StreamProcessor, collect_rarely
 from streamproc.records import Record, Trade, encode_record
 from streamproc.schedule.plan import Plan
 
@@ -120,6 +120,7 @@ def consume(config: Config, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    collect_rarely()    # as every worker does
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=500_000, help="records in the log")
     parser.add_argument("--runs", type=int, default=3, help="workers that read it one after another")

@@ -13,7 +13,7 @@ from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.properties import check_reachable, client_properties
 from streamproc.kafka.source import Source
 from streamproc.ports import Clock
-from streamproc.processor import StreamProcessor
+from streamproc.processor import StreamProcessor, collect_rarely
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ def named(config: Config) -> Config:
 
 def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line."""
+    collect_rarely()
     config = named(config)
     properties = client_properties(config)
     check_reachable(properties)
