@@ -1,11 +1,16 @@
 """Positions as offsets: what a point in a topic means right now, for every partition."""
 
+import time
+from collections.abc import Callable
+
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamproc.errors import Refused, Unavailable
 from streamproc.positions import At, BeforeEnd, End, Offset, Partitions, Position, Start
 
 UNKNOWN_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
+LEADER_MOVES = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+LEADER_PAUSE_S = 0.1
 
 
 def resolve(consumer: Consumer, topic: str, position: Position, timeout_s: float = 10.0) -> dict[int, int]:
@@ -17,7 +22,7 @@ def resolve(consumer: Consumer, topic: str, position: Position, timeout_s: float
     try:
         partitions = partitions_of(consumer, topic, timeout_s)
         wanted = named(topic, partitions, position)
-        bounds = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=timeout_s) for p in wanted}
+        bounds = {p: watermarks(consumer, TopicPartition(topic, p), timeout_s) for p in wanted}
         times = offsets_at(consumer, topic, wanted, position, timeout_s) if isinstance(position, At) else {}
     except KafkaException as problem:
         raise Unavailable(f"offsets of topic {topic}: {problem.args[0].str()}") from None
@@ -25,6 +30,25 @@ def resolve(consumer: Consumer, topic: str, position: Position, timeout_s: float
         p: times.get(p, high) if isinstance(position, At) else offset_in(position, p, low, high)
         for p, (low, high) in bounds.items()
     }
+
+
+def watermarks(
+    consumer: Consumer, where: TopicPartition, timeout_s: float, sleep: Callable[[float], None] = time.sleep
+) -> tuple[int, int]:
+    """First offset and end of a partition. Asks again while its leader moves: a new topic's may, for a moment.
+
+    Raises KafkaException.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(where, timeout=timeout_s)
+        except KafkaException as problem:
+            if problem.args[0].code() not in LEADER_MOVES or time.monotonic() > deadline:
+                raise
+            sleep(LEADER_PAUSE_S)
+        else:
+            return low, high
 
 
 def partitions_of(consumer: Consumer, topic: str, timeout_s: float = 10.0) -> list[int]:

@@ -14,6 +14,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from streamproc.config import Config
 from streamproc.errors import Unavailable
 from streamproc.kafka.heads import read_heads
+from streamproc.kafka.positions import watermarks
 from streamproc.kafka.properties import client_properties, connect
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
@@ -231,7 +232,7 @@ class Source:
 
     def _watermarks(self, topic: str, number: int) -> tuple[int, int]:
         try:
-            return self._consumer.get_watermark_offsets(TopicPartition(topic, number), TIMEOUT_S)
+            return watermarks(self._consumer, TopicPartition(topic, number), TIMEOUT_S)
         except KafkaException as problem:
             raise Unavailable(f"offsets of {topic} partition {number}: {problem.args[0].str()}") from None
 
