@@ -20,7 +20,7 @@ from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
 from streamproc.state.registrar import OWNER
 
-BATCH = 500
+BATCH = 2_000
 TIMEOUT_S = 15.0
 
 PROPERTIES = {

@@ -100,7 +100,7 @@ class Intake:
 
     def _append(self, partition: Partition, message: Message, record: Record, ids: Ids, now: float) -> None:
         key = f"partition-{partition.number}" if self.rules.by_partition else record.sym
-        session = partition.session(key, message.offset, self.workload.new_seq_id)
+        session = partition.sessions.get(key) or partition.session(key, message.offset, self.workload.new_seq_id)
         if session is None:
             return
         try:
@@ -113,7 +113,8 @@ class Intake:
             return
         if hopped:
             self.workload.retire(session.retired[-1])
-        self.workload.grow(session.current)
+        if session.current.seq_id not in self.workload.growing:
+            self.workload.grow(session.current)
         partition.dirty[key] = None
         for query in self.queries.of_session(key):
             if query.every and session.current.num_records % query.every == 0:

@@ -132,7 +132,7 @@ class Session:
                 f"{len(ids)} tokens: a record must fit {self.shape.max_record_tokens} "
                 "(engine.context_tokens less the system prefix)"
             )
-        hops = self.current.num_tokens + len(ids) > self.shape.context_tokens
+        hops = len(self.current.token_ids) + len(ids) > self.shape.context_tokens
         if hops:
             self._hop(offset, len(ids), new_seq_id())
         self.current._append(offset, record, ids)
