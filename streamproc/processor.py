@@ -55,7 +55,7 @@ def collect_rarely() -> None:
     Sessions keep every record of their context, and a record is freed by its reference count. With the default
     thresholds the collector walks all of them again and again: a third of the time that a record takes.
     """
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 50, 100)
 
 
 class StreamProcessor:
