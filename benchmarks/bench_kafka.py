@@ -73,7 +73,7 @@ class NoModel:
 
 
 def trades(count: int) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of `count` trades, about 185 bytes each."""
+    """Keys and values of `count` trades, about 155 bytes each."""
     for i in range(count):
         sym = f"SYM{i % NUM_SYMBOLS:02}USDT"
         trade = Trade(sym, FIRST_NS + i * 1_000_000, f"{39_000 + i % 977}.{i % 100:02}", f"0.{i % 999_983:06}",
