@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamproc.errors import Usage
-from streamproc.records import Bar, Quote, Trade
+from streamproc.records import FIELDS
 
 DEFAULT_BOOTSTRAP_SERVERS = "127.0.0.1:9092"
 SECTIONS = ("topics", "engine", "prompts", "worker")
@@ -200,8 +200,8 @@ def check_config(config: Config) -> None:
             raise wrong(config, known.key, "out of range" if known.rule.high else "not possible", known.rule.takes)
     check_topics(config)
     check_context(config)
-    for name, fields_of in (("trade", Trade._fields), ("quote", Quote._fields), ("bar", Bar._fields)):
-        check_template(config, f"prompts.{name}", fields_of)
+    for kind, names in FIELDS.items():
+        check_template(config, f"prompts.{kind}", names)
     check_template(config, "prompts.question", ("question",))
     if "{question}" not in config.prompts.question:
         raise wrong(config, "prompts.question", "does not contain {question}", "put {question} where its text goes")

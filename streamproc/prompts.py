@@ -24,10 +24,9 @@ from tokenizers import Tokenizer
 
 from streamproc.config import Prompts
 from streamproc.errors import Usage
-from streamproc.records import Bar, Quote, Record, Trade
+from streamproc.records import DERIVED, FIELDS, Record
 
 STREAM, QUESTION = "\ue000stream\ue001", "\ue000question\ue001"     # private use: no template writes or trims them
-RECORDS: dict[str, type[Record]] = {"trade": Trade, "quote": Quote, "bar": Bar}
 NONE = "-"
 # For templates that print today's date: the prefix must be the same on every day.
 CHAT_DATE = "26 Jul 2024"
@@ -56,7 +55,7 @@ class Renderer:
         self.control = control_tokens(tokenizer)
         self._plain = plain_tokenizer(tokenizer, self.control)
         self._pattern = re.compile("|".join(_token_pattern(tokenizer, text) for text in self.control) or r"(?!)")
-        self._texts = {kind: record_template(kind, getattr(settings, kind)) for kind in RECORDS}
+        self._texts = {kind: record_template(kind, getattr(settings, kind)) for kind in FIELDS}
         chat = getattr(tokenizer, "chat_template", None)
         uses_chat = bool(chat) and settings.question == Prompts().question
         frame = chat_frame(tokenizer, settings.system) if uses_chat else plain_frame(tokenizer, settings)
@@ -66,7 +65,7 @@ class Renderer:
         own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.eos_ids = frozenset([*own, *eos_ids])
         self.max_id = max(tokenizer.get_vocab().values())
-        facts = [tokenizer.backend_tokenizer.to_str(), [getattr(settings, kind) for kind in RECORDS], frame, self.stop]
+        facts = [tokenizer.backend_tokenizer.to_str(), [getattr(settings, kind) for kind in FIELDS], frame, self.stop]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self._check(settings)
 
@@ -111,7 +110,7 @@ class Renderer:
 
     def _check(self, settings: Prompts) -> None:
         """Every record gives ids, and no text gives a control token."""
-        for kind in RECORDS:
+        for kind in FIELDS:
             template = getattr(settings, kind)
             if found := self._pattern.search(template):
                 raise Usage(f"prompts.{kind}: {template!r} holds the control token {found.group()!r}; records are "
@@ -151,21 +150,31 @@ def _token_pattern(tokenizer: Any, text: str) -> str:
 
 def record_template(kind: str, template: str) -> Callable[[Record], str]:
     """A template compiled for speed. Raises Usage where it names an unknown field or renders to nothing."""
-    setting, fields = f"prompts.{kind}", RECORDS[kind]._fields
-    parts = _parse(setting, template, fields)
+    setting = f"prompts.{kind}"
+    parts = _parse(setting, template, FIELDS[kind])
     literal = "".join("%s" if name else text.replace("%", "%%") for text, name in parts)
-    indexes = [fields.index(name) for _, name in parts if name]
+    names = [name for _, name in parts if name]
     if not literal.strip():
         raise Usage(f"{setting}: {template!r} renders to nothing; write text and fields, such as {{sym}}")
-    if not indexes:
+    if not names:
         return lambda record: literal % ()
-    pick = operator.itemgetter(*indexes)
+    pick = _picker(kind, names)
 
     def render(record: Record) -> str:
-        values = pick(record) if len(indexes) > 1 else (pick(record),)
+        values = pick(record)
         return literal % (tuple(NONE if value is None else value for value in values) if None in values else values)
 
     return render
+
+
+def _picker(kind: str, names: Sequence[str]) -> Callable[[Record], tuple[Any, ...]]:
+    """What takes these fields out of a record of this kind, those derived from others included."""
+    fields, derived = FIELDS[kind], DERIVED.get(kind, {})
+    if not derived.keys() & set(names):
+        pick = operator.itemgetter(*map(fields.index, names))
+        return pick if len(names) > 1 else lambda record: (pick(record),)
+    getters = [derived.get(name) or operator.itemgetter(fields.index(name)) for name in names]
+    return lambda record: tuple([get(record) for get in getters])
 
 
 def _parse(setting: str, template: str, fields: Iterable[str]) -> list[tuple[str, str | None]]:

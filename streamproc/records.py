@@ -94,6 +94,11 @@ class Bar(NamedTuple):
 Record = Trade | Quote | Bar
 
 
+def spread_of(quote: Quote) -> str:
+    """Ask less bid, exactly, with the decimals of the longer one: 39433.62 - 39433.6 = 0.02."""
+    return format(Decimal(quote.ask_px) - Decimal(quote.bid_px), "f")
+
+
 def decode_record(value: bytes | None, key: bytes | None, max_bytes: int = 65_536) -> Record:
     """The record in a message's value, checked; `key` must be its symbol, or None where keys are not used.
 
@@ -178,6 +183,11 @@ def _bar(doc: dict[str, Any]) -> Bar:
     return Bar(sym, ts_event_ns, opened, high, low, close, *_optional(doc, BAR_OPTIONS))
 
 
+DERIVED: dict[str, dict[str, Callable[[Any], str]]] = {"quote": {"spread": spread_of}}
+FIELDS: dict[str, tuple[str, ...]] = {
+    kind: (*record._fields, *DERIVED.get(kind, ()))
+    for kind, record in (("trade", Trade), ("quote", Quote), ("bar", Bar))
+}  # what a template may name, by kind
 PARSERS: dict[str, Callable[[dict[str, Any]], Record]] = {"trade": _trade, "quote": _quote, "bar": _bar}
 
 

@@ -12,6 +12,7 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel, load_model
 from streamproc.engine.runner import ModelRunner, run_step
 from streamproc.errors import StreamprocError, Usage
+from streamproc.market.rendering import Rendering, read_rendering
 from streamproc.prompts import Renderer, load_tokenizer
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.state.ending import finished_text
@@ -26,6 +27,7 @@ class Engine:
     runner: ModelRunner
     renderer: Renderer
     loaded: LoadedModel
+    rendering: Rendering    # what the model's folder says of records and questions
 
     @property
     def fingerprint(self) -> str:
@@ -40,10 +42,11 @@ def build_engine(config: Config) -> Engine:
     """Load the model and its tokenizer, make the KV pool. Raises Usage or Unavailable, in one line."""
     check_block_size(config.engine.block_size)
     loaded = load_model(config.engine)
-    renderer = Renderer(load_tokenizer(loaded.folder), config.prompts, loaded.eos_ids)
+    rendering = read_rendering(loaded.folder)
+    renderer = Renderer(load_tokenizer(loaded.folder), rendering.prompts_of(config), loaded.eos_ids)
     check_fit(config, loaded, renderer)
     threads = config.engine.threads or default_threads(loaded)
-    return Engine(ModelRunner(loaded, make_cache(config, loaded), threads), renderer, loaded)
+    return Engine(ModelRunner(loaded, make_cache(config, loaded), threads), renderer, loaded, rendering)
 
 
 def default_threads(loaded: LoadedModel) -> int:

@@ -1,4 +1,4 @@
-"""Where a model comes from: the built-in one, a local folder, or a hub name -> a local folder.
+"""Where a model comes from: a built-in one, a local folder, or a hub name -> a local folder.
 
 A hub name is looked up among the downloads first; only then is the hub asked, once, so that a machine without a
 network is told so in seconds.
@@ -11,6 +11,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntry
 
 from streamproc.engine import random_model
 from streamproc.errors import Unavailable, Usage
+from streamproc.market.rendering import MARKET_MODEL, market_model
 
 TIMEOUT_S = 10
 TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -23,6 +24,8 @@ def model_folder(model: str) -> Path:
     """
     if model == random_model.NAME:
         return random_model.folder()
+    if model == MARKET_MODEL:
+        return market_model()
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -30,7 +33,7 @@ def model_folder(model: str) -> Path:
         return path
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or path.exists():
         raise Usage(f"engine.model: {model} is not a folder; give a model's folder, a hub name such as "
-                    f"Qwen/Qwen3-0.6B, or {random_model.NAME}")
+                    f"Qwen/Qwen3-0.6B, or {MARKET_MODEL}")
     return _from_hub(model)
 
 
@@ -55,7 +58,7 @@ def _download(name: str) -> Path:
     except Exception as problem:
         raise Unavailable(f"engine.model: {name} is not a folder, not downloaded yet, and the hub cannot be reached "
                           f"({one_line(problem)}); download it elsewhere and give its folder, "
-                          f"or use {random_model.NAME}") from problem
+                          f"or use {MARKET_MODEL}") from problem
 
 
 def one_line(problem: BaseException) -> str:

