@@ -52,6 +52,7 @@ class OneToken:
     prefix_ids: tuple[int, ...] = (1,)
     stop: tuple[str, ...] = ()
     eos_ids: frozenset[int] = frozenset()
+    looks_back = False
 
     def record_ids(self, records: Sequence[Record]) -> list[tuple[int, ...]]:
         return [(7,)] * len(records)

@@ -80,10 +80,10 @@ class Engine:
     """The model and its memory."""
 
     model: str = setting(
-        "random-tiny",
-        "Folder or hub name of a causal LM; `random-tiny` is a built-in one whose words are noise.",
+        "market-tiny",
+        "Folder or hub name of a causal LM; built in: `market-tiny`, and `random-tiny` whose words are noise.",
         pattern=r".*\S.*",
-        hint="a folder, a hub name or random-tiny",
+        hint="a folder, a hub name or market-tiny",
     )
     dtype: str = setting(
         "auto",

@@ -86,6 +86,7 @@ class StreamProcessor:
             self.renderer.prefix_ids,
             config.engine.context_tokens,
             int(config.engine.context_tokens * config.engine.keep),
+            self.renderer if self.renderer.looks_back else None,
         )
         self._sink, self._control = sink, control
         self._source: Source | None = None

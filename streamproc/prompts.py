@@ -24,7 +24,8 @@ from tokenizers import Tokenizer
 
 from streamproc.config import Prompts
 from streamproc.errors import Usage
-from streamproc.records import DERIVED, FIELDS, Record
+from streamproc.past import Past
+from streamproc.records import DERIVED, FIELDS, LOOKING_BACK, Record
 
 STREAM, QUESTION = "\ue000stream\ue001", "\ue000question\ue001"     # private use: no template writes or trims them
 NONE = "-"
@@ -55,7 +56,8 @@ class Renderer:
         self.control = control_tokens(tokenizer)
         self._plain = plain_tokenizer(tokenizer, self.control)
         self._pattern = re.compile("|".join(_token_pattern(tokenizer, text) for text in self.control) or r"(?!)")
-        self._texts = {kind: record_template(kind, getattr(settings, kind)) for kind in FIELDS}
+        self._lines = {kind: Line(kind, getattr(settings, kind)) for kind in FIELDS}
+        self.looks_back = any(line.looks_back for line in self._lines.values())
         chat = getattr(tokenizer, "chat_template", None)
         uses_chat = bool(chat) and settings.question == Prompts().question
         frame = chat_frame(tokenizer, settings.system) if uses_chat else plain_frame(tokenizer, settings)
@@ -70,13 +72,23 @@ class Renderer:
         self._check(settings)
 
     def record_ids(self, records: Sequence[Record]) -> list[tuple[int, ...]]:
-        """The ids of each record."""
-        texts = [self._texts[record.kind](record) for record in records]
+        """The ids of each record; where templates look back, of the first records of a generation."""
+        if self.looks_back:
+            past, texts = Past(), []
+            for record in records:
+                texts.append(self._lines[record.kind].text_after(past, record))
+                past.add(record)
+        else:
+            texts = [self._lines[record.kind].text(record) for record in records]
         return [tuple(found.ids) for found in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def record_text(self, record: Record) -> str:
-        """A record as the model reads it."""
-        return self._texts[record.kind](record)
+    def record_text(self, record: Record, past: Past | None = None) -> str:
+        """A record as the model reads it after these; None: as the first of its generation."""
+        return self._lines[record.kind].text_after(past or Past(), record)
+
+    def ids_after(self, past: Past, record: Record) -> tuple[int, ...]:
+        """The ids of a record that comes after these in its generation."""
+        return tuple(self._plain.encode(self.record_text(record, past), add_special_tokens=False).ids)
 
     def tail_ids(self, question: str) -> tuple[int, ...]:
         """What follows the stream: the question, up to where the answer starts."""
@@ -148,33 +160,39 @@ def _token_pattern(tokenizer: Any, text: str) -> str:
     return (r"\s*" if token.lstrip else "") + re.escape(text) + (r"\s*" if token.rstrip else "")
 
 
-def record_template(kind: str, template: str) -> Callable[[Record], str]:
-    """A template compiled for speed. Raises Usage where it names an unknown field or renders to nothing."""
-    setting = f"prompts.{kind}"
-    parts = _parse(setting, template, FIELDS[kind])
-    literal = "".join("%s" if name else text.replace("%", "%%") for text, name in parts)
-    names = [name for _, name in parts if name]
-    if not literal.strip():
-        raise Usage(f"{setting}: {template!r} renders to nothing; write text and fields, such as {{sym}}")
-    if not names:
-        return lambda record: literal % ()
-    pick = _picker(kind, names)
+class Line:
+    """One kind of record as text: a template compiled for speed. Raises Usage where it cannot be one."""
 
-    def render(record: Record) -> str:
-        values = pick(record)
-        return literal % (tuple(NONE if value is None else value for value in values) if None in values else values)
+    def __init__(self, kind: str, template: str) -> None:
+        setting, fields, derived = f"prompts.{kind}", FIELDS[kind], DERIVED.get(kind, {})
+        parts = _parse(setting, template, fields)
+        self._literal = "".join("%s" if name else text.replace("%", "%%") for text, name in parts)
+        names = [name for _, name in parts if name]
+        if not self._literal.strip():
+            raise Usage(f"{setting}: {template!r} renders to nothing; write text and fields, such as {{sym}}")
+        self.looks_back = bool(set(names) & set(LOOKING_BACK))
+        self._places = [LOOKING_BACK.index(name) if name in LOOKING_BACK else None for name in names]
+        self._getters: list[Callable[[Record], Any]] = [
+            derived.get(name) or operator.itemgetter(0 if name in LOOKING_BACK else fields.index(name))
+            for name in names
+        ]
+        plain = not derived.keys() & set(names) and len(names) > 1
+        self._pick = operator.itemgetter(*map(fields.index, names)) if plain and not self.looks_back else None
 
-    return render
+    def text(self, record: Record) -> str:
+        """Of a template that does not look back."""
+        return self._fill(self._pick(record) if self._pick else tuple([get(record) for get in self._getters]))
 
+    def text_after(self, past: Past, record: Record) -> str:
+        """Of any template, for a record that comes after these."""
+        if not self.looks_back:
+            return self.text(record)
+        marks = past.marks(record)
+        places = zip(self._places, self._getters, strict=True)
+        return self._fill(tuple([get(record) if place is None else marks[place] for place, get in places]))
 
-def _picker(kind: str, names: Sequence[str]) -> Callable[[Record], tuple[Any, ...]]:
-    """What takes these fields out of a record of this kind, those derived from others included."""
-    fields, derived = FIELDS[kind], DERIVED.get(kind, {})
-    if not derived.keys() & set(names):
-        pick = operator.itemgetter(*map(fields.index, names))
-        return pick if len(names) > 1 else lambda record: (pick(record),)
-    getters = [derived.get(name) or operator.itemgetter(fields.index(name)) for name in names]
-    return lambda record: tuple([get(record) for get in getters])
+    def _fill(self, values: tuple[Any, ...]) -> str:
+        return self._literal % (tuple(NONE if v is None else v for v in values) if None in values else values)
 
 
 def _parse(setting: str, template: str, fields: Iterable[str]) -> list[tuple[str, str | None]]:

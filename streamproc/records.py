@@ -184,9 +184,11 @@ def _bar(doc: dict[str, Any]) -> Bar:
 
 
 DERIVED: dict[str, dict[str, Callable[[Any], str]]] = {"quote": {"spread": spread_of}}
+LOOKING_BACK = ("n", "tick")    # of trades and bars: streamproc/past.py
 FIELDS: dict[str, tuple[str, ...]] = {
-    kind: (*record._fields, *DERIVED.get(kind, ()))
-    for kind, record in (("trade", Trade), ("quote", Quote), ("bar", Bar))
+    "trade": (*Trade._fields, *LOOKING_BACK),
+    "quote": (*Quote._fields, *DERIVED["quote"]),
+    "bar": (*Bar._fields, *LOOKING_BACK),
 }  # what a template may name, by kind
 PARSERS: dict[str, Callable[[dict[str, Any]], Record]] = {"trade": _trade, "quote": _quote, "bar": _bar}
 

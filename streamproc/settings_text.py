@@ -27,8 +27,12 @@ def print_config(config: Config, secrets: bool = False) -> str:
 
 
 def setting_line(config: Config, key: str) -> str:
+    """Prompts that nobody has set stay a comment: written down, they would overrule those of the model's folder."""
     source = config.sources.get(key, "default")
-    return f"{key.partition('.')[2]} = {toml(config.value(key))}  # {source}"
+    line = f"{key.partition('.')[2]} = {toml(config.value(key))}  # {source}"
+    if key.startswith("prompts.") and key not in config.sources and config.value(key) == known_settings()[key].default:
+        return f"# {line}, or the model's own"
+    return line
 
 
 def kafka_lines(config: Config, secrets: bool) -> Iterator[str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streamproc.config import Config, known_settings
+from streamproc.market.rendering import market_model
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 MIB = 2**20
-BUILT_IN_MODEL = "random-tiny"
+BUILT_IN_MODEL, NOISE_MODEL = "market-tiny", "random-tiny"
 MEMINFO = Path("/proc/meminfo")
 GPU_QUERY = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
 MIN_DISK_BYTES, LOW_DISK_BYTES = 100 * MIB, 2**30
@@ -59,8 +60,8 @@ def check_version(distribution: str, mend: str) -> Check:
 def check_model(model: str, environ: Mapping[str, str]) -> Check:
     """Whether the model can be loaded without asking anybody."""
     folder = Path(model).expanduser()
-    if model == BUILT_IN_MODEL:
-        return Check("model", OK, f"{model} (built in, its words are noise)")
+    if model in (BUILT_IN_MODEL, NOISE_MODEL):
+        return check_built_in(model, market_model())
     if folder.is_dir():
         if (folder / "config.json").is_file():
             return Check("model", OK, f"folder {folder}")
@@ -72,6 +73,16 @@ def check_model(model: str, environ: Mapping[str, str]) -> Check:
     if (hub_cache(environ) / f"models--{model.replace('/', '--')}" / "snapshots").is_dir():
         return Check("model", OK, f"{model} (downloaded)")
     return Check("model", WARN, f"{model} is not on this machine", "the first start of a worker downloads it")
+
+
+def check_built_in(model: str, folder: Path) -> Check:
+    """`folder` holds the one that ships with the package; the other is made where it is needed."""
+    if model == NOISE_MODEL:
+        return Check("model", OK, f"{model} (built in, its words are noise)")
+    if (folder / "config.json").is_file():
+        return Check("model", OK, f"{model} (built in)")
+    mend = "install streamproc again, or set engine.model to a folder or a hub name"
+    return Check("model", FAIL, f"{model} is not in {folder}", mend)
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:

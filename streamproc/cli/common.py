@@ -15,14 +15,14 @@ A command raises the errors of `streamproc.errors`; `raise click.exceptions.Exit
 import functools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import orjson
 
-from streamproc.config import Config
+from streamproc.config import Config, check_config
 from streamproc.kafka.translate import translate
 from streamproc.settings import load_config, unknown_variables
 
@@ -41,6 +41,7 @@ class Flags:
     overrides: tuple[str, ...] = ()
     config_file: Path | None = None
     json: bool = False
+    model: str | None = None
 
 
 class Call:
@@ -63,6 +64,8 @@ class Call:
         config = load_config(
             flags.config_file, flags.overrides, flags.bootstrap_servers, flags.command_config, self.environ
         )
+        if flags.model is not None:
+            config = with_model(config, flags.model)
         for text in (*unknown_variables(self.environ), *translate(config.kafka).notes):
             self.note(f"warning: {text}")
         return config
@@ -80,6 +83,14 @@ class Call:
         click.echo(text, err=True)
 
 
+def with_model(config: Config, model: str) -> Config:
+    """The same settings with another model; the flag outranks even -X. Raises Usage where it is no name."""
+    sources = {**config.sources, "engine.model": "flag --model"}
+    config = replace(config, engine=replace(config.engine, model=model), sources=sources)
+    check_config(config)
+    return config
+
+
 def to_json(doc: Mapping[str, Any]) -> str:
     return orjson.dumps(doc, option=orjson.OPT_NON_STR_KEYS).decode()
 
@@ -92,6 +103,13 @@ def envelope(command: str, doc: Mapping[str, Any]) -> str:
 def command_name(context: click.Context) -> str:
     """The words after the program's name: `query add`."""
     return context.command_path.removeprefix(context.find_root().command_path).strip()
+
+
+def model_option(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Give a command with `shared_options` a flag for its model; stands above them."""
+    return click.option(
+        "--model", "shared_model", metavar="NAME", help="Folder or hub name of a model, or market-tiny."
+    )(function)
 
 
 def shared_options(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -145,6 +163,7 @@ def shared_options(function: Callable[..., Result]) -> Callable[..., Result]:
             overrides=kwargs.pop("shared_overrides"),
             config_file=kwargs.pop("shared_config"),
             json=(kwargs.pop("shared_format") == "json") | kwargs.pop("shared_json"),
+            model=kwargs.pop("shared_model", None),
         )
         context.meta[COMMAND] = command_name(context)
         return function(Call(context.meta[COMMAND], flags), *args, **kwargs)

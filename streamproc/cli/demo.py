@@ -2,7 +2,8 @@
 
 Exits 0 when every answer that was due has come and the recomputed ones are equal, 1 when not, 130 when it was cut
 short. With --json the last line of stdout is one object: `{"broker", "records", "answers", "sessions", "asks",
-"seconds", "exact", ...}`.
+"seconds", "exact", "checked", "accuracy", "judged", ...}`; `accuracy` is the share of answers that say what the records
+say, of all that could be judged, and changes no exit code: it is the model's.
 """
 
 import signal
@@ -16,7 +17,7 @@ import click
 from click.exceptions import Exit
 
 from streamproc.cli.broker import download_progress
-from streamproc.cli.common import Call, shared_options, to_json
+from streamproc.cli.common import Call, model_option, shared_options, to_json
 from streamproc.cli.produce import parse_rate
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 FAILED, INTERRUPTED = 1, 130
 LINE_EVERY_S = 5.0
 DRAWS_PER_S = 5
+MARKS = {True: "yes", False: "NO", None: ""}
+STYLES = {True: "green", False: "bold red", None: ""}
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,6 +44,7 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="Where the built-in Kafka listens.  [default: 9092 or a free one]"
 )
+@model_option
 @shared_options
 def demo(call: Call, records: int, rate: str, clean: bool, port: int | None) -> None:
     """A real Kafka, a recorded feed, standing questions: see it work.
@@ -51,7 +55,8 @@ def demo(call: Call, records: int, rate: str, clean: bool, port: int | None) -> 
     streamproc demo -b localhost:9092 --clean
 
     Starts Apache Kafka unless one is given or runs already, and a worker; plays real trades and quotes; shows the
-    answers as they come; recomputes some of them from the log; and stops what it started. Ctrl-C ends the play early.
+    answers as they come, each beside the truth; recomputes some of them from the log; and stops what it started.
+    Ctrl-C ends the play early.
     """
     per_second = parse_rate(rate) or 0.0
     from streamproc.demo.plan import Plan
@@ -67,6 +72,8 @@ def report(call: Call, summary: "Summary") -> None:
     """The account, and the exit code."""
     for difference in summary.verdict.differences:
         call.note(f"streamproc: not exact: {difference}")
+    if summary.accuracy.first_wrong:
+        call.note(f"first wrong answer: {summary.accuracy.first_wrong}")
     click.echo(to_json(summary.doc()) if call.json else summary.text())
     if not summary.verdict.exact and summary.verdict.can_be_exact:
         raise Exit(FAILED)
@@ -120,8 +127,10 @@ def picture(board: "Board") -> "Group":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("session", "query", "answer", "as-of", "age", expand=True)
+    table = Table("session", "query", "answer", "true", "right", "as-of", "age", expand=True)
     for row in board.rows:
-        text = Text(row.text, overflow="ellipsis", no_wrap=True)
-        table.add_row(row.session, row.query, text, row.as_of, f"{row.age_s:.1f} s")
+        style = STYLES[row.is_right]
+        said, truth = (Text(text, style, overflow="ellipsis", no_wrap=True) for text in (row.text, row.truth))
+        mark = Text(MARKS[row.is_right], style)
+        table.add_row(row.session, row.query, said, truth, mark, row.as_of, f"{row.age_s:.1f} s")
     return Group(Text(board.header), table)

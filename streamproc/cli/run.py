@@ -5,19 +5,20 @@ from types import FrameType
 
 import click
 
-from streamproc.cli.common import Call, shared_options
+from streamproc.cli.common import Call, model_option, shared_options
 from streamproc.errors import Usage
 
 
 @click.command()
 @click.option("--print-config", is_flag=True, help="Print all settings as TOML with their sources, and exit.")
+@model_option
 @shared_options
 def run(call: Call, print_config: bool) -> None:
     """Run a worker: records in, answers out.
 
     \b
     streamproc run --config streamproc.toml
-    streamproc run -b localhost:9092 -X engine.context_tokens=2048
+    streamproc run -b localhost:9092 --model ./my-model -X engine.context_tokens=2048
 
     SIGINT or SIGTERM finishes the epoch, leaves the group and exits with 0. Start as many workers as the records
     topic has partitions; they share them.

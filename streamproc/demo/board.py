@@ -12,6 +12,8 @@ class Row:
     session: str
     query: str
     text: str
+    truth: str  # empty where the answer is not judged
+    is_right: bool | None  # None: not judged
     as_of: str  # partition:offset
     age_s: float
 
@@ -40,7 +42,9 @@ def header(watch: Watch, playing_s: float) -> str:
         f"{watch.num_answer_tokens:,} answer tokens",
         f"freshness p50 {'-' if fresh is None else f'{fresh:.0f} ms'}",
     )
-    return " | ".join(parts)
+    accuracy = watch.judge.accuracy()
+    right = (f"{accuracy.num_right:,} of {accuracy.num_judged:,} right",) if accuracy.num_judged else ()
+    return " | ".join((*parts, *right))
 
 
 def rows(watch: Watch, now_ms: int) -> tuple[Row, ...]:
@@ -51,7 +55,10 @@ def rows(watch: Watch, now_ms: int) -> tuple[Row, ...]:
         assert as_of is not None
         text = printable(received.answer.text or received.answer.error or "")
         age_s = max(0.0, (now_ms - received.timestamp_ms) / 1000)
-        found.append(Row(session, query, text, f"{as_of.partition}:{as_of.offset}", age_s))
+        judged = watch.judge.judged.get(received.answer.id)
+        name = f"{ASK} {judged.inquiry.kind.name}" if judged and query == ASK else query
+        truth, is_right = (judged.truth, judged.is_right) if judged else ("", None)
+        found.append(Row(session, name, text, truth, is_right, f"{as_of.partition}:{as_of.offset}", age_s))
     return tuple(found)
 
 

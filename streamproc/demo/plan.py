@@ -2,13 +2,16 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from streamproc.config import Config, Topics, Worker
+from streamproc.config import Config, Prompts, Topics, Worker
+from streamproc.market.questions import KINDS, Kind
+from streamproc.market.rendering import Rendering
 from streamproc.market.sample import sample_records
-from streamproc.messages import AnswerType, Query
+from streamproc.messages import Query
 from streamproc.records import Record
 from streamproc.settings import BOOTSTRAP
 from streamproc.settings_text import toml
@@ -18,30 +21,44 @@ TOPICS = Topics(**{item.name: f"demo.{item.name}" for item in fields(Topics)})
 PARTITIONS = 4
 NOISE = "random-tiny"
 
-QUESTIONS = (
-    Query("direction", "Is {session} going up, going down or going nowhere?", max_tokens=12),
-    Query("tape", "What happened in {session} over the last ten records?", every=10, max_tokens=16),
-    Query(
-        "pressure",
-        "Who leads in {session}: buyers or sellers?",
-        every=25,
-        emit="change",
-        answer=AnswerType("choice", ("buyers", "sellers")),
-        max_tokens=8,
-    ),
-    Query(
-        "fair",
-        "{session}: last {last}, high {high}, low {low}, vwap {vwap}, bid {bid}, ask {ask}. Which price is fair?",
-        every=10,
-        answer=AnswerType("number"),
-        max_tokens=12,
-    ),
+MAX_TOKENS = 24  # room for any price, digit by digit
+TRADES, QUOTES = "*USDT", "USDJPY"  # the sample's sessions, by what they hold
+
+
+class Standing(NamedTuple):
+    """A kind of question, of which sessions, and when; {vwap} and the like may be its level."""
+
+    kind: str
+    sessions: str
+    every: int | None = None
+    emit: str = "always"
+    level: str = ""
+
+    def query(self, kind: Kind) -> Query:
+        question = kind.question("{session}", self.level)
+        return Query(self.kind, question, self.sessions, self.every, self.emit, kind.answer, MAX_TOKENS)
+
+
+STANDING = (
+    Standing("last_price", TRADES),
+    Standing("move", TRADES, every=5),
+    Standing("high5", TRADES, every=10),
+    Standing("low5", TRADES, every=10),
+    Standing("buys5", TRADES, every=10),
+    Standing("above", TRADES, every=5, emit="change", level="{vwap}"),
+    Standing("bid", QUOTES),
+    Standing("spread", QUOTES),
 )
-ASKS = (
-    "What was the last price of {session}?",
-    "What is unusual about the last {count} records?",
-    "In a few words: what now?",
-)
+ASKS = ("last_price", "above", "last_side")  # of a session with trades; above: the price it opened at
+
+
+def kinds_of(rendering: Rendering) -> dict[str, Kind]:
+    """Every kind of question, in the model's own words where it has them."""
+    return {**KINDS, **rendering.kinds}
+
+
+def standing_questions(kinds: Mapping[str, Kind]) -> tuple[Query, ...]:
+    return tuple(item.query(kinds[item.kind]) for item in STANDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,7 @@ class Plan:
         return itertools.islice(itertools.cycle(sample_records()), self.num_records)
 
     def ask_points(self) -> dict[int, str]:
-        """The ad-hoc questions by the number of records after which each is asked; few records, fewer questions."""
+        """Kinds of the ad-hoc questions by the number of records after which each comes; few records, fewer of them."""
         return {max(1, self.num_records * nth // len(ASKS)): ask for nth, ask in enumerate(ASKS, 1)}
 
 
@@ -73,12 +90,22 @@ def config_toml(config: Config) -> str:
     sections = {
         "topics": asdict(config.topics),
         "engine": asdict(config.engine),
-        "prompts": asdict(config.prompts),
+        "prompts": own_prompts(config),
         "worker": {"group": config.worker.group},
         "kafka": config.kafka,
     }
-    blocks = ("\n".join([f"[{name}]", *map(_line, values.items())]) for name, values in sections.items())
+    blocks = ("\n".join([f"[{name}]", *map(_line, values.items())]) for name, values in sections.items() if values)
     return "# Written by `streamproc demo` at every start.\n" + "\n\n".join(blocks) + "\n"
+
+
+def own_prompts(config: Config) -> dict[str, Any]:
+    """The prompts that the user has set; a default that is written down would overrule those of the model's folder."""
+    default = asdict(Prompts())
+    return {
+        name: value
+        for name, value in asdict(config.prompts).items()
+        if f"prompts.{name}" in config.sources or value != default[name]
+    }
 
 
 def _line(item: tuple[str, object]) -> str:

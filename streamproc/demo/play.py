@@ -2,20 +2,21 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streamproc.client import Client
 from streamproc.demo.board import Board, board
-from streamproc.demo.plan import Plan
+from streamproc.demo.plan import MAX_TOKENS, Plan
 from streamproc.demo.watch import Due, Watch
 from streamproc.demo.worker import WorkerProcess
 from streamproc.errors import Unavailable
+from streamproc.market.questions import Kind
 from streamproc.messages import Answer, Ask, Query
+from streamproc.records import Record, Trade
 
 TICK_S = 0.1
 ANSWERS_S = 60.0
-ASK_TOKENS = 16
 BATCH = 1000
 NAMED = 5
 
@@ -37,10 +38,13 @@ class Player:
     client: Client
     watch: Watch
     worker: WorkerProcess
+    kinds: Mapping[str, Kind]
     asked: list[Asked] = field(default_factory=list)
     num_sent: int = 0
     start_s: float = field(default_factory=time.monotonic)
     playing_s: float = 0.0
+    opened: dict[str, str] = field(default_factory=dict)  # the first price of each session with trades
+    traded: str = ""  # the session of the newest trade
 
     def play(self, plan: Plan, draw: Draw) -> None:
         """Send every record at its time. Raises Unavailable where worker or Kafka do not answer."""
@@ -51,8 +55,9 @@ class Player:
             num_due = min(int(self._elapsed_s() * plan.rate) + 1 - self.num_sent, upto - self.num_sent, BATCH)
             batch = list(itertools.islice(records, max(0, num_due)))
             self.num_sent += self.client.produce_many(batch)
-            if batch and (question := points.get(self.num_sent)):
-                self._ask(batch[-1].sym, question)
+            self._note(batch)
+            if batch and (name := points.get(self.num_sent)):
+                self._ask(self.traded or batch[-1].sym, self.kinds[name])
             self._look(draw, min(max(0.0, self.num_sent / plan.rate - self._elapsed_s()), TICK_S))
 
     def await_answers(self, queries: tuple[Query, ...], draw: Draw, timeout_s: float = ANSWERS_S) -> None:
@@ -74,13 +79,21 @@ class Player:
         self.playing_s = time.monotonic() - self.start_s
         return self.playing_s
 
-    def _ask(self, session: str, question: str) -> None:
+    def _note(self, batch: Iterable[Record]) -> None:
+        for trade in (record for record in batch if isinstance(record, Trade)):
+            self.opened.setdefault(trade.sym, trade.px)
+            self.traded = trade.sym
+
+    def _ask(self, session: str, kind: Kind) -> None:
+        question = kind.question(level=self.opened.get(session, "0"))
         try:
-            answer = self.client.ask(session, question, min_offset="mine", max_tokens=ASK_TOKENS)
+            answer = self.client.ask(
+                session, question, min_offset="mine", answer=kind.answer, max_tokens=MAX_TOKENS
+            )
         except Unavailable:
             self.worker.check()
             raise
-        self.asked.append(Asked(Ask(answer.id, session, question, max_tokens=ASK_TOKENS), answer))
+        self.asked.append(Asked(Ask(answer.id, session, question, None, None, kind.answer, MAX_TOKENS), answer))
 
     def _silence(self, missing: list[Due], timeout_s: float) -> str:
         if not missing:

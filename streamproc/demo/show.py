@@ -14,13 +14,15 @@ from typing import Any
 from streamproc.client import Client
 from streamproc.config import Config, state_dir
 from streamproc.demo.cluster import Progress, Say, open_kafka, prepare_topics
-from streamproc.demo.plan import NOISE, QUESTIONS, Plan, demo_config, write_config
+from streamproc.demo.plan import NOISE, Plan, demo_config, kinds_of, standing_questions, write_config
 from streamproc.demo.play import Draw, Player
 from streamproc.demo.summary import Numbers, Summary
 from streamproc.demo.verify import verify
 from streamproc.demo.watch import Watch
 from streamproc.demo.worker import WorkerProcess
+from streamproc.engine.source import model_folder
 from streamproc.errors import Refused
+from streamproc.market.rendering import read_rendering
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,11 @@ def run_demo(config: Config, plan: Plan, stage: Stage) -> Summary:
         player = set_up(stack, config, num_partitions, folder)
         interrupted = perform(player, plan, stage)
         done = player.worker.finish()
+        player.watch.read_rest(asked.answer for asked in player.asked)
         stage.say("checking answers against a recomputation from the log")
-        verdict = verify(config, player.watch, player.asked, QUESTIONS)
+        verdict = verify(config, player.watch, player.asked, standing_questions(player.kinds))
     numbers = account(player, done, time.monotonic() - start_s, interrupted)
-    return Summary(kafka, numbers, verdict, folder)
+    return Summary(kafka, numbers, verdict, player.watch.judge.accuracy(), folder)
 
 
 @contextmanager
@@ -67,12 +70,13 @@ def set_up(stack: ExitStack, config: Config, num_partitions: int, folder: Path) 
     """Questions registered and a worker started, with somebody watching; all of it ends with the stack."""
     file = folder / "streamproc.toml"
     write_config(config, file)
+    kinds = kinds_of(read_rendering(model_folder(config.engine.model)))
     client = stack.enter_context(Client(config=config))
-    for query in QUESTIONS:
+    for query in standing_questions(kinds):
         client.register(query)
-    watch = stack.enter_context(closing(Watch(config, num_partitions)))
+    watch = stack.enter_context(closing(Watch(config, num_partitions, kinds.values())))
     worker = stack.enter_context(closing(WorkerProcess(file, folder / "worker.log")))
-    return Player(client, watch, worker)
+    return Player(client, watch, worker, kinds)
 
 
 def perform(player: Player, plan: Plan, stage: Stage) -> bool:
@@ -87,7 +91,7 @@ def perform(player: Player, plan: Plan, stage: Stage) -> bool:
         except KeyboardInterrupt:
             interrupted = True
             stage.say("interrupted: waiting for the answers that are due")
-        player.await_answers(QUESTIONS, draw)
+        player.await_answers(standing_questions(player.kinds), draw)
     return interrupted
 
 

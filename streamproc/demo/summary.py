@@ -1,11 +1,14 @@
 """What the demo leaves the user with: its numbers, and what to type next."""
 
+import fnmatch
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from streamproc.demo.cluster import DemoKafka
+from streamproc.demo.judge import Accuracy
+from streamproc.demo.plan import TRADES
 from streamproc.demo.verify import Verdict
 from streamproc.kafka.broker import DEFAULT_PORT
 
@@ -34,6 +37,7 @@ class Summary:
     kafka: DemoKafka
     numbers: Numbers
     verdict: Verdict
+    accuracy: Accuracy
     folder: Path  # of config file and log
 
     def doc(self) -> dict[str, Any]:
@@ -47,6 +51,8 @@ class Summary:
             "seconds": numbers.seconds,
             "exact": verdict.exact,
             "checked": verdict.num_checked,
+            "accuracy": self.accuracy.share,
+            "judged": self.accuracy.num_judged,
             "bootstrap_servers": self.kafka.address,
             "records_per_s": numbers.records_per_s,
             "freshness_ms_p50": numbers.freshness_ms_p50,
@@ -67,9 +73,16 @@ class Summary:
             f"  freshness  p50 {fresh} from a record's timestamp to its answer's",
             f"  tokens     {numbers.tokens:,} computed",
             f"  exact      {equal} answers recomputed from the log alone are equal byte for byte",
+            f"  accuracy   {self._accuracy()}",
             f"  broker     {self.kafka.name} at {self.kafka.address}",
             f"  data       {self._data()}",
         )
+
+    def _accuracy(self) -> str:
+        found = self.accuracy
+        if found.share is None:
+            return "- no answer could be judged"
+        return f"{found.share}: {found.num_right:,} of {found.num_judged:,} answers say what the records say"
 
     def _data(self) -> str:
         if self.kafka.mock:
@@ -90,9 +103,13 @@ class Summary:
             "next:",
             f"  {first}",
             f"  streamproc run {file} &",
-            f'  streamproc ask "What was the last price?" --session {next(iter(self.numbers.sessions), ANY)} {file}',
+            f'  streamproc ask "What was the last price?" --session {self._session()} {file}',
             f"stop:   {self._how_to_stop()}",
         )
+
+    def _session(self) -> str:
+        """One that has traded."""
+        return next(iter(fnmatch.filter(self.numbers.sessions, TRADES)), ANY)
 
     def _how_to_stop(self) -> str:
         """The demo has stopped what it started itself."""

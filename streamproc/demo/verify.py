@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamproc.config import Config
+from streamproc.demo.judge import Seen
 from streamproc.demo.play import Asked
-from streamproc.demo.watch import Seen, Watch
+from streamproc.demo.watch import Watch
 from streamproc.engine.build import Engine, build_engine
 from streamproc.messages import Answer, Ask, Query
 from streamproc.replay.truth import recompute

@@ -5,27 +5,23 @@ Answers are read from where the topic ends when the watch begins.
 """
 
 import statistics
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from streamproc.answers import Received, answer_in
 from streamproc.config import Config
+from streamproc.demo.judge import Judge, Seen
 from streamproc.errors import BadRecord
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.tailing import Message, Tail
-from streamproc.messages import Query
-from streamproc.records import Record, decode_record
+from streamproc.market.questions import Kind
+from streamproc.messages import Answer, Query
+from streamproc.records import decode_record
 
 FRESH_OVER = 500  # newest answers
 ASK = "ask"
-
-
-class Seen(NamedTuple):
-    """A record as it lies in the log."""
-
-    partition: int
-    offset: int
-    record: Record
+POLL_S, REST_S = 0.1, 5.0
 
 
 class Due(NamedTuple):
@@ -39,12 +35,13 @@ class Due(NamedTuple):
 class Watch:
     """Everything that both topics have shown so far."""
 
-    def __init__(self, config: Config, num_partitions: int) -> None:
+    def __init__(self, config: Config, num_partitions: int, kinds: Iterable[Kind]) -> None:
         """Reads the records of earlier runs. Raises Unavailable where Kafka is silent."""
         properties = client_properties(config)
         self.log: dict[str, list[Seen]] = {}  # by session, in the order of the log
         self.flash: list[Received] = []  # this run's answers to standing questions
         self.newest: dict[tuple[str, str], Received] = {}  # by session and question; ASK: ad-hoc ones
+        self.judge = Judge(kinds)
         self.num_answers = 0
         self.num_answer_tokens = 0
         self._max_record_bytes = config.worker.max_record_bytes
@@ -78,7 +75,18 @@ class Watch:
             self._take_record(message)
         for message in answers:
             self._take_answer(message)
+        self.judge.settle(self.log)
         return bool(answers or records)
+
+    def read_rest(self, asked: Iterable[Answer]) -> None:
+        """Take all that both topics hold by now, and these answers to asks."""
+        records, answers = self._records.ends(), self._answers.ends()
+        deadline_s = time.monotonic() + REST_S
+        while self._is_behind(records, answers) and time.monotonic() < deadline_s:
+            self.poll(POLL_S)
+        for answer in asked:
+            self.judge.take(answer)
+        self.judge.settle(self.log)
 
     def freshness_ms(self) -> float | None:
         """Median time from a record's timestamp to that of the answer which has seen it; None before the first."""
@@ -107,6 +115,10 @@ class Watch:
                 owed |= {Due(query.id, session, seen[number - 1].offset) for number in numbers}
         return owed
 
+    def _is_behind(self, records: dict[int, int], answers: dict[int, int]) -> bool:
+        both = ((self._records, records), (self._answers, answers))
+        return any(tail.positions[partition] < end for tail, ends in both for partition, end in ends.items())
+
     def _age_ms(self, received: Received) -> int | None:
         as_of = received.answer.as_of
         written_ms = self._written_ms.get((as_of.partition, as_of.offset)) if as_of else None
@@ -119,6 +131,7 @@ class Watch:
         self.num_answers += 1
         self.num_answer_tokens += received.timings.get("num_tokens", 0)
         self.newest[received.answer.session, received.answer.query_id or ASK] = received
+        self.judge.take(received.answer)
         if received.answer.kind == "flash":
             self.flash.append(received)
 

@@ -2,7 +2,7 @@
 
     [prompts]                                   # templates of records and questions, as in the settings
     system = ""
-    trade = "{sym} {side} {px} x {sz}\\n"
+    trade = "{sym}#{n} {side} {px}{tick} {sz}\\n"
     question = "Q: {question}\\nA: "
     stop = ["\\n"]
 

@@ -39,7 +39,7 @@ def symbol(rng: random.Random) -> str:
         return rng.choice(ASSETS) + rng.choice(MONEY)
     if kind < 0.9:
         return "".join(rng.choices(LETTERS, k=rng.randint(1, 6)))
-    return rng.choice(LETTERS) + "".join(rng.choices(OTHERS, k=rng.randint(1, 7)))
+    return rng.choice(LETTERS) + "".join(rng.choices(OTHERS, k=rng.randint(0, 6))) + rng.choice(LETTERS)
 
 
 @dataclass(slots=True)

@@ -3,12 +3,14 @@
 Nothing here computes tokens' KV or talks to a broker; one batch of messages in, changed state out.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from streamproc.errors import BadRecord
 from streamproc.messages import Ask, AsOf, Query
+from streamproc.past import Past
 from streamproc.records import Record, decode_record
 from streamproc.state.ending import Decoder
 from streamproc.state.epoch import Bad, Message
@@ -29,6 +31,11 @@ class Renderer(Decoder, Protocol):
 
     @property
     def stop(self) -> tuple[str, ...]: ...
+
+    @property
+    def looks_back(self) -> bool: ...
+
+    def ids_after(self, past: Past, record: Record) -> Ids: ...
 
     def record_ids(self, records: Sequence[Record]) -> Sequence[Ids]: ...
 
@@ -66,7 +73,7 @@ class Intake:
     def take_records(self, partitions: dict[int, Partition], messages: Sequence[Message], now: float) -> None:
         """Append a batch of records, in the order in which they came; bad ones wait for the dead topic."""
         parsed = [self._parse(message) for message in messages if message.partition in partitions]
-        all_ids = iter(self.renderer.record_ids([item.record for item in parsed if item.record]))
+        all_ids = self._ids([item.record for item in parsed if item.record])
         for message, record, reason in parsed:
             partition = partitions[message.partition]
             if partition.phase is Phase.RESTORING and message.offset >= partition.live_from:
@@ -79,6 +86,10 @@ class Intake:
         for partition in partitions.values():
             if partition.phase is Phase.RESTORING and partition.next_offset >= partition.live_from:
                 self.go_live(partition)
+
+    def _ids(self, records: Sequence[Record]) -> Iterator[Ids]:
+        """Ids of a batch at once; none yet where templates look back: the session knows what at."""
+        return itertools.repeat(()) if self.renderer.looks_back else iter(self.renderer.record_ids(records))
 
     def _parse(self, message: Message) -> Parsed:
         try:

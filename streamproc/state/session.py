@@ -7,16 +7,31 @@
 
 `Session.append` is the only writer of token ids and offsets, `Generation.advance` of what is computed. Where a
 generation ends depends on token counts alone, never on time, so a replay hops at the same offsets.
+
+Templates may look back (past.py): a record's text then depends on those before it in its generation. A new generation
+knows nothing of the time before it, so its records are rendered anew: ids follow from the generation's records alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from streamproc.errors import BadRecord
 from streamproc.messages import Head
+from streamproc.past import Past
 from streamproc.records import Record
 from streamproc.state.facts import Facts
+
+
+Ids = tuple[int, ...]
+
+
+class Teller(Protocol):
+    """Renders records whose text depends on those before them."""
+
+    def record_ids(self, records: Sequence[Record]) -> Sequence[Ids]: ...
+
+    def ids_after(self, past: Past, record: Record) -> Ids: ...
 
 
 class Entry(NamedTuple):
@@ -31,9 +46,10 @@ class Entry(NamedTuple):
 class Shape:
     """What every session of a worker has in common."""
 
-    prefix_ids: tuple[int, ...]
+    prefix_ids: Ids
     context_tokens: int  # prefix and records of a generation never exceed this
     keep_tokens: int  # tokens of the newest records that a new generation starts from
+    teller: Teller | None = None  # None: no template looks back
 
     @property
     def max_record_tokens(self) -> int:
@@ -43,7 +59,7 @@ class Shape:
 class Generation:
     """One context of a session: what a question sees, from `start_offset` to now."""
 
-    def __init__(self, seq_id: int, prefix_ids: tuple[int, ...], start_offset: int, records_before: int) -> None:
+    def __init__(self, seq_id: int, prefix_ids: Ids, start_offset: int, records_before: int) -> None:
         self.seq_id = seq_id
         self.start_offset = start_offset
         self.born_at = start_offset  # the first record that came after this generation began
@@ -53,6 +69,8 @@ class Generation:
         self.entries: list[Entry] = []
         self._facts = Facts()
         self._num_in_facts = 0
+        self._past = Past()
+        self._num_in_past = 0
         self.num_computed = 0
         self.block_table: list[int] = []
         self.num_waiting_forks = 0  # questions that still need this generation's cells
@@ -76,6 +94,14 @@ class Generation:
         self._num_in_facts = len(self.entries)
         return self._facts
 
+    @property
+    def past(self) -> Past:
+        """What the next record can look back at; brought up to date when somebody asks."""
+        for entry in self.entries[self._num_in_past :]:
+            self._past.add(entry.record)
+        self._num_in_past = len(self.entries)
+        return self._past
+
     def advance(self, num_tokens: int) -> None:
         """This many more cells are written."""
         self.num_computed += num_tokens
@@ -86,7 +112,7 @@ class Generation:
         block_ids, self.block_table, self.num_computed = self.block_table, [], 0
         return block_ids
 
-    def _append(self, offset: int, record: Record, ids: tuple[int, ...]) -> None:
+    def _append(self, offset: int, record: Record, ids: Ids) -> None:
         self.token_ids.extend(ids)
         self.entries.append(Entry(offset, len(self.token_ids), record))
 
@@ -96,6 +122,7 @@ class Generation:
         end = self.entries[-1].end if self.entries else self.num_prefix
         del self.token_ids[end:]
         self._facts, self._num_in_facts = Facts(), 0
+        self._past, self._num_in_past = Past(), 0
         self.num_computed = min(self.num_computed, end)
 
     def trim_blocks(self, block_size: int) -> list[int]:
@@ -125,36 +152,71 @@ class Session:
     def last_offset(self) -> int | None:
         return self.current.entries[-1].offset if self.current.entries else None
 
-    def append(self, offset: int, record: Record, ids: tuple[int, ...], new_seq_id: Callable[[], int]) -> bool:
-        """Add a record -> whether the session hopped. Raises BadRecord if the record can never fit."""
+    def append(self, offset: int, record: Record, ids: Ids, new_seq_id: Callable[[], int]) -> bool:
+        """Add a record -> whether the session hopped. Raises BadRecord if the record can never fit.
+
+        `ids` where a template looks back: not read, they follow from what is here.
+        """
+        teller = self.shape.teller
+        if teller is not None:
+            ids = teller.ids_after(self.current.past, record)
+        self._check_fits(ids)
+        hops = len(self.current.token_ids) + len(ids) > self.shape.context_tokens
+        if hops:
+            new, ids = self._next(offset, record, ids, new_seq_id)
+            self.current.is_retired = True
+            self.retired.append(self.current)
+            self.current = new
+        self.current._append(offset, record, ids)
+        return hops
+
+    def _check_fits(self, ids: Ids) -> None:
         if len(ids) > self.shape.max_record_tokens:
             raise BadRecord(
                 f"{len(ids)} tokens: a record must fit {self.shape.max_record_tokens} "
                 "(engine.context_tokens less the system prefix)"
             )
-        hops = len(self.current.token_ids) + len(ids) > self.shape.context_tokens
-        if hops:
-            self._hop(offset, len(ids), new_seq_id())
-        self.current._append(offset, record, ids)
-        return hops
 
-    def _hop(self, offset: int, num_new: int, seq_id: int) -> None:
-        """Start a new generation from the newest whole records that fit `keep_tokens` and leave room for the next."""
+    def _next(self, offset: int, record: Record, ids: Ids, new_seq_id: Callable[[], int]) -> tuple[Generation, Ids]:
+        """A new generation, of the newest whole records that fit `keep_tokens` and leave room for the next record ->
+        it, and that record's ids in it.
+        """
         old = self.current
-        room = min(self.shape.keep_tokens, self.shape.max_record_tokens - num_new)
-        first = len(old.entries)
-        while first and old.num_tokens - self._start_of(old, first - 1) <= room:
-            first -= 1
-        kept = old.entries[first:]
-        new = Generation(seq_id, self.shape.prefix_ids, kept[0].offset if kept else offset, old.records_before + first)
+        first, kept, ids = self._kept(record, ids)
+        entries = old.entries[first:]
+        start_offset = entries[0].offset if entries else offset
+        new = Generation(new_seq_id(), self.shape.prefix_ids, start_offset, old.records_before + first)
         new.born_at = offset
-        start = self._start_of(old, first)
-        for entry in kept:
-            new._append(entry.offset, entry.record, tuple(old.token_ids[start : entry.end]))
-            start = entry.end
-        old.is_retired = True
-        self.retired.append(old)
-        self.current = new
+        for entry, kept_ids in zip(entries, kept, strict=True):
+            new._append(entry.offset, entry.record, kept_ids)
+        return new, ids
+
+    def _kept(self, record: Record, ids: Ids) -> tuple[int, list[Ids], Ids]:
+        """Index of the oldest record that goes on into the next generation, ids of those that do, ids of `record`."""
+        old, teller = self.current, self.shape.teller
+        first = self._first_kept(len(ids))
+        if teller is None:
+            return first, [self._ids_of(old, index) for index in range(first, len(old.entries))], ids
+        while True:
+            *kept, new = teller.record_ids([*(entry.record for entry in old.entries[first:]), record])
+            if self._has_room(sum(map(len, kept)), len(new)):
+                return first, kept, new
+            if not kept:
+                self._check_fits(new)
+            first += 1      # rendered anew they are longer than they were
+
+    def _first_kept(self, num_new: int) -> int:
+        """Index of the oldest record that goes on into the next generation."""
+        old, first = self.current, len(self.current.entries)
+        while first and self._has_room(old.num_tokens - self._start_of(old, first - 1), num_new):
+            first -= 1
+        return first
+
+    def _has_room(self, num_kept: int, num_new: int) -> bool:
+        return num_kept <= min(self.shape.keep_tokens, self.shape.max_record_tokens - num_new)
+
+    def _ids_of(self, generation: Generation, index: int) -> Ids:
+        return tuple(generation.token_ids[self._start_of(generation, index) : generation.entries[index].end])
 
     @staticmethod
     def _start_of(generation: Generation, index: int) -> int:

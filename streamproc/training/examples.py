@@ -12,22 +12,23 @@ and the stream is computed once. No question crosses the border of a bin. Only a
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from streamproc.market.levels import draw_level
 from streamproc.market.questions import KINDS, UNKNOWN, Kind
 from streamproc.market.rendering import market_model, read_rendering
 from streamproc.market.synthetic import feed, instruments
 from streamproc.market.tape import Tape, Tapes
-from streamproc.prompts import record_template
-from streamproc.records import FIELDS, Record
+from streamproc.past import Past
+from streamproc.prompts import Line
+from streamproc.records import FIELDS, Quote, Record
+from streamproc.training.hints import IGNORED, STEPS, signs, steps
 
 BIN = 64
 FORKS_PER_BIN = 6     # drawn; what does not fit is left out
 PADDING = -1
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Fork:
     base: int
     question: str
     answer: str
+    last_px: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Batch:
     branches: np.ndarray
     bases: np.ndarray       # tokens of the stream that are seen
     kinds: np.ndarray       # index of the answer's kind, -1 elsewhere
+    signs: np.ndarray       # of tokens of prices and levels: how they compare, -100 elsewhere
+    steps: np.ndarray       # [rows, stream_tokens, STEPS] what the last token of a trade could know, -100 elsewhere
 
 
 NAMES = tuple(KINDS)
@@ -77,8 +81,13 @@ class Examples:
         self.bos_id = bos_id
         self.weights = weights
         prompts = read_rendering(market_model()).prompts
-        self.lines = {kind: record_template(kind, prompts[kind]) for kind in FIELDS}
+        self.lines = {kind: Line(kind, prompts[kind]) for kind in FIELDS}
         self.question = prompts["question"]
+        vocabulary = tokenizer.get_vocab()
+        self.texts = {i: token for token, i in vocabulary.items()}
+        self.above_id = vocabulary[" above "]
+        self.side_ids = {vocabulary[token] for token in (" buy ", " sell ", " - ")}
+        self.tick_ids = {vocabulary[token] for token in ("+ ", "- ", "= ")}
 
     def batch(self, rng: random.Random, stage: Stage) -> Batch:
         rows = [self.row(rng, stage) for _ in range(stage.rows)]
@@ -86,8 +95,7 @@ class Examples:
 
     def row(self, rng: random.Random, stage: Stage) -> list[np.ndarray]:
         """The arrays of one stream with its forks."""
-        stream, ends, tapes_at = self._stream(rng, stage)
-        page = Page(stage.length, stream)
+        page, ends, tapes_at = self._stream(rng, stage)
         drawn = []
         for _ in range(stage.num_bins * FORKS_PER_BIN):
             place = rng.randrange(len(ends))
@@ -97,31 +105,64 @@ class Examples:
         at = stage.stream_tokens
         for fork, tail, answer in zip(drawn, tails, answers, strict=True):
             size = len(tail) + len(answer) - 1
-            if at % BIN + size > BIN:
-                at += BIN - at % BIN
+            used = (at - stage.stream_tokens) % BIN
+            if used + size > BIN:
+                at += BIN - used
             if size <= BIN and at + size <= stage.length:
                 page.put(at, fork, tail, answer)
+                if fork.last_px and fork.kind == "above":
+                    self._compare(page, at, tail, fork.last_px)
                 at += size
         return page.arrays()
 
+    def _compare(self, page: "Page", at: int, tail: list[int], last_px: str) -> None:
+        """Hints of a question's level."""
+        place = tail.index(self.above_id) + 1
+        level = [self.texts[i] for i in tail[place:-1]]
+        page.signs[at + place:at + place + len(level)] = signs(level, self._number(last_px))
+
+    def _number(self, text: str) -> list[str]:
+        """A price in tokens."""
+        return [self.texts[i] for i in self.tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def _stream(self, rng: random.Random, stage: Stage) -> "tuple[Page, list[int], list[list[tuple[str, Tape]]]]":
+        """A page with the stream on it, the end of every record, and what the tapes say there."""
+        source = feed(rng, instruments(rng, stage.most_symbols))
+        records: list[Record] = [next(source) for _ in range(stage.stream_tokens // 9)]
+        page = Page(stage, self.bos_id)
+        ends, snapshots, tapes = [], [], Tapes()
+        prices: dict[str, list[str]] = {}
+        for record, line in zip(records, self._encode(self._texts(records)), strict=True):
+            if page.end + len(line) > stage.stream_tokens:
+                break
+            start = page.end
+            page.add(line)
+            ends.append(page.end)
+            page.steps[page.end - 1] = steps(tapes.add(record))
+            if not isinstance(record, Quote):
+                self._compare_prices(page, start, line, prices, record.sym)
+            snapshots.append([(sym, snapshot(tape)) for sym, tape in tapes.items()])
+        return page, ends, snapshots
+
+    def _compare_prices(self, page: "Page", start: int, line: list[int], prices: dict[str, list[str]],
+                        sym: str) -> None:
+        """Hints of a trade's price: it stands between the side and the tick."""
+        first = next(i for i, token in enumerate(line) if token in self.side_ids) + 1
+        last = next(i for i, token in enumerate(line) if token in self.tick_ids)
+        price = [self.texts[i] for i in line[first:last]]
+        if sym in prices:
+            page.signs[start + first:start + last] = signs(price, prices[sym])
+        prices[sym] = price
+
+    def _texts(self, records: Sequence[Record]) -> list[str]:
+        past, texts = Past(), []
+        for record in records:
+            texts.append(self.lines[record.kind].text_after(past, record))
+            past.add(record)
+        return texts
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _stream(self, rng: random.Random, stage: Stage) -> tuple[list[int], list[int], list[list[tuple[str, Tape]]]]:
-        """Ids, the end of every record, and what the tapes say there."""
-        found = instruments(rng, stage.most_symbols)
-        source = feed(rng, found)
-        records: list[Record] = [next(source) for _ in range(stage.stream_tokens // 9)]
-        encoded = self._encode([self.lines[record.kind](record) for record in records])
-        ids, ends, snapshots, tapes = [self.bos_id], [], [], Tapes()
-        for record, line in zip(records, encoded, strict=True):
-            if len(ids) + len(line) > stage.stream_tokens:
-                break
-            ids += line
-            ends.append(len(ids))
-            tapes.add(record)
-            snapshots.append([(sym, snapshot(tape)) for sym, tape in tapes.items()])
-        return ids, ends, snapshots
 
     def fork(self, rng: random.Random, base: int, tapes: Sequence[tuple[str, Tape]]) -> Fork:
         """A question about one symbol of the stream so far, and its true answer."""
@@ -132,7 +173,8 @@ class Examples:
             kind = self._kind(rng, about_quotes and tape.quote is not None)
         level = draw_level(rng, tape) if kind.needs_level else ""
         named = sym if len(tapes) > 1 or rng.random() < 0.5 else ""
-        return Fork(kind.name, base, kind.question(named, level), kind.oracle(tape, level) or UNKNOWN)
+        return Fork(kind.name, base, kind.question(named, level), kind.oracle(tape, level) or UNKNOWN,
+                    tape.last.px if tape.last else None)
 
     def _kind(self, rng: random.Random, about_quotes: bool) -> Kind:
         weights = {name: w for name, w in self.weights.items() if KINDS[name].is_about_quotes == about_quotes}
@@ -145,43 +187,24 @@ def snapshot(tape: Tape) -> Tape:
     return copy
 
 
-def draw_level(rng: random.Random, tape: Tape) -> str:
-    """A price to compare the last one with: mostly near it, sometimes equal, round, or far away."""
-    if tape.last is None:
-        return str(rng.randint(1, 100_000))
-    px = tape.last.price
-    exponent = px.as_tuple().exponent
-    assert isinstance(exponent, int)
-    tick = Decimal(1).scaleb(exponent)
-    kind = rng.random()
-    if kind < 0.1:
-        return tape.last.px
-    if kind < 0.3:
-        return rng.choice(tape.prints).px
-    if kind < 0.7:
-        level = px + tick * int((1 + rng.expovariate(1)) * 10 ** rng.uniform(0, 3)) * rng.choice((-1, 1))
-    elif kind < 0.9:
-        level = round_to(px * Decimal(str(round(rng.uniform(0.9, 1.1), 4))), rng.randint(1, 4))
-    else:
-        level = round_to(px * Decimal(str(round(10 ** rng.uniform(-1, 1), 4))), rng.randint(1, 6))
-    return format(level, "f") if level > 0 else tape.last.px
-
-
-def round_to(value: Decimal, digits: int) -> Decimal:
-    """So many significant digits, written without an exponent."""
-    return Decimal(format(value, f".{digits}g")) if value else value
-
-
 class Page:
-    """The arrays of one row, being filled."""
+    """The arrays of one row, being filled: first the stream, then the questions."""
 
-    def __init__(self, length: int, stream: list[int]) -> None:
-        self.ids, self.positions, self.bases = (np.zeros(length, np.int64) for _ in range(3))
-        self.targets = np.full(length, IGNORED, np.int64)
-        self.branches, self.kinds = (np.full(length, PADDING, np.int64) for _ in range(2))
-        end = len(stream)
-        self.ids[:end], self.positions[:end], self.branches[:end] = stream, np.arange(end), 0
+    def __init__(self, stage: Stage, bos_id: int) -> None:
+        self.ids, self.positions, self.bases = (np.zeros(stage.length, np.int64) for _ in range(3))
+        self.targets, self.signs = (np.full(stage.length, IGNORED, np.int64) for _ in range(2))
+        self.branches, self.kinds = (np.full(stage.length, PADDING, np.int64) for _ in range(2))
+        self.steps = np.full((stage.stream_tokens, len(STEPS)), IGNORED, np.int64)
+        self.end = 0
         self._num_forks = 0
+        self.add([bos_id])
+
+    def add(self, ids: list[int]) -> None:
+        """The next tokens of the stream."""
+        place = slice(self.end, self.end + len(ids))
+        self.ids[place], self.branches[place] = ids, 0
+        self.positions[place] = np.arange(place.start, place.stop)
+        self.end = place.stop
 
     def put(self, at: int, fork: Fork, tail: list[int], answer: list[int]) -> None:
         """Lay a question and its answer at this place; the answer's last token is only a target."""
@@ -193,4 +216,4 @@ class Page:
         self.targets[learned], self.kinds[learned] = answer, NAMES.index(fork.kind)
 
     def arrays(self) -> list[np.ndarray]:
-        return [self.ids, self.positions, self.targets, self.branches, self.bases, self.kinds]
+        return [self.ids, self.positions, self.targets, self.branches, self.bases, self.kinds, self.signs, self.steps]

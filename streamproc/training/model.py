@@ -1,6 +1,6 @@
 """The market model's shape, and an attention for its training: a stream and the questions forked off it in one row.
 
-The model is transformers' own Qwen3; only its attention function is ours while it trains. Queries of the stream see the
+The model is transformers' own Qwen2; only its attention function is ours while it trains. Queries of the stream see the
 stream, queries of the questions see the stream up to their base and their own bin: three small products instead of one
 over the whole row.
 """
@@ -10,20 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen2Config, Qwen2ForCausalLM
 
 from streamproc.training.examples import BIN, Batch
+from streamproc.training.hints import IGNORED, SIGNS, STEPS
 
 NAME = "streamproc_training"
 WINDOW = 64
+STD = 0.06                  # of fresh weights
+SIGN_LAYERS, STEP_LAYERS = 3, 4     # layers below the hints
 HIDDEN = -1e4       # added to the score of a key that is not seen
 LAYERS = ("sliding", "sliding", "full", "sliding", "full", "full")
 SHAPE: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "num_hidden_layers": len(LAYERS), "layer_types": [f"{kind}_attention" for kind in LAYERS],
     "use_sliding_window": True, "sliding_window": WINDOW, "max_position_embeddings": 8192,
-    "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "tie_word_embeddings": True, "initializer_range": STD, "max_window_layers": 0, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
 }
 
 
@@ -42,11 +46,54 @@ class Sights:
     sliding: Sight
 
 
-def make_model(vocab_size: int, bos_id: int, eos_id: int) -> Qwen3ForCausalLM:
+class Hints(nn.Module):
+    """Reads hints.py's targets off the middle of the model; gone after the training.
+
+    A question sees what the layers below have made of each record, so what is computed there, once, is recalled by all
+    questions; without hints a comparison is learned from the answers alone, and late.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = SHAPE["hidden_size"]
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.signs = nn.Linear(width, SIGNS)
+        self.steps = nn.ModuleList(nn.Linear(width, size) for size in STEPS)
+
+    def forward(self, hidden: tuple[Tensor, ...], signs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden: [rows, length, width] after each layer -> mean losses of signs and of steps."""
+        compared, known = signs != IGNORED, steps[..., 0] != IGNORED
+        sign_logits = self.signs(self.norms[0](hidden[SIGN_LAYERS][compared].float()))
+        after = self.norms[1](hidden[STEP_LAYERS][:, :steps.shape[1]][known].float())
+        losses = [F.cross_entropy(head(after), steps[known][:, i]) for i, head in enumerate(self.steps)]
+        return F.cross_entropy(sign_logits, signs[compared]), torch.stack(losses).mean()
+
+
+def digit_rows(vocab: dict[str, int], width: int, generator: torch.Generator) -> dict[int, Tensor]:
+    """Embeddings for the tokens of numbers, made of their digits and their size, so that near numbers start near."""
+    tens, units, single, fraction, size = (torch.randn(n, width, generator=generator) for n in (10, 10, 1, 1, 1))
+    rows = {}
+    for token, i in vocab.items():
+        digits = token.removeprefix(".")
+        if not digits.isdecimal() or len(digits) > 2:
+            continue
+        is_fraction, is_single = token[0] == ".", len(digits) == 1
+        value = int(digits) * (10 if is_fraction and is_single else 1)
+        row = tens[value // 10] + units[value % 10] + 2 * (value / 50 - 1) * size[0]
+        rows[i] = (row + is_fraction * fraction[0] + is_single * single[0]) * STD / 2
+    return rows
+
+
+def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int) -> Qwen2ForCausalLM:
     """Fresh weights from torch's global seed."""
-    config = Qwen3Config(**SHAPE, vocab_size=vocab_size, bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=None)
+    config = Qwen2Config(**SHAPE, vocab_size=len(vocab), bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=None)
     config._attn_implementation = NAME
-    return Qwen3ForCausalLM(config)
+    model = Qwen2ForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for i, row in digit_rows(vocab, config.hidden_size, generator).items():
+            model.get_input_embeddings().weight[i] = row
+    return model
 
 
 def sights(batch: Batch, stream_tokens: int, dtype: torch.dtype) -> Sights:

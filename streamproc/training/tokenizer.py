@@ -1,6 +1,6 @@
 """The tokenizer of the market model: numbers two digits at a time, words of the questions whole, all else by character.
 
-    BTCUSDT buy 39432.48 x 0.000263\\n   ->   BTC USDT " buy " 3 94 32 .48 " x " 0 .00 02 63 "\\n"
+    BTCUSDT#7 buy 39432.48+ 0.000263\\n   ->   BTC USDT #7 " buy " 3 94 32 .48 "+ " 0 .00 02 63 "\\n"
 
 Digits are paired from the decimal point outwards, so that equal places of two prices of one feed are equal tokens, and
 the point is part of the first pair after it. What no token stands for is written in bytes, so any text can be read.
@@ -15,11 +15,12 @@ SPECIALS = ("<unk>", "<s>", "</s>")
 CHARACTERS = ("\n", *map(chr, range(32, 127)))
 PAIRS = tuple(f"{i:02}" for i in range(100))
 FRACTIONS = (*(f".{i}" for i in range(10)), *(f".{pair}" for pair in PAIRS))
-BETWEEN = (" buy ", " sell ", " - ", " x ", " bid ", " ask ", " spread ", " of ", " above ")   # between two fields
+BETWEEN = (" buy ", " sell ", " - ", "+ ", "- ", "= ", " bid ", " ask ", " spread ", " of ", " above ")   # between two fields
+NUMBERS = tuple(f"#{i}" for i in range(10))
 FRAME = ("Q: ", "?\nA: ")
 WORDS = ("What", "Which", "Is", "How", " was", " is", " the", " last", " price", " size", " side", " way", " did",
-         " move", " highest", " lowest", " of", " 5", " prices", " many", " trades", " were", " buys", " spread", " bid",
-         " ask", "buy", "sell", "up", "down", "flat", "yes", "no", "unknown")
+         " move", " highest", " lowest", " of", " 5", " prices", " many", " trades", " were", " buys", " spread",
+         " bid", " ask", "buy", "sell", "up", "down", "flat", "yes", "no", "unknown")
 NAMES = tuple(dict.fromkeys(name for name in (*ASSETS, *MONEY) if name))
 MAX_DECIMALS = 20
 
@@ -31,19 +32,19 @@ def pattern() -> str:
         *(_escaped(text) for text in FRAME),
         *(_escaped(text) + (r"(?=\S)(?!the\b)" if text == " of " else r"(?=\S)") for text in BETWEEN),
         *(_escaped(text) + r"(?![A-Za-z0-9.])" for text in sorted(WORDS, key=len, reverse=True)),
-        r"\.\d\d?", fraction, r"\d\d?(?=(?:\d\d)*(?!\d))",
+        r"#\d(?!\d)", r"\.\d\d?", fraction, r"\d\d?(?=(?:\d\d)*(?!\d))",
         *sorted(NAMES, key=len, reverse=True),
         r"[\s\S]",
     ))
 
 
 def _escaped(text: str) -> str:
-    return "".join(rf"\{c}" if c in ".?-" else r"\n" if c == "\n" else c for c in text)
+    return "".join(rf"\{c}" if c in ".?-+" else r"\n" if c == "\n" else c for c in text)
 
 
 def vocabulary() -> dict[str, int]:
     """Ids by token; a number's token never changes its id with the words."""
-    tokens = (*SPECIALS, *(f"<0x{i:02X}>" for i in range(256)), *CHARACTERS, *PAIRS, *FRACTIONS, *FRAME, *BETWEEN,
+    tokens = (*SPECIALS, *(f"<0x{i:02X}>" for i in range(256)), *CHARACTERS, *PAIRS, *FRACTIONS, *NUMBERS, *FRAME, *BETWEEN,
               *WORDS, *NAMES)
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
 

@@ -22,12 +22,13 @@ import torch.nn.functional as F
 
 from streamproc.market.questions import KINDS
 from streamproc.training.examples import NAMES, Batch, Examples, Stage
-from streamproc.training.model import make_model, sights
+from streamproc.training.model import Hints, make_model, sights
 from streamproc.training.tokenizer import make_tokenizer, vocabulary
 
 LOG_EVERY, SAVE_EVERY = 50, 500
 MATRIX_LR, OTHER_LR = 3e-3, 2e-3
 WARMUP = 100
+HINT_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,11 @@ class Trainer:
         tokenizer = make_tokenizer()
         self.tokenizer = tokenizer
         self.examples = Examples(tokenizer.backend_tokenizer, tokenizer.bos_token_id, WEIGHTS)
-        self.model = make_model(len(vocabulary()), tokenizer.bos_token_id, tokenizer.eos_token_id)
+        self.model = make_model(vocabulary(), tokenizer.bos_token_id, tokenizer.eos_token_id, seed)
+        self.hints = Hints()
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
+        others += self.hints.parameters()
         self.optimizers = (torch.optim.Muon(matrices, MATRIX_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
                            torch.optim.AdamW(others, OTHER_LR, betas=(0.9, 0.95), weight_decay=0.0))
         self.forward = torch.compile(self.model, dynamic=False)
@@ -87,19 +90,20 @@ class Trainer:
         left = (self.num_steps - self.step) / (DECAY * self.num_steps)
         return min(1.0, (self.step + 1) / WARMUP, left)
 
-    def train_step(self) -> tuple[float, Batch, np.ndarray]:
-        """-> loss, the batch, and which target tokens were right"""
+    def train_step(self) -> tuple[list[float], Batch, np.ndarray]:
+        """-> losses of answers, signs and steps, the batch, and which target tokens were right"""
         started, stage = time.perf_counter(), self.stage()
         batch = self.examples.batch(self.rng, stage)
         targets = torch.from_numpy(batch.targets)
         learned = targets >= 0
         with torch.autocast("cpu", torch.bfloat16):
-            logits = self.forward(
-                input_ids=torch.from_numpy(batch.ids), position_ids=torch.from_numpy(batch.positions),
-                use_cache=False, sights=sights(batch, stage.stream_tokens, torch.bfloat16)).logits
-        logits = logits[learned].float()
+            out = self.forward(
+                input_ids=torch.from_numpy(batch.ids), position_ids=torch.from_numpy(batch.positions), use_cache=False,
+                output_hidden_states=True, sights=sights(batch, stage.stream_tokens, torch.bfloat16))
+        logits = out.logits[learned].float()
         loss = F.cross_entropy(logits, targets[learned])
-        loss.backward()
+        hints = self.hints(out.hidden_states, torch.from_numpy(batch.signs), torch.from_numpy(batch.steps))
+        (loss + HINT_WEIGHT * sum(hints)).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer, rate in zip(self.optimizers, (MATRIX_LR, OTHER_LR), strict=True):
             for group in optimizer.param_groups:
@@ -109,10 +113,10 @@ class Trainer:
         self.step += 1
         self.num_tokens += batch.ids.size
         self.seconds += time.perf_counter() - started
-        return loss.item(), batch, (logits.argmax(-1) == targets[learned]).numpy()
+        return [loss.item(), *(hint.item() for hint in hints)], batch, (logits.argmax(-1) == targets[learned]).numpy()
 
     def save(self, path: Path) -> None:
-        state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+        state = {"model": self.model.state_dict(), "hints": self.hints.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
                  "rng": self.rng.getstate(), "torch": torch.get_rng_state(), "step": self.step,
                  "seconds": self.seconds, "num_tokens": self.num_tokens}
         torch.save(state, path.with_suffix(".new"))
@@ -121,6 +125,7 @@ class Trainer:
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
+        self.hints.load_state_dict(state["hints"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.rng.setstate(state["rng"])
@@ -158,10 +163,12 @@ def train(trainer: Trainer, out: Path, stop_after_s: float) -> None:
             losses.append(loss)
             score.add(batch, hits)
             if trainer.step % LOG_EVERY == 0:
+                mean = np.mean(losses, 0).tolist()
                 line: dict[str, Any] = {
                     "step": trainer.step, "seconds": round(trainer.seconds), "tokens": trainer.num_tokens,
                     "stream_tokens": trainer.stage().stream_tokens if trainer.step < trainer.num_steps else None,
-                    "rate": round(trainer.rate(), 3), "loss": round(float(np.mean(losses)), 4), **score.shares()}
+                    "rate": round(trainer.rate(), 3), "loss": round(mean[0], 4), "signs": round(mean[1], 4),
+                    "steps": round(mean[2], 4), **score.shares()}
                 print(json.dumps(line), file=log, flush=True)
                 losses, score = [], Score()
             if trainer.step % SAVE_EVERY == 0:

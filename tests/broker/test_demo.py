@@ -16,11 +16,12 @@ from streamproc.errors import Refused
 pytestmark = pytest.mark.broker
 
 COMMAND = (sys.executable, "-P", "-m", "streamproc", "demo", "--json")
+LEAST = 0.98  # share of right answers
 
 
 @pytest.fixture
 def environ(tmp_path: Path, bootstrap_servers: str) -> Iterator[dict[str, str]]:
-    """A state folder of the test's own that shares the built-in models."""
+    """A state folder of the test's own that shares the model of noise."""
     models = state_dir() / "models"
     models.mkdir(parents=True, exist_ok=True)
     (tmp_path / "models").symlink_to(models)
@@ -35,11 +36,20 @@ def demo(environ: dict[str, str], *arguments: str) -> dict[str, object]:
     return found
 
 
-def test_every_answer_comes_and_those_recomputed_are_equal(environ):
+def test_every_answer_comes_and_is_right_and_those_recomputed_are_equal(environ):
     for arguments, records in (("--clean",), 40), ((), 24):
         doc = demo(environ, "--records", str(records), "--rate", "40/s", *arguments)
         assert (doc["records"], doc["asks"], doc["exact"]) == (records, 3, True)
         assert doc["answers"] > 0
+        assert doc["judged"] >= doc["answers"]
+        assert doc["accuracy"] >= LEAST
+
+
+def test_a_model_whose_words_are_noise_is_judged_too_and_exact_all_the_same(environ):
+    doc = demo(environ, "--records", "24", "--rate", "40/s", "--clean", "--model", "random-tiny")
+    assert (doc["asks"], doc["exact"]) == (3, True)
+    assert doc["judged"] >= doc["answers"]
+    assert doc["accuracy"] < LEAST
 
 
 def test_one_demo_at_a_time(tmp_path):

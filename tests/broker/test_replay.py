@@ -78,7 +78,7 @@ def site(bootstrap_servers: str, make_topics: Callable[..., Topics], tmp_path: P
     names = "\n".join(f'{name} = "{getattr(topics, name)}"' for name in Topics.__dataclass_fields__)
     path = tmp_path / "streamproc.toml"
     path.write_text(
-        f"[topics]\n{names}\n[engine]\ncontext_tokens = 256\nkv_bytes = 8388608\n"
+        f'[topics]\n{names}\n[engine]\nmodel = "random-tiny"\ncontext_tokens = 256\nkv_bytes = 8388608\n'
         f'[worker]\ngroup = "{topics.records}"\n[kafka]\n"bootstrap.servers" = "{bootstrap_servers}"\n'
     )
     queries = tmp_path / "queries.toml"

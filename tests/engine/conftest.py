@@ -48,10 +48,10 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, attention: str = "stream
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The defaults, with state in a folder of this run."""
+    """The defaults but for the model, with state in a folder of this run."""
     patch = pytest.MonkeyPatch()
     patch.setenv("STREAMPROC_STATE_DIR", str(tmp_path_factory.mktemp("state")))
-    yield Config(engine=Engine(kv_bytes=8 * 2**20))
+    yield Config(engine=Engine(model="random-tiny", kv_bytes=8 * 2**20))
     patch.undo()
 
 

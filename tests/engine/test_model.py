@@ -81,7 +81,7 @@ def test_a_hub_that_cannot_be_reached_is_said_fast(monkeypatch: pytest.MonkeyPat
     text = refusal(Settings(model="nobody/no-such-model"), Unavailable)
     assert time.monotonic() - began < 15
     assert "nobody/no-such-model" in text
-    assert "use random-tiny" in text
+    assert "use market-tiny" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

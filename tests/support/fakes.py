@@ -10,6 +10,7 @@ from typing import Any
 from streamproc.config import Config
 from streamproc.errors import EpochAborted
 from streamproc.messages import Head, decode_head
+from streamproc.past import Past
 from streamproc.ports import Clock
 from streamproc.records import Record, encode_record
 from streamproc.schedule.plan import Plan
@@ -81,20 +82,29 @@ class FakeFlight:
 
 
 class FakeRenderer:
-    """One token a character."""
+    """One token a character. With `looks_back` a record's text, and its length, depend on the trades before it."""
 
     stop: tuple[str, ...] = ("!",)
     eos_ids = frozenset({126})
 
-    def __init__(self, prefix: str = "PREFIX\n") -> None:
+    def __init__(self, prefix: str = "PREFIX\n", looks_back: bool = False) -> None:
         self.prefix_ids = tuple(map(ord, prefix))
+        self.looks_back = looks_back
 
     @staticmethod
     def text(record: Record) -> str:
         return " ".join(str(value) for value in record if value is not None)[:24] + "\n"
 
     def record_ids(self, records: Sequence[Record]) -> list[tuple[int, ...]]:
-        return [tuple(map(ord, self.text(record))) for record in records]
+        past, found = Past(), []
+        for record in records:
+            found.append(self.ids_after(past, record))
+            past.add(record)
+        return found
+
+    def ids_after(self, past: Past, record: Record) -> tuple[int, ...]:
+        number, tick = past.marks(record) if self.looks_back else ("", "")
+        return tuple(map(ord, tick + "n" * int(number or 0) + self.text(record)))
 
     def tail_ids(self, question: str) -> tuple[int, ...]:
         return tuple(ord(c) % VOCABULARY for c in f"Q{question}A")

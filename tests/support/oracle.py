@@ -40,9 +40,9 @@ def contexts(
     counts: dict[str, int] = {}
     for message in messages:
         record = decode_record(message.value, message.key)
-        ids = list(renderer.record_ids([record])[0])
         room = context_tokens - len(renderer.prefix_ids)
         entries = kept.setdefault(record.sym, [])
+        ids = told(renderer, [*entries, (message.offset, record, [])])[-1][2]
         if sum(len(e[2]) for e in entries) + len(ids) > room:
             keep: list[tuple[int, Record, list[int]]] = []
             for entry in reversed(entries):
@@ -50,11 +50,28 @@ def contexts(
                 if size > keep_tokens or size + len(ids) > room:
                     break
                 keep.insert(0, entry)
+            while is_too_long(told(renderer, [*keep, (message.offset, record, [])]), keep_tokens, room):
+                del keep[0]
             entries[:] = keep
-        entries.append((message.offset, record, ids))
+        entries[:] = told(renderer, [*entries, (message.offset, record, [])])
         counts[record.sym] = counts.get(record.sym, 0) + 1
         flat = list(renderer.prefix_ids) + [i for e in entries for i in e[2]]
         yield message.offset, record.sym, Context(flat, [(e[0], e[1]) for e in entries], counts[record.sym])
+
+
+Told = tuple[int, Record, list[int]]
+
+
+def told(renderer: Any, entries: list[Told]) -> list[Told]:
+    """The same records, rendered from the first to the last."""
+    ids = renderer.record_ids([record for _, record, _ in entries])
+    return [(offset, record, list(new)) for (offset, record, _), new in zip(entries, ids, strict=True)]
+
+
+def is_too_long(entries: list[Told], keep_tokens: int, room: int) -> bool:
+    """Of records that a new generation would start from, and the one that comes next."""
+    *kept, last = (len(ids) for _, _, ids in entries)
+    return sum(kept) > min(keep_tokens, room - last)
 
 
 def rendered(query: Query, session: str, context: Context) -> str:

@@ -34,7 +34,7 @@ PATIENCE_S = 40.0
 
 def make_config(topics: Topics, bootstrap_servers: str, **engine: Any) -> Config:
     """Settings of a worker on topics of its own."""
-    shape = Engine(context_tokens=CONTEXT, keep=KEEP / CONTEXT, step_tokens=256, block_size=BLOCK)
+    shape = Engine("random-tiny", context_tokens=CONTEXT, keep=KEEP / CONTEXT, step_tokens=256, block_size=BLOCK)
     worker = Worker(
         group=topics.records, slot="a", commit_interval_ms=20, max_question_tokens=120, max_answer_tokens=16
     )

@@ -5,6 +5,7 @@ from streamproc.cli.checks import (
     OK,
     WARN,
     Gpu,
+    check_built_in,
     check_device,
     check_memory,
     check_model,
@@ -34,6 +35,13 @@ def test_a_model_folder_needs_a_config(tmp_path):
     assert check_model(str(tmp_path), {}).state == FAIL
     (tmp_path / "config.json").write_text("{}")
     assert check_model(str(tmp_path), {}).state == OK
+
+
+def test_the_built_in_models_need_no_network_but_one_must_have_been_installed(tmp_path):
+    assert check_model("random-tiny", {}).detail == "random-tiny (built in, its words are noise)"
+    assert check_built_in("market-tiny", tmp_path).state == FAIL
+    (tmp_path / "config.json").write_text("{}")
+    assert check_built_in("market-tiny", tmp_path).detail == "market-tiny (built in)"
 
 
 @pytest.mark.parametrize("model", ["./none", "/none/none", "~/no-such-folder-here"])

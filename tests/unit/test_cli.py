@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from streamproc.cli.common import Call, shared_options
+from streamproc.cli.common import Call, model_option, shared_options
 from streamproc.cli.main import COMMANDS, Root, cli
 from streamproc.errors import BadInput, Fenced, Refused, Unavailable, Usage
 
@@ -29,6 +29,7 @@ finally:
 
 @click.command()
 @click.argument("deed", default="done")
+@model_option
 @shared_options
 def probe(call: Call, deed: str) -> None:
     """Does as it is told."""
@@ -41,6 +42,8 @@ def probe(call: Call, deed: str) -> None:
         raise click.exceptions.Exit(3)
     if deed == "settings":
         call.emit({"keep": call.config.engine.keep, "kafka": call.config.kafka}, str(call.config.engine.keep))
+    elif deed == "model":
+        call.emit({"source": call.config.sources.get("engine.model")}, call.config.engine.model)
     elif deed == "stream":
         for i in range(3):
             call.line({"i": i}, f"line {i}")
@@ -201,6 +204,35 @@ def test_settings_come_with_the_call(command_line):
     result = command_line("probe", "settings", "-X", "engine.keep=0.25", "-b", "k:1", "-X", "linger.ms=7", "--json")
     doc = json.loads(result.stdout)
     assert (doc["keep"], doc["kafka"]) == (0.25, {"bootstrap.servers": "k:1", "linger.ms": "7"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "source"),
+    [
+        ((), "market-tiny", None),
+        (("-X", "engine.model=a"), "a", "flag -X"),
+        (("--model", "b"), "b", "flag --model"),
+        (("--model", "b", "-X", "engine.model=a"), "b", "flag --model"),
+    ],
+    ids=["neither", "-X", "--model", "both"],
+)
+def test_the_flag_for_the_model_outranks_all_else(command_line, flags, model, source):
+    assert command_line("probe", "model", *flags).stdout == f"{model}\n"
+    assert json.loads(command_line("probe", "model", *flags, "--json").stdout)["source"] == source
+
+
+def test_a_model_without_a_name_is_refused_with_its_flag(command_line):
+    result = command_line("probe", "model", "--model", " ")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "streamproc: engine.model = ' ' (flag --model): not possible; use a folder, a hub name or market-tiny\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["run", "demo"])
+def test_commands_that_load_a_model_take_its_flag(name):
+    (option,) = [item for item in cli.get_command(click.Context(cli), name).params if "--model" in item.opts]
+    assert option.help == "Folder or hub name of a model, or market-tiny."
 
 
 def test_a_wrong_setting_stops_the_command_with_one_line(command_line):

@@ -9,15 +9,18 @@ import pytest
 
 from streamproc.answers import Received
 from streamproc.cli.demo import every
-from streamproc.config import Config
+from streamproc.config import Config, Prompts
 from streamproc.demo.board import Board, header, rows
 from streamproc.demo.cluster import DemoKafka
-from streamproc.demo.plan import ASKS, QUESTIONS, TOPICS, Plan, demo_config, write_config
+from streamproc.demo.judge import Accuracy, Judge, Seen
+from streamproc.demo.plan import ASKS, TOPICS, Plan, demo_config, standing_questions, write_config
 from streamproc.demo.summary import Numbers, Summary
 from streamproc.demo.verify import Verdict, claims_of, difference, sample
-from streamproc.demo.watch import Due, Seen, Watch
+from streamproc.demo.watch import Due, Watch
 from streamproc.demo.worker import own_environment
 from streamproc.kafka.producing import Position
+from streamproc.market.questions import KINDS
+from streamproc.market.rendering import market_model, read_rendering
 from streamproc.messages import Answer, AsOf, Query, parse_query
 from streamproc.records import Trade
 from streamproc.settings import load_config
@@ -32,7 +35,7 @@ def watch_of(log: dict[str, int], before: dict[str, int]) -> Watch:
     watch.log = {session: [seen(session, 10 * n) for n in range(count)] for session, count in log.items()}
     watch.before, watch.flash, watch.newest = before, [], {}
     watch.num_answers = watch.num_answer_tokens = 0
-    watch._written_ms = {}
+    watch._written_ms, watch.judge = {}, Judge(KINDS.values())
     return watch
 
 
@@ -80,8 +83,12 @@ def test_the_board_writes_out_what_a_terminal_would_act_on():
     watch = watch_of({"A": 1}, {})
     watch.newest = {("A", "idle"): received(answer(text="\x1b[2Jup\n"), 500)}
     (row,) = rows(watch, 2_000)
-    assert (row.text, row.as_of, row.age_s) == ("\\x1b[2Jup\\n", "0:0", 1.5)
+    assert (row.text, row.truth, row.is_right) == ("\\x1b[2Jup\\n", "", None)
+    assert (row.as_of, row.age_s) == ("0:0", 1.5)
     assert header(watch, 2.0).startswith("1 records | 0.5 records/s | 1 sessions")
+    assert header(watch, 2.0).endswith("freshness p50 -")
+    watch.judge = SimpleNamespace(accuracy=lambda: Accuracy(2, 1))
+    assert header(watch, 2.0).endswith("1 of 2 right")
 
 
 def test_the_sample_starts_anew_where_it_ends():
@@ -93,13 +100,13 @@ def test_questions_are_asked_on_the_way_and_at_the_end(num_records, points):
     assert list(Plan(num_records, 1.0).ask_points()) == points
 
 
-@pytest.mark.parametrize("query", QUESTIONS, ids=lambda query: query.id)
+@pytest.mark.parametrize("query", standing_questions(KINDS), ids=lambda query: query.id)
 def test_the_questions_can_be_registered(query):
     assert parse_query(query.id, json.loads(query.encode())) == query
 
 
-def test_the_asks_fit_their_placeholders():
-    assert [Query("ask", text) for text in ASKS if parse_query("ask", {"question": text})]
+def test_every_ask_is_of_a_kind_that_a_session_with_trades_can_answer():
+    assert not any(KINDS[name].is_about_quotes for name in ASKS)
 
 
 def test_the_worker_gets_the_users_model_and_kafka_and_the_demos_topics(tmp_path):
@@ -117,6 +124,18 @@ def test_the_worker_gets_the_users_model_and_kafka_and_the_demos_topics(tmp_path
         config.worker,
     )
     assert read.kafka == {"sasl.password": "s\"e'c", "bootstrap.servers": "127.0.0.1:1"}
+
+
+def test_the_folders_own_rendering_is_left_in_force(tmp_path):
+    given = load_config(None, ("prompts.trade={px}\n", 'prompts.stop=["\\n"]'), environ={})
+    config = demo_config(given, "127.0.0.1:1")
+    file = tmp_path / "streamproc.toml"
+    write_config(config, file)
+    read, own = load_config(file, environ={}), read_rendering(market_model())
+    assert tomllib.loads(file.read_text())["prompts"] == {"trade": "{px}\n", "stop": ["\n"]}
+    assert own.prompts_of(read) == own.prompts_of(config)
+    assert own.prompts_of(read).trade == "{px}\n"
+    assert own.prompts_of(read).question == own.prompts["question"] != Prompts().question
 
 
 def test_settings_of_the_environment_do_not_overrule_the_demos_own():
@@ -156,13 +175,15 @@ def test_a_difference_says_which_answer_and_what(monkeypatch, said, shown):
 
 def summary(verdict: Verdict, **kafka: object) -> Summary:
     numbers = Numbers(500, 190, ("A", "B", "C"), 3, 31.2, 25.0, 80.0, 60_000)
-    return Summary(DemoKafka("127.0.0.1:9092", "apache-kafka 4.4.0", **kafka), numbers, verdict, Path("/state/demo"))
+    broker = DemoKafka("127.0.0.1:9092", "apache-kafka 4.4.0", **kafka)
+    return Summary(broker, numbers, verdict, Accuracy(193, 190), Path("/state/demo"))
 
 
 def test_the_summary_starts_with_the_promised_keys():
     doc = summary(Verdict(16, (), True)).doc()
     assert list(doc)[:7] == ["broker", "records", "answers", "sessions", "asks", "seconds", "exact"]
     assert (doc["broker"], doc["sessions"], doc["exact"]) == ("apache-kafka 4.4.0", 3, True)
+    assert (doc["accuracy"], doc["judged"]) == (0.9845, 193)
 
 
 @pytest.mark.parametrize("verdict", [Verdict(0, (), True), Verdict(16, ("idle of A",), True)])
@@ -173,6 +194,7 @@ def test_nothing_checked_or_any_difference_is_not_exact(verdict):
 def test_the_text_says_what_to_type_next_and_how_to_stop():
     text = summary(Verdict(16, (), True), started=True).text()
     assert "export STREAMPROC_BOOTSTRAP_SERVERS=127.0.0.1:9092" in text
+    assert "accuracy   0.9845: 190 of 193 answers" in text
     for line in ("streamproc broker start", "streamproc run --config", "streamproc ask", "streamproc broker stop"):
         assert line in text
 

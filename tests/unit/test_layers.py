@@ -22,6 +22,7 @@ LEVELS = {
         "errors",
         "javaproperties",
         "messages",
+        "past",
         "positions",
         "records",
         "settings",

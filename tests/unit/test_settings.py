@@ -128,7 +128,7 @@ def test_values_are_read_as_people_write_them(folder, overrides, key, value):
         ("engine.context_tokens=1.5", "not a whole number; use 32 to 16777216 tokens"),
         ("engine.dtype=fp8", "use auto, float32, bfloat16"),
         ("engine.device=tpu", "use auto, cpu, cuda or cuda:0"),
-        ("engine.model= ", "use a folder, a hub name or random-tiny"),
+        ("engine.model= ", "use a folder, a hub name or market-tiny"),
         ("engine.threads=-1", "use 0 to 1024"),
         ("worker.session_by=user", "use key, partition"),
         ("worker.commit_interval_ms=2 hours", "use 1 to 60000 ms"),
@@ -234,10 +234,16 @@ def test_a_printed_config_is_a_settings_file_with_the_same_settings(folder):
     config = load_config(overrides=overrides, environ={})
     text = print_config(config)
     assert "keep = 0.25  # flag -X" in text
-    assert 'model = "random-tiny"  # default' in text
+    assert 'model = "market-tiny"  # default' in text
     again = load_config(written(folder, text, "printed.toml"), environ={})
     assert replace(again, sources={}, kafka={}) == replace(config, sources={}, kafka={})
     assert again.kafka == {"bootstrap.servers": "127.0.0.1:9092", "linger.ms": "5"}
+
+
+def test_a_printed_config_leaves_the_prompts_of_a_models_folder_in_force(folder):
+    config = load_config(overrides=["prompts.stop=[\"\\n\"]"], environ={})
+    again = load_config(written(folder, print_config(config), "printed.toml"), environ={})
+    assert [key for key in again.sources if key.startswith("prompts.")] == ["prompts.stop"]
 
 
 def test_secrets_are_printed_as_stars(folder):

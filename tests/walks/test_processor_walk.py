@@ -27,7 +27,10 @@ def make_config(step_tokens: int = 48, backlog_tokens: int = 1_000) -> Config:
 class World:
     """A log that outlives its workers."""
 
-    def __init__(self, rng: random.Random, config: Config, num_partitions: int, num_blocks: int) -> None:
+    def __init__(
+        self, rng: random.Random, config: Config, num_partitions: int, num_blocks: int, looks_back: bool = False
+    ) -> None:
+        self.renderer = FakeRenderer(looks_back=looks_back)
         self.rng, self.config, self.num_partitions, self.num_blocks = rng, config, num_partitions, num_blocks
         self.log = Log(config)
         self.clock = FakeClock()
@@ -35,7 +38,7 @@ class World:
         self.processor = self.start()
 
     def start(self) -> StreamProcessor:
-        engine = FakeEngine(FakeRunner(self.num_blocks, BLOCK), FakeRenderer())
+        engine = FakeEngine(FakeRunner(self.num_blocks, BLOCK), self.renderer)
         sink = FakeSink(self.log, lambda: self.fate)
         processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
         self.source = FakeSource(self.log, batch=self.rng.choice((1, 3, 50)))
@@ -97,7 +100,7 @@ QUERIES = [
 def test_answers_equal_the_oracle_whatever_the_batching_hops_aborts_and_crashes(seed: int) -> None:
     rng = random.Random(seed)
     config = make_config(step_tokens=rng.choice((16, 48, 400)), backlog_tokens=rng.choice((40, 1_000)))
-    world = World(rng, config, num_partitions=2, num_blocks=rng.choice((72, 90, 400)))
+    world = World(rng, config, 2, num_blocks=rng.choice((72, 90, 400)), looks_back=seed % 2 == 1)
     for query in QUERIES:
         world.register(query)
     symbols = [f"S{i}" for i in range(rng.choice((1, 3, 12)))]
@@ -113,7 +116,7 @@ def test_answers_equal_the_oracle_whatever_the_batching_hops_aborts_and_crashes(
     expected = []
     for number in range(2):
         messages = world.log.read(config.topics.records, number)
-        expected += expected_answers(FakeRenderer(), messages, QUERIES, CONTEXT, KEEP)
+        expected += expected_answers(world.renderer, messages, QUERIES, CONTEXT, KEEP)
     expected.sort(key=lambda e: (e.offset, e.query_id, e.session))
     found = sorted(in_log_order(world.answers()), key=lambda e: (e.offset, e.query_id, e.session))
     assert found == expected
