@@ -97,7 +97,7 @@ class Engine:
         hint="auto, cpu, cuda or cuda:0",
     )
     threads: int = setting(
-        0, "CPU threads of the model; 0: one below 10M weights, else torch's own choice.", low=0, high=1024
+        0, "CPU threads of the model; 0: torch's own choice, as a rule one a core.", low=0, high=1024
     )
     kv_bytes: int = setting(
         256 * 2**20, "Size of the KV pool that all sessions share.", unit="bytes", low=2**20, high=2**44

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from streamproc.records import Bar, Quote, Record
 
 
-
 class Before(NamedTuple):
     """The trades of one symbol so far."""
 

@@ -45,14 +45,19 @@ def build_engine(config: Config) -> Engine:
     rendering = read_rendering(loaded.folder)
     renderer = Renderer(load_tokenizer(loaded.folder), rendering.prompts_of(config), loaded.eos_ids)
     check_fit(config, loaded, renderer)
-    threads = config.engine.threads or default_threads(loaded)
-    return Engine(ModelRunner(loaded, make_cache(config, loaded), threads), renderer, loaded, rendering)
+    threads, lanes = share_threads(config.engine.threads, loaded)
+    return Engine(ModelRunner(loaded, make_cache(config, loaded), threads, lanes), renderer, loaded, rendering)
 
 
-def default_threads(loaded: LoadedModel) -> int:
-    """One for a model so small that waking a second thread costs more than it computes; else torch's own choice."""
+def share_threads(given: int, loaded: LoadedModel) -> tuple[int, int]:
+    """Threads in every operation, and lanes beside each other; `given` 0: as many as torch would take.
+
+    A model is small where waking a second thread costs more than it computes.
+    """
+    threads = given or torch.get_num_threads()
     num_weights = sum(weight.numel() for weight in loaded.model.parameters())
-    return 1 if num_weights < SMALL_MODEL_WEIGHTS else torch.get_num_threads()
+    is_small = loaded.device.type == "cpu" and num_weights < SMALL_MODEL_WEIGHTS
+    return (1, threads) if is_small else (threads, 1)
 
 
 def check_block_size(block_size: int) -> None:
@@ -118,7 +123,7 @@ def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple
     new, start = ids, 0
     while not answer or finished_text(renderer, answer, stop, max_tokens) is None:
         plan = Plan((), (Chunk(0, start, new, table, True),))
-        token = run_step(loaded, kv, plan, engine.runner.row_multiple)[0]
+        token = run_step(loaded, kv, plan, engine.runner.geometry)[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return tuple(answer)

@@ -8,8 +8,8 @@ The runner decides nothing: it reads and writes exactly the cells that a plan na
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -17,18 +17,19 @@ import transformers
 
 from streamproc.engine import exact
 from streamproc.engine.attention import KEY_TILE
-from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch
+from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch, check_chunks
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
 from streamproc.errors import StreamprocError
 from streamproc.schedule.plan import Chunk, Plan
 
 T = TypeVar("T")
+LANE_TOKENS = 32         # fewer are not worth a lane
 CHECK_TOKENS = 24
 CHECK_CUTS = (1, 3, 8, 12)
 
 
-def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, row_multiple: int) -> dict[int, int]:
+def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, geometry: Geometry) -> dict[int, int]:
     """One step -> the greedy token of every sequence that samples.
 
     Raises StreamprocError where memory runs out or the model gives no number.
@@ -36,7 +37,7 @@ def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, row_multiple: int) ->
     try:
         with torch.inference_mode():
             kv.copy(plan.copies)
-            return _forward(loaded, kv, plan.chunks, row_multiple) if plan.chunks else {}
+            return _forward(loaded, kv, plan.chunks, geometry) if plan.chunks else {}
     except RuntimeError as problem:
         if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
             raise StreamprocError(f"out of memory on {loaded.device.type} in a step of {plan.num_tokens} tokens; "
@@ -44,8 +45,7 @@ def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, row_multiple: int) ->
         raise
 
 
-def _forward(loaded: LoadedModel, kv: KVCache, chunks: Sequence[Chunk], row_multiple: int) -> dict[int, int]:
-    geometry = Geometry(loaded.shapes.num_heads, frozenset(loaded.shapes.windows), row_multiple)
+def _forward(loaded: LoadedModel, kv: KVCache, chunks: Sequence[Chunk], geometry: Geometry) -> dict[int, int]:
     batch = build_batch(chunks, kv, geometry)
     logits = loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
                           logits_to_keep=batch.sampled_rows, streamproc_step=batch.step).logits
@@ -68,15 +68,26 @@ class ModelFlight:
 
 
 class ModelRunner:
-    """Runs one plan after the other. `exact` tells whether a token's bits depend on nothing but its sequence."""
+    """Runs one plan after the other. `exact` tells whether a token's bits depend on nothing but its sequence.
 
-    def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 1) -> None:
-        """Measures what is exact here, with the threads that a step will use."""
+    Several lanes share a step: each computes a part of its chunks, with a thread of its own. Since a row's bits do not
+    depend on its company, it makes no difference which lane computes it; for a small model lanes are faster than
+    threads inside every operation.
+    """
+
+    def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 1, lanes: int = 1) -> None:
+        """Measures what is exact here, with the threads that each lane will use."""
         self.loaded = loaded
         self.kv = kv
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
-        self.row_multiple, self.exact = self.call(lambda: measure(loaded))
+        self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
+                         for _ in range(lanes - 1)]  # fmt: skip
+        self.geometry, self.exact = self.call(lambda: measure(loaded, kv.layout.block_size))
         self.fingerprint = self._fingerprint()
+
+    @property
+    def num_lanes(self) -> int:
+        return len(self._helpers) + 1
 
     @property
     def num_blocks(self) -> int:
@@ -100,7 +111,23 @@ class ModelRunner:
 
     def launch(self, plan: Plan) -> ModelFlight:
         """Start a step and return at once."""
-        return ModelFlight(self._pool.submit(run_step, self.loaded, self.kv, plan, self.row_multiple))
+        return ModelFlight(self._pool.submit(self._run, plan))
+
+    def _run(self, plan: Plan) -> dict[int, int]:
+        """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
+        check_chunks(plan.chunks, self.kv)
+        first, *rest = split(plan, self.num_lanes) if self.exact else (plan,)
+        with torch.inference_mode():
+            self.kv.copy(first.copies)
+        parts = [helper.submit(run_step, self.loaded, self.kv, part, self.geometry)
+                 for helper, part in zip(self._helpers, rest, strict=False)]  # fmt: skip
+        try:
+            sampled = run_step(self.loaded, self.kv, replace(first, copies=()), self.geometry)
+        finally:
+            wait(parts)
+        for part in parts:
+            sampled |= part.result()
+        return sampled
 
     def call(self, work: Callable[[], T]) -> T:
         """Do this in the runner's thread, after the steps before it."""
@@ -109,12 +136,32 @@ class ModelRunner:
     def close(self) -> None:
         """Let the step on its way finish and end the thread; harmless when repeated."""
         self._pool.shutdown()
+        for helper in self._helpers:
+            helper.shutdown()
 
     def _fingerprint(self) -> str:
         """Of everything that a cell's bits depend on."""
         facts = (self.loaded.fingerprint, str(self.loaded.dtype), chip(self.loaded.device), torch.__version__,
-                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
+                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.geometry.row_multiple),
+                 str(self.geometry.narrow_tile))
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def split(plan: Plan, num_lanes: int) -> list[Plan]:
+    """A plan as at most `num_lanes` plans of about equal work; the copies stay with the first.
+
+    Chunks stay whole: a row sees cells that the rows before it write in the same step.
+    """
+    num_parts = min(num_lanes, plan.num_tokens // LANE_TOKENS, len(plan.chunks))
+    if num_parts < 2:
+        return [plan]
+    parts: list[list[Chunk]] = [[] for _ in range(num_parts)]
+    loads = [0] * num_parts
+    for chunk in sorted(plan.chunks, key=lambda chunk: len(chunk.token_ids), reverse=True):
+        lane = loads.index(min(loads))
+        parts[lane].append(chunk)
+        loads[lane] += len(chunk.token_ids)
+    return [Plan(plan.copies if not lane else (), tuple(part)) for lane, part in enumerate(parts)]
 
 
 def chip(device: torch.device) -> str:
@@ -124,29 +171,33 @@ def chip(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def measure(loaded: LoadedModel) -> tuple[int, bool]:
-    """The padding of rows to use here, and whether it makes results exact."""
+def measure(loaded: LoadedModel, block_size: int) -> tuple[Geometry, bool]:
+    """How to cut batches here, and whether that makes results exact."""
     with torch.inference_mode():
         multiple = exact.find_row_multiple(loaded.model)
+        found = exact.geometries(loaded.shapes, multiple or exact.MULTIPLES[0], block_size)
         if multiple is None or loaded.has_experts:
-            return multiple or exact.MULTIPLES[0], False
+            return found[-1], False
         like = next(loaded.model.parameters())
-        return multiple, exact.attention_is_exact(loaded.shapes, like, multiple) and whole_is_exact(loaded, multiple)
+        for geometry in found:
+            if exact.attention_is_exact(loaded.shapes, like, geometry) and whole_is_exact(loaded, geometry):
+                return geometry, True
+        return found[-1], False
 
 
-def whole_is_exact(loaded: LoadedModel, row_multiple: int) -> bool:
+def whole_is_exact(loaded: LoadedModel, geometry: Geometry) -> bool:
     """A short sequence has the same cells in one chunk as in pieces beside another sequence."""
     layout = loaded.layout(exact.BLOCK_SIZE)
     num_blocks = -(-CHECK_TOKENS // exact.BLOCK_SIZE)
     tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
     kv = KVCache(layout, 3 * num_blocks, loaded.device)
     ids = tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))
-    last = run_step(loaded, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)), row_multiple)
+    last = run_step(loaded, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)), geometry)
     found: dict[int, int] = {}
     start = 0
     for cut in CHECK_CUTS:
         company = Chunk(2, 0, ids[:cut + 2], tables[2], False)
         piece = Chunk(0, start, ids[start:start + cut], tables[1], True)
-        found = run_step(loaded, kv, Plan((), (company, piece)), row_multiple)
+        found = run_step(loaded, kv, Plan((), (company, piece)), geometry)
         start += cut
     return found == last and bool(torch.equal(kv.gather(tables[0]), kv.gather(tables[1])))

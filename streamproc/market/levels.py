@@ -20,7 +20,8 @@ def draw_level(rng: random.Random, tape: Tape) -> str:
     if kind < 0.3:
         return rng.choice(tape.prints).px
     if kind < 0.7:
-        level = px + tick * int((1 + rng.expovariate(1)) * 10 ** rng.uniform(0, 3)) * rng.choice((-1, 1))
+        unit = tick if rng.random() < 0.85 else tick.scaleb(-rng.randint(1, 3))
+        level = px + unit * int((1 + rng.expovariate(1)) * 10 ** rng.uniform(0, 3)) * rng.choice((-1, 1))
     elif kind < 0.9:
         level = round_to(px * Decimal(str(round(rng.uniform(0.9, 1.1), 4))), rng.randint(1, 4))
     else:

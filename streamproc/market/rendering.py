@@ -83,10 +83,10 @@ def _prompts(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in table.items():
         if name not in known:
             raise Usage(f"{path}: unknown setting prompts.{name}, use one of {', '.join(known)}")
-        texts = value if type(value) is list else [value]
-        if (known[name] is tuple) != (type(value) is list) or not all(type(text) is str for text in texts):
-            raise Usage(f"{path}: prompts.{name} = {value!r} is not a " + ("list of texts" if known[name] is tuple else "text"))
-        found[name] = tuple(value) if known[name] is tuple else value
+        is_list, texts = known[name] is tuple, value if type(value) is list else [value]
+        if is_list != (type(value) is list) or not all(type(text) is str for text in texts):
+            raise Usage(f"{path}: prompts.{name} = {value!r} is not a {'list of texts' if is_list else 'text'}")
+        found[name] = tuple(value) if is_list else value
     return found
 
 

@@ -22,7 +22,6 @@ from streamproc.past import Past
 from streamproc.records import Record
 from streamproc.state.facts import Facts
 
-
 Ids = tuple[int, ...]
 
 

@@ -1,6 +1,6 @@
 """The market model's shape, and an attention for its training: a stream and the questions forked off it in one row.
 
-The model is transformers' own Qwen2; only its attention function is ours while it trains. Queries of the stream see the
+The model is transformers' own Qwen3; only its attention function is ours while it trains. Queries of the stream see the
 stream, queries of the questions see the stream up to their base and their own bin: three small products instead of one
 over the whole row.
 """
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, Qwen2Config, Qwen2ForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
 
 from streamproc.training.examples import BIN, Batch
 from streamproc.training.hints import IGNORED, SIGNS, STEPS
 
 NAME = "streamproc_training"
 WINDOW = 64
-STD = 0.06                  # of fresh weights
+STD = 0.02                  # of fresh weights
 SIGN_LAYERS, STEP_LAYERS = 3, 4     # layers below the hints
 HIDDEN = -1e4       # added to the score of a key that is not seen
 LAYERS = ("sliding", "sliding", "full", "sliding", "full", "full")
@@ -27,7 +27,8 @@ SHAPE: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "num_hidden_layers": len(LAYERS), "layer_types": [f"{kind}_attention" for kind in LAYERS],
     "use_sliding_window": True, "sliding_window": WINDOW, "max_position_embeddings": 8192,
-    "tie_word_embeddings": True, "initializer_range": STD, "max_window_layers": 0, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "tie_word_embeddings": True, "initializer_range": STD, "max_window_layers": 0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
 }
 
 
@@ -46,7 +47,7 @@ class Sights:
     sliding: Sight
 
 
-class Hints(nn.Module):
+class Hints(nn.Module):  # type: ignore[misc]
     """Reads hints.py's targets off the middle of the model; gone after the training.
 
     A question sees what the layers below have made of each record, so what is computed there, once, is recalled by all
@@ -80,15 +81,15 @@ def digit_rows(vocab: dict[str, int], width: int, generator: torch.Generator) ->
         is_fraction, is_single = token[0] == ".", len(digits) == 1
         value = int(digits) * (10 if is_fraction and is_single else 1)
         row = tens[value // 10] + units[value % 10] + 2 * (value / 50 - 1) * size[0]
-        rows[i] = (row + is_fraction * fraction[0] + is_single * single[0]) * STD / 2
+        rows[i] = (row + is_fraction * fraction[0] + is_single * single[0]) * STD
     return rows
 
 
-def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int) -> Qwen2ForCausalLM:
+def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int) -> Qwen3ForCausalLM:
     """Fresh weights from torch's global seed."""
-    config = Qwen2Config(**SHAPE, vocab_size=len(vocab), bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=None)
+    config = Qwen3Config(**SHAPE, vocab_size=len(vocab), bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=None)
     config._attn_implementation = NAME
-    model = Qwen2ForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for i, row in digit_rows(vocab, config.hidden_size, generator).items():
@@ -100,7 +101,8 @@ def sights(batch: Batch, stream_tokens: int, dtype: torch.dtype) -> Sights:
     """What every query of a batch sees."""
     place = torch.arange(stream_tokens)
     causal, near = place <= place[:, None], place[:, None] - place < WINDOW
-    positions, bases, branches = (_bins(array, stream_tokens) for array in (batch.positions, batch.bases, batch.branches))
+    arrays = (batch.positions, batch.bases, batch.branches)
+    positions, bases, branches = (_bins(array, stream_tokens) for array in arrays)
     sees = place < bases[..., None]
     close = positions[..., None] - place < WINDOW
     order = torch.arange(BIN)

@@ -15,7 +15,8 @@ SPECIALS = ("<unk>", "<s>", "</s>")
 CHARACTERS = ("\n", *map(chr, range(32, 127)))
 PAIRS = tuple(f"{i:02}" for i in range(100))
 FRACTIONS = (*(f".{i}" for i in range(10)), *(f".{pair}" for pair in PAIRS))
-BETWEEN = (" buy ", " sell ", " - ", "+ ", "- ", "= ", " bid ", " ask ", " spread ", " of ", " above ")   # between two fields
+# between two fields
+BETWEEN = (" buy ", " sell ", " - ", "+ ", "- ", "= ", " bid ", " ask ", " spread ", " of ", " above ")
 NUMBERS = tuple(f"#{i}" for i in range(10))
 FRAME = ("Q: ", "?\nA: ")
 WORDS = ("What", "Which", "Is", "How", " was", " is", " the", " last", " price", " size", " side", " way", " did",
@@ -44,8 +45,8 @@ def _escaped(text: str) -> str:
 
 def vocabulary() -> dict[str, int]:
     """Ids by token; a number's token never changes its id with the words."""
-    tokens = (*SPECIALS, *(f"<0x{i:02X}>" for i in range(256)), *CHARACTERS, *PAIRS, *FRACTIONS, *NUMBERS, *FRAME, *BETWEEN,
-              *WORDS, *NAMES)
+    tokens = (*SPECIALS, *(f"<0x{i:02X}>" for i in range(256)), *CHARACTERS, *PAIRS, *FRACTIONS, *NUMBERS, *FRAME,
+              *BETWEEN, *WORDS, *NAMES)
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
 
 

@@ -26,7 +26,7 @@ from streamproc.training.model import Hints, make_model, sights
 from streamproc.training.tokenizer import make_tokenizer, vocabulary
 
 LOG_EVERY, SAVE_EVERY = 50, 500
-MATRIX_LR, OTHER_LR = 3e-3, 2e-3
+MATRIX_LR, OTHER_LR = 4e-3, 3e-3
 WARMUP = 100
 HINT_WEIGHT = 0.3
 
@@ -40,8 +40,8 @@ class Phase:
 
 
 PHASES = (
-    Phase(3_000, Stage(128, 2, 32, 2)),
-    Phase(6_000, Stage(256, 4, 12, 4)),
+    Phase(2_000, Stage(128, 2, 32, 2)),
+    Phase(5_000, Stage(256, 4, 12, 4)),
     Phase(1_500, Stage(512, 8, 6, 6)),
     Phase(700, Stage(1024, 12, 3, 6)),
     Phase(300, Stage(2048, 16, 1, 6)),
@@ -116,7 +116,8 @@ class Trainer:
         return [loss.item(), *(hint.item() for hint in hints)], batch, (logits.argmax(-1) == targets[learned]).numpy()
 
     def save(self, path: Path) -> None:
-        state = {"model": self.model.state_dict(), "hints": self.hints.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+        state = {"model": self.model.state_dict(), "hints": self.hints.state_dict(),
+                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                  "rng": self.rng.getstate(), "torch": torch.get_rng_state(), "step": self.step,
                  "seconds": self.seconds, "num_tokens": self.num_tokens}
         torch.save(state, path.with_suffix(".new"))

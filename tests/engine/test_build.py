@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamproc.config import Config
-from streamproc.engine.build import Engine, build_engine, default_threads, stateless_answer
+from streamproc.engine.build import Engine, build_engine, share_threads, stateless_answer
 from streamproc.errors import StreamprocError, Usage
 from streamproc.records import Trade
 from streamproc.schedule.plan import Chunk, Plan
@@ -103,9 +103,11 @@ def test_nothing_to_continue_is_an_error(engine: Engine) -> None:
         stateless_answer(engine, (), 4)
 
 
-def test_a_small_model_computes_in_one_thread_unless_told_otherwise(engine: Engine, config: Config) -> None:
-    assert default_threads(engine.loaded) == 1
-    told = build_engine(replace(config, engine=replace(config.engine, threads=2)))
-    assert told.runner.call(torch.get_num_threads) == 2
+def test_a_small_model_has_lanes_of_one_thread_each(engine: Engine, config: Config) -> None:
+    assert share_threads(0, engine.loaded) == (1, torch.get_num_threads())
+    assert share_threads(3, engine.loaded) == (1, 3)
+    told = build_engine(replace(config, engine=replace(config.engine, threads=3)))
+    assert told.runner.num_lanes == 3
+    assert told.runner.call(torch.get_num_threads) == 1
     assert told.runner.fingerprint == engine.runner.fingerprint
     told.close()

@@ -8,15 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from streamproc.engine.batch import Geometry
+from streamproc.engine.exact import geometries
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
-from streamproc.engine.runner import measure, run_step
+from streamproc.engine.runner import ModelRunner, measure, run_step, split
 from streamproc.schedule.plan import Chunk, Plan
 
 BLOCK_SIZE = 16
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "phi3", "random-tiny")
 DTYPES = (torch.float32, torch.bfloat16)
 Load = Callable[[str, torch.dtype], LoadedModel]
+
+
+def narrow(loaded: LoadedModel) -> Geometry:
+    """The fastest way to cut a batch, which is what a worker tries first."""
+    return geometries(loaded.shapes, 4, BLOCK_SIZE)[0]
 
 
 @dataclass
@@ -68,7 +75,7 @@ class Walk:
         behind = [sequence for sequence in self.sequences if not sequence.is_done]
         chosen = self.random.sample(behind, self.random.randint(1, len(behind)))
         chunks = [self.chunk(sequence, self.random.choice((1, 1, 2, 3, 5, 17, 64, 200))) for sequence in chosen]
-        found = run_step(self.loaded, self.kv, Plan(tuple(copies), tuple(chunks)), 4)
+        found = run_step(self.loaded, self.kv, Plan(tuple(copies), tuple(chunks)), narrow(self.loaded))
         for sequence, chunk in zip(chosen, chunks, strict=True):
             sequence.num_computed += len(chunk.token_ids)
             sequence.next_token = found.get(sequence.seq_id)
@@ -94,7 +101,7 @@ def alone(loaded: LoadedModel, ids: list[int]) -> tuple[torch.Tensor, int]:
     """Cells and next token of one sequence in one chunk, from nothing."""
     table = list(range(-(-len(ids) // BLOCK_SIZE)))
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
-    token = run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)), 4)[0]
+    token = run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)), narrow(loaded))[0]
     return cells_of(kv, table, len(ids)), token
 
 
@@ -119,7 +126,41 @@ def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(name: str, dtype: tor
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, load: Load) -> None:
-    assert measure(load(name, dtype)) == (4, True)
+    loaded = load(name, dtype)
+    assert measure(loaded, BLOCK_SIZE) == (narrow(loaded), True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_lanes_give_the_bits_of_one(dtype: torch.dtype, load: Load) -> None:
+    loaded, rng = load("gemma3", dtype), random.Random(5)
+    pools = [KVCache(loaded.layout(BLOCK_SIZE), 60, loaded.device) for _ in range(2)]
+    runners = [ModelRunner(loaded, kv, 1, lanes) for kv, lanes in zip(pools, (1, 3), strict=True)]
+    starts = [0] * 4
+    for _ in range(6):
+        sizes = [rng.choice((1, 20, 60)) for _ in starts]
+        chunks = [
+            Chunk(i, start, tuple(rng.choices(range(3, 90), k=size)), tuple(range(15 * i, 15 * i + 15)), size > 1)
+            for i, (start, size) in enumerate(zip(starts, sizes, strict=True)) if start + size <= 15 * BLOCK_SIZE
+        ]  # fmt: skip
+        for chunk in chunks:
+            starts[chunk.seq_id] += len(chunk.token_ids)
+        plan = Plan(((0, 59),), tuple(chunks))
+        found = [runner.launch(plan).wait() for runner in runners]
+        assert found[0] == found[1]
+        assert torch.equal(pools[0].blocks, pools[1].blocks)
+    for runner in runners:
+        runner.close()
+
+
+def test_a_plan_is_split_evenly_and_keeps_its_chunks_whole() -> None:
+    chunks = tuple(Chunk(i, 0, (1,) * size, (i,), False) for i, size in enumerate((90, 40, 40, 8)))
+    plan = Plan(((1, 2),), chunks)
+    parts = split(plan, 2)
+    assert sorted(chunk.seq_id for part in parts for chunk in part.chunks) == [0, 1, 2, 3]
+    assert sorted(part.num_tokens for part in parts) == [88, 90]
+    assert [part.copies for part in parts] == [plan.copies, ()]
+    assert split(Plan((), chunks[3:]), 2) == [Plan((), chunks[3:])]
+    assert split(plan, 1) == [plan]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -150,10 +191,10 @@ def greedy(loaded: LoadedModel, ids: list[int], num_tokens: int) -> list[int]:
     table = tuple(range(-(-(len(ids) + num_tokens) // BLOCK_SIZE)))
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
     half = len(ids) // 2
-    run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)), 4)
+    run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)), narrow(loaded))
     answer, start, new = [], half, tuple(ids[half:])
     for _ in range(num_tokens):
-        token = run_step(loaded, kv, Plan((), (Chunk(0, start, new, table, True),)), 4)[0]
+        token = run_step(loaded, kv, Plan((), (Chunk(0, start, new, table, True),)), narrow(loaded))[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return answer
