@@ -36,6 +36,8 @@ from streamproc.state.partition import Recovery
 BASES = ("BTC", "ETH", "SOL", "XRP", "ADA", "DOGE", "LTC", "BNB")
 SYMBOLS = tuple(base + money for base in BASES for money in ("USDT", "EUR"))
 BATCH = 500
+PORTION = 4 * len(SYMBOLS)      # records given at once
+AHEAD_TOKENS = 1_024            # waiting for the engine at most, when more are given
 LEVEL = "39430.5"
 
 
@@ -116,23 +118,31 @@ def until_idle(processor: StreamProcessor, kafka: MemoryKafka) -> None:
         processor.step()
 
 
+def feed(processor: StreamProcessor, kafka: MemoryKafka, source: Iterator[Record], count: int) -> None:
+    """Give `count` records as fast as they are computed: no session falls far behind, as on a live feed."""
+    given = 0
+    while given < count:
+        if processor.workload.num_behind < AHEAD_TOKENS and not kafka.waiting:
+            for _ in range(min(PORTION, count - given)):
+                kafka.add(next(source))
+                given += 1
+        processor.step()
+    until_idle(processor, kafka)
+
+
 def ingest(config: Config, engine: Any, count: int) -> dict[str, Any]:
-    """Fill every context, then count `count` records more."""
+    """Fill every context until it has hopped, then count `count` records more."""
     processor, kafka = start(config, engine, [])
     source = trades()
-    for _ in range(config.engine.context_tokens // 12 * len(SYMBOLS)):
-        kafka.add(next(source))
-    until_idle(processor, kafka)
-    sessions = processor.partitions[0].sessions.values()
-    hops = sum(session.current.records_before > 0 for session in sessions)
+    feed(processor, kafka, source, config.engine.context_tokens // 12 * len(SYMBOLS))
     tokens, started = processor.counters.tokens, time.perf_counter()
-    for _ in range(count):
-        kafka.add(next(source))
-    until_idle(processor, kafka)
+    feed(processor, kafka, source, count)
     seconds = time.perf_counter() - started
     tokens = processor.counters.tokens - tokens
+    sessions = processor.partitions[0].sessions.values()
     return {"records": count, "records_per_s": count / seconds, "tokens_per_record": tokens / count,
-            "tokens_per_s": tokens / seconds, "sessions_that_had_hopped": hops}  # fmt: skip
+            "tokens_per_s": tokens / seconds,
+            "sessions_that_had_hopped": sum(session.current.records_before > 0 for session in sessions)}  # fmt: skip
 
 
 def flash(config: Config, engine: Any, count: int) -> list[float]:

@@ -18,8 +18,6 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.schedule.plan import Chunk
 
 SPAN_ROWS = 128            # query rows attended together: bounds the mask, skips keys that no row of a span sees
-NARROW = 256               # widest window whose spans, KEY_TILE keys at most, may be cut at narrower tiles
-NARROW_TILE = 64
 MAX_GROUP_KEYS = 16_384    # keys gathered at once, over all spans of a group; one span may exceed it
 
 
@@ -30,11 +28,6 @@ class Geometry:
     num_heads: int
     windows: frozenset[int | None]     # the different sliding windows of the layers; None is full attention
     row_multiple: int
-    narrow_tile: int = KEY_TILE        # of keys of windows up to NARROW; whole blocks
-
-    def tile(self, window: int | None) -> int:
-        """Keys are gathered from multiples of this. It follows from the window alone: so do the bits of a row."""
-        return KEY_TILE if window is None or window > NARROW else self.narrow_tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +50,11 @@ class Span:
     start: int                     # position of the first row
     block_table: tuple[int, ...]
 
-    def keys(self, window: int | None, tile: int) -> range:
+    def keys(self, window: int | None) -> range:
         """Positions of the keys to gather, cut at absolute tiles."""
         first = 0 if window is None else max(0, self.start - window + 1)
         end = self.start + self.num_rows
-        return range(first // tile * tile, -(-end // tile) * tile)
+        return range(first // KEY_TILE * KEY_TILE, -(-end // KEY_TILE) * KEY_TILE)
 
 
 def build_batch(chunks: Sequence[Chunk], kv: KVCache, geometry: Geometry) -> Batch:
@@ -129,7 +122,7 @@ class _Builder:
         """The spans grouped by size, in calls of bounded size."""
         by_size: dict[tuple[int, int], list[Span]] = defaultdict(list)
         for span in spans:
-            by_size[self._padded(span.num_rows), len(self._keys(span, window))].append(span)
+            by_size[self._padded(span.num_rows), len(span.keys(window))].append(span)
         groups: list[SpanGroup] = []
         order, end = [0] * num_packed, 0
         for (rows, num_keys), members in by_size.items():
@@ -140,9 +133,6 @@ class _Builder:
                 order[span.row:span.row + span.num_rows] = range(end, end + span.num_rows)
                 end += rows
         return Reach(tuple(groups), torch.tensor(order, device=self.device))
-
-    def _keys(self, span: Span, window: int | None) -> range:
-        return span.keys(window, self.geometry.tile(window))
 
     def _padded(self, num_rows: int) -> int:
         """Few different sizes, so that spans find company."""
@@ -158,10 +148,10 @@ class _Builder:
         query_rows = torch.tensor([[span.row] for span in spans]) + within
         positions = torch.tensor([[span.start] for span in spans]) + within
         return SpanGroup(len(spans), query_rows.flatten().to(self.device), self._key_runs(spans, window),
-                         self._mask(positions, [self._keys(span, window) for span in spans], window))
+                         self._mask(positions, [span.keys(window) for span in spans], window))
 
     def _key_runs(self, spans: Sequence[Span], window: int | None) -> torch.Tensor:
-        tables = torch.tensor([self._blocks(span, self._keys(span, window)) for span in spans])
+        tables = torch.tensor([self._blocks(span, span.keys(window)) for span in spans])
         parts = torch.arange(self.kv.layer_stride)
         runs = tables[:, None, :] * self.kv.block_stride + parts[:, None]             # [spans, 2 * kv_heads, blocks]
         return runs.flatten().to(self.device)

@@ -123,7 +123,7 @@ def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple
     new, start = ids, 0
     while not answer or finished_text(renderer, answer, stop, max_tokens) is None:
         plan = Plan((), (Chunk(0, start, new, table, True),))
-        token = run_step(loaded, kv, plan, engine.runner.geometry)[0]
+        token = run_step(loaded, kv, plan, engine.runner.row_multiple)[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return tuple(answer)

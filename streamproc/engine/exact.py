@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from streamproc.engine.attention import KEY_TILE, Heads
-from streamproc.engine.batch import NARROW_TILE, Geometry, build_batch
+from streamproc.engine.attention import Heads
+from streamproc.engine.batch import Geometry, build_batch
 from streamproc.engine.kv_cache import KVCache, Layout
 from streamproc.engine.support import Shapes
 from streamproc.schedule.plan import Chunk
@@ -52,19 +52,13 @@ def matmul_is_exact(weight: torch.Tensor, multiple: int) -> bool:
                for count in counts for i in (0, len(x) - count))
 
 
-def geometries(shapes: Shapes, row_multiple: int, block_size: int) -> list[Geometry]:
-    """The ways to cut a batch that may be exact, the fastest first."""
-    windows = frozenset(shapes.windows)
-    tiles = dict.fromkeys((max(NARROW_TILE, block_size), KEY_TILE))
-    return [Geometry(shapes.num_heads, windows, row_multiple, tile) for tile in tiles]
-
-
-def attention_is_exact(shapes: Shapes, like: torch.Tensor, geometry: Geometry) -> bool:
+def attention_is_exact(shapes: Shapes, like: torch.Tensor, row_multiple: int) -> bool:
     """Rows of one sequence keep their bits in chunks of any size, alone or beside a second sequence."""
     layout = Layout(1, shapes.num_kv_heads, shapes.head_dim, BLOCK_SIZE, like.dtype)
     num_blocks = -(-(START + ROWS) // BLOCK_SIZE)
     kv = KVCache(layout, 2 * num_blocks, like.device)
     kv.blocks[:-1] = noise((2 * num_blocks, *layout.block_shape), like)
+    geometry = Geometry(shapes.num_heads, frozenset(shapes.windows), row_multiple)
     query = noise((shapes.num_heads, ROWS, shapes.head_dim), like)
     table = tuple(range(num_blocks))
     company = Chunk(1, 0, (0,) * 9, tuple(range(num_blocks, 2 * num_blocks)), False)

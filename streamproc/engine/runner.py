@@ -29,7 +29,7 @@ CHECK_TOKENS = 24
 CHECK_CUTS = (1, 3, 8, 12)
 
 
-def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, geometry: Geometry) -> dict[int, int]:
+def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, row_multiple: int) -> dict[int, int]:
     """One step -> the greedy token of every sequence that samples.
 
     Raises StreamprocError where memory runs out or the model gives no number.
@@ -37,7 +37,7 @@ def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, geometry: Geometry) -
     try:
         with torch.inference_mode():
             kv.copy(plan.copies)
-            return _forward(loaded, kv, plan.chunks, geometry) if plan.chunks else {}
+            return _forward(loaded, kv, plan.chunks, row_multiple) if plan.chunks else {}
     except RuntimeError as problem:
         if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
             raise StreamprocError(f"out of memory on {loaded.device.type} in a step of {plan.num_tokens} tokens; "
@@ -45,7 +45,8 @@ def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, geometry: Geometry) -
         raise
 
 
-def _forward(loaded: LoadedModel, kv: KVCache, chunks: Sequence[Chunk], geometry: Geometry) -> dict[int, int]:
+def _forward(loaded: LoadedModel, kv: KVCache, chunks: Sequence[Chunk], row_multiple: int) -> dict[int, int]:
+    geometry = Geometry(loaded.shapes.num_heads, frozenset(loaded.shapes.windows), row_multiple)
     batch = build_batch(chunks, kv, geometry)
     logits = loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
                           logits_to_keep=batch.sampled_rows, streamproc_step=batch.step).logits
@@ -82,7 +83,7 @@ class ModelRunner:
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
-        self.geometry, self.exact = self.call(lambda: measure(loaded, kv.layout.block_size))
+        self.row_multiple, self.exact = self.call(lambda: measure(loaded))
         self.fingerprint = self._fingerprint()
 
     @property
@@ -119,10 +120,10 @@ class ModelRunner:
         first, *rest = split(plan, self.num_lanes) if self.exact else (plan,)
         with torch.inference_mode():
             self.kv.copy(first.copies)
-        parts = [helper.submit(run_step, self.loaded, self.kv, part, self.geometry)
+        parts = [helper.submit(run_step, self.loaded, self.kv, part, self.row_multiple)
                  for helper, part in zip(self._helpers, rest, strict=False)]  # fmt: skip
         try:
-            sampled = run_step(self.loaded, self.kv, replace(first, copies=()), self.geometry)
+            sampled = run_step(self.loaded, self.kv, replace(first, copies=()), self.row_multiple)
         finally:
             wait(parts)
         for part in parts:
@@ -142,8 +143,7 @@ class ModelRunner:
     def _fingerprint(self) -> str:
         """Of everything that a cell's bits depend on."""
         facts = (self.loaded.fingerprint, str(self.loaded.dtype), chip(self.loaded.device), torch.__version__,
-                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.geometry.row_multiple),
-                 str(self.geometry.narrow_tile))
+                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 
@@ -171,33 +171,29 @@ def chip(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def measure(loaded: LoadedModel, block_size: int) -> tuple[Geometry, bool]:
-    """How to cut batches here, and whether that makes results exact."""
+def measure(loaded: LoadedModel) -> tuple[int, bool]:
+    """The padding of rows to use here, and whether it makes results exact."""
     with torch.inference_mode():
         multiple = exact.find_row_multiple(loaded.model)
-        found = exact.geometries(loaded.shapes, multiple or exact.MULTIPLES[0], block_size)
         if multiple is None or loaded.has_experts:
-            return found[-1], False
+            return multiple or exact.MULTIPLES[0], False
         like = next(loaded.model.parameters())
-        for geometry in found:
-            if exact.attention_is_exact(loaded.shapes, like, geometry) and whole_is_exact(loaded, geometry):
-                return geometry, True
-        return found[-1], False
+        return multiple, exact.attention_is_exact(loaded.shapes, like, multiple) and whole_is_exact(loaded, multiple)
 
 
-def whole_is_exact(loaded: LoadedModel, geometry: Geometry) -> bool:
+def whole_is_exact(loaded: LoadedModel, row_multiple: int) -> bool:
     """A short sequence has the same cells in one chunk as in pieces beside another sequence."""
     layout = loaded.layout(exact.BLOCK_SIZE)
     num_blocks = -(-CHECK_TOKENS // exact.BLOCK_SIZE)
     tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
     kv = KVCache(layout, 3 * num_blocks, loaded.device)
     ids = tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))
-    last = run_step(loaded, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)), geometry)
+    last = run_step(loaded, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)), row_multiple)
     found: dict[int, int] = {}
     start = 0
     for cut in CHECK_CUTS:
         company = Chunk(2, 0, ids[:cut + 2], tables[2], False)
         piece = Chunk(0, start, ids[start:start + cut], tables[1], True)
-        found = run_step(loaded, kv, Plan((), (company, piece)), geometry)
+        found = run_step(loaded, kv, Plan((), (company, piece)), row_multiple)
         start += cut
     return found == last and bool(torch.equal(kv.gather(tables[0]), kv.gather(tables[1])))

@@ -51,7 +51,8 @@ class Kind:
         """Whether an answer's text says what the oracle says; numbers by value, words by the answer's type."""
         if self.answer.type == "number":
             return _decimal(text) == Decimal(truth)
-        return self.answer.value_of(text) == self.answer.value_of(truth)
+        value = self.answer.value_of(text)
+        return value is not None and value == self.answer.value_of(truth)
 
 
 def _decimal(text: str) -> Decimal | None:

@@ -24,7 +24,7 @@ from typing import Any
 from streamproc.config import Config, Prompts, known_settings
 from streamproc.errors import BadQuery, Usage
 from streamproc.market.questions import KINDS, Kind
-from streamproc.messages import parse_answer_type
+from streamproc.messages import AnswerType, parse_answer_type
 
 MARKET_MODEL = "market-tiny"
 FILE = "rendering.toml"
@@ -99,7 +99,7 @@ def _kind(path: Path, name: str, table: Any) -> Kind:
     own = KINDS[name]
     try:
         names = [place for _, place, _, _ in string.Formatter().parse(table["words"]) if place is not None]
-        answer = parse_answer_type(_answer_doc(table["answer"]), BadQuery) if "answer" in table else own.answer
+        answer = _answer(path, own, table["answer"]) if "answer" in table else own.answer
     except (ValueError, BadQuery) as problem:
         raise Usage(f"{path}: questions.{name}: {problem}") from None
     if set(names) - set(PLACES) or ("level" in names) != own.needs_level:
@@ -108,5 +108,10 @@ def _kind(path: Path, name: str, table: Any) -> Kind:
     return replace(own, words=table["words"], answer=answer)
 
 
-def _answer_doc(value: Any) -> Any:
-    return {"type": "choice", "choices": value} if type(value) is list else value
+def _answer(path: Path, own: Kind, value: Any) -> AnswerType:
+    """The type of an answer: the oracle's own, with its words in any order. Raises Usage or BadQuery."""
+    answer = parse_answer_type({"type": "choice", "choices": value} if type(value) is list else value, BadQuery)
+    if answer.type != own.answer.type or set(answer.choices) != set(own.answer.choices):
+        says = f"the oracle says {', '.join(own.answer.choices)}" if own.answer.choices else f"is a {own.answer.type}"
+        raise Usage(f"{path}: questions.{own.name}.answer = {value!r}: {says}")
+    return answer

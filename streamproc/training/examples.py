@@ -6,7 +6,8 @@
                 stream_tokens                   bin of BIN tokens                             bin of BIN tokens
 
 A question sees the stream up to its base and itself, as a fork of a session does, so one row trains dozens of answers
-and the stream is computed once. No question crosses the border of a bin. Only answer tokens are learned.
+and the stream is computed once. No question crosses the border of a bin. Learned are the answers, and in the stream
+the number of each trade: who foretells `BTCUSDT#8` has found BTCUSDT#7, which is what a question about BTCUSDT needs.
 """
 
 import random
@@ -85,6 +86,7 @@ class Examples:
         self.question = prompts["question"]
         vocabulary = tokenizer.get_vocab()
         self.texts = {i: token for token, i in vocabulary.items()}
+        self.number_ids = {vocabulary[f"#{digit}"] for digit in range(10)}
         self.above_id = vocabulary[" above "]
         self.side_ids = {vocabulary[token] for token in (" buy ", " sell ", " - ")}
         self.tick_ids = {vocabulary[token] for token in ("+ ", "- ", "= ")}
@@ -137,6 +139,7 @@ class Examples:
                 break
             start = page.end
             page.add(line)
+            page.learn_number(start, line, self.number_ids)
             ends.append(page.end)
             page.steps[page.end - 1] = steps(tapes.add(record))
             if not isinstance(record, Quote):
@@ -205,6 +208,12 @@ class Page:
         self.ids[place], self.branches[place] = ids, 0
         self.positions[place] = np.arange(place.start, place.stop)
         self.end = place.stop
+
+    def learn_number(self, start: int, line: list[int], number_ids: set[int]) -> None:
+        """The token before a trade's number has it as its target; a quote has none."""
+        place = next((i for i, token in enumerate(line) if token in number_ids), None)
+        if place is not None:
+            self.targets[start + place - 1] = line[place]
 
     def put(self, at: int, fork: Fork, tail: list[int], answer: list[int]) -> None:
         """Lay a question and its answer at this place; the answer's last token is only a target."""

@@ -40,11 +40,11 @@ class Phase:
 
 
 PHASES = (
-    Phase(2_000, Stage(128, 2, 32, 2)),
-    Phase(5_000, Stage(256, 4, 12, 4)),
-    Phase(1_500, Stage(512, 8, 6, 6)),
-    Phase(700, Stage(1024, 12, 3, 6)),
-    Phase(300, Stage(2048, 16, 1, 6)),
+    Phase(1_200, Stage(128, 2, 32, 3)),
+    Phase(4_200, Stage(256, 4, 12, 4)),
+    Phase(1_300, Stage(512, 8, 6, 6)),
+    Phase(600, Stage(1024, 12, 3, 6)),
+    Phase(250, Stage(2048, 16, 1, 6)),
 )
 DECAY = 0.3         # share of all steps in which the learning rate falls to nothing
 WEIGHTS = {"last_price": 1.0, "last_size": 0.7, "last_side": 0.7, "move": 1.5, "above": 2.0, "high5": 2.0, "low5": 2.0,
@@ -149,8 +149,9 @@ class Score:
         whole = np.ones(len(first), bool)
         np.logical_and.at(whole, index, hits)
         for kind, right in zip(batch.kinds[learned][first], whole, strict=True):
-            self.total[NAMES[kind]] += 1
-            self.right[NAMES[kind]] += bool(right)
+            if kind >= 0:
+                self.total[NAMES[kind]] += 1
+                self.right[NAMES[kind]] += bool(right)
 
     def shares(self) -> dict[str, float]:
         return {name: round(self.right[name] / self.total[name], 4) for name in KINDS if self.total[name]}

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from streamproc.engine.batch import Geometry
-from streamproc.engine.exact import geometries
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
 from streamproc.engine.runner import ModelRunner, measure, run_step, split
@@ -19,11 +17,6 @@ BLOCK_SIZE = 16
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "phi3", "random-tiny")
 DTYPES = (torch.float32, torch.bfloat16)
 Load = Callable[[str, torch.dtype], LoadedModel]
-
-
-def narrow(loaded: LoadedModel) -> Geometry:
-    """The fastest way to cut a batch, which is what a worker tries first."""
-    return geometries(loaded.shapes, 4, BLOCK_SIZE)[0]
 
 
 @dataclass
@@ -75,7 +68,7 @@ class Walk:
         behind = [sequence for sequence in self.sequences if not sequence.is_done]
         chosen = self.random.sample(behind, self.random.randint(1, len(behind)))
         chunks = [self.chunk(sequence, self.random.choice((1, 1, 2, 3, 5, 17, 64, 200))) for sequence in chosen]
-        found = run_step(self.loaded, self.kv, Plan(tuple(copies), tuple(chunks)), narrow(self.loaded))
+        found = run_step(self.loaded, self.kv, Plan(tuple(copies), tuple(chunks)), 4)
         for sequence, chunk in zip(chosen, chunks, strict=True):
             sequence.num_computed += len(chunk.token_ids)
             sequence.next_token = found.get(sequence.seq_id)
@@ -101,7 +94,7 @@ def alone(loaded: LoadedModel, ids: list[int]) -> tuple[torch.Tensor, int]:
     """Cells and next token of one sequence in one chunk, from nothing."""
     table = list(range(-(-len(ids) // BLOCK_SIZE)))
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
-    token = run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)), narrow(loaded))[0]
+    token = run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)), 4)[0]
     return cells_of(kv, table, len(ids)), token
 
 
@@ -126,8 +119,7 @@ def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(name: str, dtype: tor
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, load: Load) -> None:
-    loaded = load(name, dtype)
-    assert measure(loaded, BLOCK_SIZE) == (narrow(loaded), True)
+    assert measure(load(name, dtype)) == (4, True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -191,10 +183,10 @@ def greedy(loaded: LoadedModel, ids: list[int], num_tokens: int) -> list[int]:
     table = tuple(range(-(-(len(ids) + num_tokens) // BLOCK_SIZE)))
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
     half = len(ids) // 2
-    run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)), narrow(loaded))
+    run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)), 4)
     answer, start, new = [], half, tuple(ids[half:])
     for _ in range(num_tokens):
-        token = run_step(loaded, kv, Plan((), (Chunk(0, start, new, table, True),)), narrow(loaded))[0]
+        token = run_step(loaded, kv, Plan((), (Chunk(0, start, new, table, True),)), 4)[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return answer

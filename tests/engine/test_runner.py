@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from streamproc.engine.batch import Geometry
 from streamproc.engine.build import Engine
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
@@ -14,10 +13,6 @@ from streamproc.errors import StreamprocError
 from streamproc.schedule.plan import Chunk, Plan
 
 IDS = tuple(range(3, 40))
-
-
-def geometry(loaded: LoadedModel) -> Geometry:
-    return Geometry(loaded.shapes.num_heads, frozenset(loaded.shapes.windows), 4)
 
 
 def chunk(seq_id: int = 1, table: tuple[int, ...] = (0, 1, 2), sample: bool = True) -> Chunk:
@@ -55,7 +50,7 @@ def test_what_other_sequences_hold_does_not_reach_a_row(load: Callable[..., Load
     clean, dirty = (KVCache(loaded.layout(16), 8, loaded.device) for _ in range(2))
     dirty.scatter([3, 4, 5, 6, 7], torch.full((5, *dirty.layout.block_shape), float("nan")))
     plan = Plan((), (chunk(),))
-    assert run_step(loaded, clean, plan, geometry(loaded)) == run_step(loaded, dirty, plan, geometry(loaded))
+    assert run_step(loaded, clean, plan, 4) == run_step(loaded, dirty, plan, 4)
     assert torch.equal(clean.gather([0, 1, 2]), dirty.gather([0, 1, 2]))
 
 
@@ -99,7 +94,7 @@ def test_out_of_memory_is_one_line(problem: Exception, load: Callable[..., Loade
     loaded = load("llama", torch.float32)
     broken = LoadedModel(**{**fields(loaded), "model": Fails(problem)})
     with pytest.raises(StreamprocError, match=r"out of memory on cpu in a step of 37 tokens; lower engine.step_tokens"):
-        run_step(broken, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), geometry(loaded))
+        run_step(broken, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), 4)
 
 
 def test_logits_that_are_no_numbers_are_an_error(load: Callable[..., LoadedModel]) -> None:
@@ -108,7 +103,7 @@ def test_logits_that_are_no_numbers_are_an_error(load: Callable[..., LoadedModel
     broken.logits = torch.full((1, 4, 300), float("nan"))
     loaded = LoadedModel(**{**fields(loaded), "model": broken})
     with pytest.raises(StreamprocError, match="not finite"):
-        run_step(loaded, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), geometry(loaded))
+        run_step(loaded, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), 4)
 
 
 def fields(loaded: LoadedModel) -> dict[str, Any]:

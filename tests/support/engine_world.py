@@ -150,7 +150,7 @@ def check_cells(world: World) -> int:
         table = tuple(range(-(-num_tokens // runner.block_size)))
         fresh = KVCache(runner.kv.layout, len(table), loaded.device)
         plan = Plan((), (Chunk(0, 0, tuple(generation.token_ids[:num_tokens]), table, False),))
-        runner.call(lambda fresh=fresh, plan=plan: run_step(loaded, fresh, plan, runner.geometry))
+        runner.call(lambda fresh=fresh, plan=plan: run_step(loaded, fresh, plan, runner.row_multiple))
         ours = cells(runner.kv, tuple(generation.block_table[: len(table)]), num_tokens)
         assert torch.equal(ours, cells(fresh, table, num_tokens)), f"cells differ in a generation of {num_tokens}"
         num_cells += num_tokens

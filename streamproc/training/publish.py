@@ -1,0 +1,114 @@
+"""Makes a training's result the built-in model: weights, figures on held-out feeds, plot and model card.
+
+    python -P -m streamproc.training.publish --run build/market
+
+The figures come from `streamproc.evaluate`: the real processor, records that no training has seen, exact oracles.
+`figures.json` keeps them, and the quality test holds every later version of the engine to its smaller sets.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamproc.config import Config
+from streamproc.engine.build import build_engine
+from streamproc.evaluate import Report, Settings, evaluate
+from streamproc.evaluate.plan import bound_of
+from streamproc.evaluate.report import grouped, percent, share
+from streamproc.market.questions import KINDS
+from streamproc.market.rendering import MARKET_MODEL, market_model
+from streamproc.training.plot import accuracy_svg, read_log
+from streamproc.training.train import PHASES, Trainer
+
+SETS = {  # name: feed, number of questions, seed, what owns a session
+    "synthetic": Settings("synthetic", asks=4_000, seed=1),
+    "sample": Settings("sample", asks=4_000, seed=1),
+    "sample, three symbols in a session": Settings("sample", "partition", asks=2_000, seed=1),
+}
+QUALITY = {  # smaller ones for the quality test
+    "synthetic": Settings("synthetic", asks=1_100, seed=2),
+    "sample": Settings("sample", asks=550, seed=2),
+}
+HERE = Path(__file__).parent
+
+
+def measure(settings: Settings, dtype: str) -> Report:
+    """One evaluation of the built-in model as it lies in the package."""
+    config = Config()
+    return evaluate(build_engine, replace(config, engine=replace(config.engine, model=MARKET_MODEL, dtype=dtype)),
+                    settings, print)  # fmt: skip
+
+
+def figures(report: Report) -> dict[str, Any]:
+    """Shares by question, by context and by both."""
+    by_both = {
+        kind: {str(bound): share(found) for bound, found in sorted(grouped(outcomes, _bound).items())}
+        for kind, outcomes in report.by_question.items()
+    }
+    doc = report.doc()
+    names = ("overall", "by_question", "by_context", "after_hop", "asked", "seed", "feed", "session_by")
+    return {**{name: doc[name] for name in names}, "by_question_and_context": by_both}
+
+
+def _bound(outcome: Any) -> int:
+    return bound_of(outcome.context_tokens)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: a row for each kind, a column for each context."""
+    bounds = list(found["by_context"])
+    lines = ["| % right | " + " | ".join(f"<= {bound}" for bound in bounds) + " | all |", "|--" * (len(bounds) + 2) + "|"]
+    for kind, by_bound in found["by_question_and_context"].items():
+        cells = [percent(by_bound.get(bound)) for bound in bounds]
+        lines.append(f"| {kind} | " + " | ".join([*cells, percent(found["by_question"][kind])]) + " |")
+    cells = [percent(value) for value in found["by_context"].values()]
+    return "\n".join([*lines, "| all | " + " | ".join([*cells, percent(found["overall"])]) + " |"])
+
+
+def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], machine: str) -> str:
+    """The model card from its template."""
+    end = log[-1]
+    tables = "\n\n".join(f"**{name}**, {found['asked']:,} questions:\n\n{table(found)}" for name, found in sets.items())
+    phases = ", ".join(f"{phase.steps:,} steps of {phase.stage.stream_tokens}" for phase in PHASES)
+    examples = "\n".join(f"| `{kind.name}` | {kind.question('BTCUSDT', '39430.5')} |" for kind in KINDS.values())
+    text = (HERE / "card.md").read_text()
+    values = {"tables": tables, "phases": phases, "examples": examples, "machine": machine,
+              "minutes": f"{end['seconds'] / 60:.0f}", "steps": f"{end['step']:,}",
+              "tokens": f"{end['tokens'] / 1e6:.0f} million"}  # fmt: skip
+    for name, value in values.items():
+        text = text.replace(f"<{name}>", value)
+    return text
+
+
+def export(run: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Weights and tokenizer of a run's checkpoint in transformers' own format."""
+    trainer = Trainer(PHASES, seed=0)
+    trainer.load(run / "checkpoint.pt")
+    trainer.model.to(dtype).save_pretrained(folder)
+    trainer.tokenizer.save_pretrained(folder)
+    shutil.copy(run / "train.jsonl", folder / "train.jsonl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a training")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--machine", default="two cores", help="what it was trained on, for the card")
+    given = parser.parse_args()
+    folder = market_model()
+    export(given.run, folder, getattr(torch, given.dtype))
+    log = read_log(folder / "train.jsonl")
+    (folder / "accuracy.svg").write_text(accuracy_svg(log, list(KINDS), "Share of right answers while it trained"))
+    sets = {name: figures(measure(settings, given.dtype)) for name, settings in SETS.items()}
+    quality = {name: figures(measure(settings, given.dtype)) for name, settings in QUALITY.items()}
+    (folder / "figures.json").write_text(json.dumps({"sets": sets, "quality": quality}, indent=1) + "\n")
+    (folder / "README.md").write_text(card(log, sets, given.machine))
+
+
+if __name__ == "__main__":
+    main()
