@@ -166,11 +166,12 @@ def main() -> None:
     collect_rarely()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="market-tiny")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--records", type=int, default=5_000, help="records in one run")
     parser.add_argument("--answers", type=int, default=200, help="answers in one run")
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
-    config = Config(engine=Engine(model=given.model), worker=Worker(slot="bench"))
+    config = Config(engine=Engine(model=given.model, dtype=given.dtype), worker=Worker(slot="bench"))
     engine = build_engine(config)
     runs = []
     for _ in range(given.runs):

@@ -106,7 +106,7 @@ class Engine:
     context_tokens: int = setting(
         1024, "Tokens after which a session hops to a new generation; whole blocks.", unit="tokens", low=32, high=2**24
     )
-    keep: float = setting(0.5, "Share of the context that a new generation starts from.", low=0, high=0.9)
+    keep: float = setting(0.25, "Share of the context that a new generation starts from.", low=0, high=0.9)
     step_tokens: int = setting(512, "Most tokens that one step computes.", unit="tokens", low=1, high=2**20)
 
 

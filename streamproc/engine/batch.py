@@ -1,7 +1,9 @@
 """A plan's chunks as one packed batch: tensors that are built once per step, not once per layer.
 
     rows      [chunk 0 | chunk 1 | ... | padding]     a multiple of `row_multiple`
-    spans     a chunk's rows, cut into at most SPAN_ROWS; spans of equal size are attended together
+    spans     a chunk's rows, cut into at most SPAN_ROWS; spans of equal size are attended together. Under a sliding
+              window they are cut at absolute positions, where a row's keys lie at the same places of a short tile
+              whatever the chunk: few keys are read and the bits are the row's own.
     sampled   the last rows of the chunks that sample, padded to the multiple too
 
 Padding rows repeat token 0 at position 0; their K and V are not written and nobody reads what they give.
@@ -18,6 +20,7 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.schedule.plan import Chunk
 
 SPAN_ROWS = 128            # query rows attended together: bounds the mask, skips keys that no row of a span sees
+WINDOW_ROWS = 64           # query rows attended together under a sliding window; at least one block
 MAX_GROUP_KEYS = 16_384    # keys gathered at once, over all spans of a group; one span may exceed it
 
 
@@ -50,11 +53,12 @@ class Span:
     start: int                     # position of the first row
     block_table: tuple[int, ...]
 
-    def keys(self, window: int | None) -> range:
-        """Positions of the keys to gather, cut at absolute tiles."""
-        first = 0 if window is None else max(0, self.start - window + 1)
-        end = self.start + self.num_rows
-        return range(first // KEY_TILE * KEY_TILE, -(-end // KEY_TILE) * KEY_TILE)
+    def keys(self, window: int | None, unit: int) -> range:
+        """Positions of the keys to gather: whole tiles; under a window from a place that follows from `unit` alone."""
+        if window is None:
+            return range(0, -(-(self.start + self.num_rows) // KEY_TILE) * KEY_TILE)
+        first = self.start // unit * unit
+        return range(max(0, first - -(-(window - 1) // unit) * unit), first + unit)
 
 
 def build_batch(chunks: Sequence[Chunk], kv: KVCache, geometry: Geometry) -> Batch:
@@ -65,8 +69,7 @@ def build_batch(chunks: Sequence[Chunk], kv: KVCache, geometry: Geometry) -> Bat
     positions = [chunk.start + i for chunk in chunks for i in range(len(chunk.token_ids))]
     num_rows = len(token_ids)
     padding = [0] * (-num_rows % geometry.row_multiple)
-    spans = list(cut_spans(chunks))
-    reaches = {window: builder.reach(spans, window, num_rows + len(padding)) for window in geometry.windows}
+    reaches = {window: builder.reach(chunks, window, num_rows + len(padding)) for window in geometry.windows}
     rows, ids = _sampled(chunks)
     return Batch(torch.tensor([token_ids + padding], device=device), torch.tensor([positions + padding], device=device),
                  torch.tensor(rows + rows[:1] * (-len(rows) % geometry.row_multiple), dtype=torch.int64, device=device),
@@ -83,12 +86,16 @@ def check_chunks(chunks: Sequence[Chunk], kv: KVCache) -> None:
         assert all(0 <= block < kv.num_blocks for block in chunk.block_table), "a block outside the pool"
 
 
-def cut_spans(chunks: Iterable[Chunk]) -> Iterable[Span]:
+def cut_spans(chunks: Iterable[Chunk], unit: int | None = None) -> Iterable[Span]:
+    """Runs of at most SPAN_ROWS rows; with a unit they end at its multiples, counted from position 0."""
     row = 0
     for chunk in chunks:
-        for i in range(0, len(chunk.token_ids), SPAN_ROWS):
-            num_rows = min(SPAN_ROWS, len(chunk.token_ids) - i)
+        i = 0
+        while i < len(chunk.token_ids):
+            most = unit - (chunk.start + i) % unit if unit else SPAN_ROWS
+            num_rows = min(most, len(chunk.token_ids) - i)
             yield Span(row + i, num_rows, chunk.start + i, chunk.block_table)
+            i += num_rows
         row += len(chunk.token_ids)
 
 
@@ -102,6 +109,11 @@ def _sampled(chunks: Iterable[Chunk]) -> tuple[list[int], tuple[int, ...]]:
     return rows, tuple(ids)
 
 
+def window_unit(block_size: int) -> int:
+    """Rows that are attended together under a window: whole blocks."""
+    return max(WINDOW_ROWS, block_size)
+
+
 class _Builder:
     """Index tensors into one cache."""
 
@@ -109,6 +121,7 @@ class _Builder:
         self.kv = kv
         self.geometry = geometry
         self.device = kv.blocks.device
+        self.unit = window_unit(kv.layout.block_size)
 
     def write_cells(self, chunks: Iterable[Chunk]) -> torch.Tensor:
         """[2 * kv_heads * rows] the cells of all rows in layer 0, K of all heads first."""
@@ -118,11 +131,11 @@ class _Builder:
         parts = torch.arange(self.kv.layer_stride)[:, None] * size
         return (parts + torch.tensor(cells)).flatten().to(self.device)
 
-    def reach(self, spans: Sequence[Span], window: int | None, num_packed: int) -> Reach:
-        """The spans grouped by size, in calls of bounded size."""
+    def reach(self, chunks: Sequence[Chunk], window: int | None, num_packed: int) -> Reach:
+        """The chunks' spans grouped by size, in calls of bounded size."""
         by_size: dict[tuple[int, int], list[Span]] = defaultdict(list)
-        for span in spans:
-            by_size[self._padded(span.num_rows), len(span.keys(window))].append(span)
+        for span in cut_spans(chunks, None if window is None else self.unit):
+            by_size[self._padded(span.num_rows), len(span.keys(window, self.unit))].append(span)
         groups: list[SpanGroup] = []
         order, end = [0] * num_packed, 0
         for (rows, num_keys), members in by_size.items():
@@ -148,10 +161,10 @@ class _Builder:
         query_rows = torch.tensor([[span.row] for span in spans]) + within
         positions = torch.tensor([[span.start] for span in spans]) + within
         return SpanGroup(len(spans), query_rows.flatten().to(self.device), self._key_runs(spans, window),
-                         self._mask(positions, [span.keys(window) for span in spans], window))
+                         self._mask(positions, [span.keys(window, self.unit) for span in spans], window))
 
     def _key_runs(self, spans: Sequence[Span], window: int | None) -> torch.Tensor:
-        tables = torch.tensor([self._blocks(span, span.keys(window)) for span in spans])
+        tables = torch.tensor([self._blocks(span, span.keys(window, self.unit)) for span in spans])
         parts = torch.arange(self.kv.layer_stride)
         runs = tables[:, None, :] * self.kv.block_stride + parts[:, None]             # [spans, 2 * kv_heads, blocks]
         return runs.flatten().to(self.device)

@@ -17,7 +17,7 @@ import transformers
 
 from streamproc.engine import exact
 from streamproc.engine.attention import KEY_TILE
-from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch, check_chunks
+from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch, check_chunks, window_unit
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
 from streamproc.errors import StreamprocError
@@ -143,7 +143,8 @@ class ModelRunner:
     def _fingerprint(self) -> str:
         """Of everything that a cell's bits depend on."""
         facts = (self.loaded.fingerprint, str(self.loaded.dtype), chip(self.loaded.device), torch.__version__,
-                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
+                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple),
+                 str(window_unit(self.block_size)))
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 

@@ -19,6 +19,16 @@ from streamproc.state.workload import Workload
 
 ASK_SHARE = 4  # while questions of asks wait, records leave them at least this fraction of a step
 
+FEWEST = 32  # tokens of a sequence in one step, if it has them
+
+
+def share(room: int, num_waiting: int) -> int:
+    """Of the tokens that are left, those for the next of so many sequences; what it does not need the others may have.
+
+    Chunks of many sequences go side by side where a runner has lanes, and no long one keeps the others waiting.
+    """
+    return min(room, max(room // num_waiting, FEWEST))
+
 
 class _Draft:
     """A plan in the making."""
@@ -101,11 +111,12 @@ class Scheduler:
     def _grow(self, draft: _Draft) -> bool:
         """Let generations catch up -> False if one of them could not get its blocks."""
         room = draft.room - (self.step_tokens // ASK_SHARE if self.workload.asks else 0)
-        order = self._by_need()
+        asked, order = self._asked(), self._by_need()
         for place, generation in enumerate(order):
             if room <= 0:
                 return True
-            num_tokens = min(room, generation.num_tokens - generation.num_computed)
+            most = room if generation.seq_id in asked else share(room, len(order) - place)
+            num_tokens = min(most, generation.num_tokens - generation.num_computed)
             num_tokens = self._make_room(draft, generation, num_tokens, order[place + 1 :])
             if not num_tokens:
                 return False
@@ -116,9 +127,13 @@ class Scheduler:
             room -= num_tokens
         return True
 
+    def _asked(self) -> set[int]:
+        """Generations that an ask waits for."""
+        return {fork.generation.seq_id for fork in self.workload.asks}
+
     def _by_need(self) -> list[Generation]:
         """Growing generations: those that an ask waits for, then the oldest need first."""
-        asked = {fork.generation.seq_id for fork in self.workload.asks}
+        asked = self._asked()
         return sorted(self.workload.growing.values(), key=lambda generation: generation.seq_id not in asked)
 
     def _make_room(self, draft: _Draft, generation: Generation, num_tokens: int, younger: list[Generation]) -> int:

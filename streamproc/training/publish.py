@@ -62,12 +62,16 @@ def _bound(outcome: Any) -> int:
 def table(found: dict[str, Any]) -> str:
     """Markdown: a row for each kind, a column for each context."""
     bounds = list(found["by_context"])
-    lines = ["| % right | " + " | ".join(f"<= {bound}" for bound in bounds) + " | all |", "|--" * (len(bounds) + 2) + "|"]
+    lines = ["| % right | " + " | ".join(f"<= {bound}" for bound in bounds) + " | all |", _rule(len(bounds) + 2)]
     for kind, by_bound in found["by_question_and_context"].items():
         cells = [percent(by_bound.get(bound)) for bound in bounds]
         lines.append(f"| {kind} | " + " | ".join([*cells, percent(found["by_question"][kind])]) + " |")
     cells = [percent(value) for value in found["by_context"].values()]
     return "\n".join([*lines, "| all | " + " | ".join([*cells, percent(found["overall"])]) + " |"])
+
+
+def _rule(num_columns: int) -> str:
+    return "|--" * num_columns + "|"
 
 
 def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], machine: str) -> str:
