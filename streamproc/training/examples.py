@@ -11,7 +11,7 @@ the number of each trade: who foretells `BTCUSDT#8` has found BTCUSDT#7, which i
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,15 +72,15 @@ class Batch:
 
 
 NAMES = tuple(KINDS)
+EVEN = dict.fromkeys(KINDS, 1.0)
 
 
 class Examples:
-    """Rows drawn from a seed. `weights` says how often each kind of question is asked."""
+    """Rows drawn from a seed. `weights`: how often each kind of question is asked."""
 
-    def __init__(self, tokenizer: Tokenizer, bos_id: int, weights: dict[str, float]) -> None:
+    def __init__(self, tokenizer: Tokenizer, bos_id: int) -> None:
         self.tokenizer = tokenizer
         self.bos_id = bos_id
-        self.weights = weights
         prompts = read_rendering(market_model()).prompts
         self.lines = {kind: Line(kind, prompts[kind]) for kind in FIELDS}
         self.question = prompts["question"]
@@ -91,17 +91,17 @@ class Examples:
         self.side_ids = {vocabulary[token] for token in (" buy ", " sell ", " - ")}
         self.tick_ids = {vocabulary[token] for token in ("+ ", "- ", "= ")}
 
-    def batch(self, rng: random.Random, stage: Stage) -> Batch:
-        rows = [self.row(rng, stage) for _ in range(stage.rows)]
+    def batch(self, rng: random.Random, stage: Stage, weights: Mapping[str, float] = EVEN) -> Batch:
+        rows = [self.row(rng, stage, weights) for _ in range(stage.rows)]
         return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
 
-    def row(self, rng: random.Random, stage: Stage) -> list[np.ndarray]:
+    def row(self, rng: random.Random, stage: Stage, weights: Mapping[str, float]) -> list[np.ndarray]:
         """The arrays of one stream with its forks."""
         page, ends, tapes_at = self._stream(rng, stage)
         drawn = []
         for _ in range(stage.num_bins * FORKS_PER_BIN):
             place = rng.randrange(len(ends))
-            drawn.append(self.fork(rng, ends[place], tapes_at[place]))
+            drawn.append(draw_fork(rng, ends[place], tapes_at[place], weights))
         tails = self._encode([self.question.format(question=fork.question) for fork in drawn])
         answers = self._encode([fork.answer + "\n" for fork in drawn])
         at = stage.stream_tokens
@@ -167,21 +167,24 @@ class Examples:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def fork(self, rng: random.Random, base: int, tapes: Sequence[tuple[str, Tape]]) -> Fork:
-        """A question about one symbol of the stream so far, and its true answer."""
-        sym, tape = rng.choice(tapes)
-        kind = KINDS[rng.choices(list(self.weights), list(self.weights.values()))[0]]
-        if kind.is_about_quotes != (tape.last is None) and rng.random() < 0.97:
-            about_quotes = tape.last is None or (tape.quote is not None and rng.random() < 0.3)
-            kind = self._kind(rng, about_quotes and tape.quote is not None)
-        level = draw_level(rng, tape) if kind.needs_level else ""
-        named = sym if len(tapes) > 1 or rng.random() < 0.5 else ""
-        return Fork(kind.name, base, kind.question(named, level), kind.oracle(tape, level) or UNKNOWN,
-                    tape.last.px if tape.last else None)
 
-    def _kind(self, rng: random.Random, about_quotes: bool) -> Kind:
-        weights = {name: w for name, w in self.weights.items() if KINDS[name].is_about_quotes == about_quotes}
-        return KINDS[rng.choices(list(weights), list(weights.values()))[0]]
+def draw_fork(rng: random.Random, base: int, tapes: Sequence[tuple[str, Tape]], weights: Mapping[str, float]) -> Fork:
+    """A question about one symbol of the stream so far, and its true answer."""
+    sym, tape = rng.choice(tapes)
+    kind = draw_kind(rng, weights)
+    if kind.is_about_quotes != (tape.last is None) and rng.random() < 0.97:
+        about_quotes = tape.last is None or (tape.quote is not None and rng.random() < 0.3)
+        about_quotes = about_quotes and tape.quote is not None
+        own = {name: weight for name, weight in weights.items() if KINDS[name].is_about_quotes == about_quotes}
+        kind = draw_kind(rng, own)
+    level = draw_level(rng, tape) if kind.needs_level else ""
+    named = sym if len(tapes) > 1 or rng.random() < 0.5 else ""
+    answer = kind.oracle(tape, level) or UNKNOWN
+    return Fork(kind.name, base, kind.question(named, level), answer, tape.last.px if tape.last else None)
+
+
+def draw_kind(rng: random.Random, weights: Mapping[str, float]) -> Kind:
+    return KINDS[rng.choices(list(weights), list(weights.values()))[0]]
 
 
 def snapshot(tape: Tape) -> Tape:

@@ -12,6 +12,7 @@ import json
 import random
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,22 @@ class Phase:
 
     steps: int
     stage: Stage
+    weights: Mapping[str, float]    # how often each kind of question is asked
 
 
-PHASES = (
-    Phase(1_200, Stage(128, 2, 32, 3)),
-    Phase(4_200, Stage(256, 4, 12, 4)),
-    Phase(1_300, Stage(512, 8, 6, 6)),
-    Phase(600, Stage(1024, 12, 3, 6)),
-    Phase(250, Stage(2048, 16, 1, 6)),
-)
-DECAY = 0.3         # share of all steps in which the learning rate falls to nothing
 WEIGHTS = {"last_price": 1.0, "last_size": 0.7, "last_side": 0.7, "move": 1.5, "above": 2.0, "high5": 2.0, "low5": 2.0,
            "buys5": 1.5, "spread": 0.6, "bid": 0.4, "ask": 0.4}
+LATER_WEIGHTS = {"last_price": 1.0, "last_size": 1.2, "last_side": 0.5, "move": 0.5, "above": 2.0, "high5": 3.0,
+                 "low5": 3.0, "buys5": 1.2, "spread": 0.4, "bid": 0.5, "ask": 0.5}     # more of what comes late
+PHASES = (
+    Phase(1_200, Stage(128, 2, 32, 3), WEIGHTS),
+    Phase(1_300, Stage(256, 4, 12, 4), WEIGHTS),
+    Phase(1_000, Stage(256, 4, 12, 4), LATER_WEIGHTS),
+    Phase(2_200, Stage(512, 8, 6, 6), LATER_WEIGHTS),
+    Phase(800, Stage(1024, 12, 3, 6), LATER_WEIGHTS),
+    Phase(350, Stage(2048, 16, 1, 6), LATER_WEIGHTS),
+)
+DECAY = 0.3         # share of all steps in which the learning rate falls to nothing
 
 
 class Trainer:
@@ -60,7 +65,7 @@ class Trainer:
         self.phases = phases
         tokenizer = make_tokenizer()
         self.tokenizer = tokenizer
-        self.examples = Examples(tokenizer.backend_tokenizer, tokenizer.bos_token_id, WEIGHTS)
+        self.examples = Examples(tokenizer.backend_tokenizer, tokenizer.bos_token_id)
         self.model = make_model(vocabulary(), tokenizer.bos_token_id, tokenizer.eos_token_id, seed)
         self.hints = Hints()
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -77,12 +82,12 @@ class Trainer:
     def num_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def stage(self) -> Stage:
+    def phase(self) -> Phase:
         end = 0
         for phase in self.phases:
             end += phase.steps
             if self.step < end:
-                return phase.stage
+                return phase
         raise IndexError(self.step)
 
     def rate(self) -> float:
@@ -92,8 +97,9 @@ class Trainer:
 
     def train_step(self) -> tuple[list[float], Batch, np.ndarray]:
         """-> losses of answers, signs and steps, the batch, and which target tokens were right"""
-        started, stage = time.perf_counter(), self.stage()
-        batch = self.examples.batch(self.rng, stage)
+        started, phase = time.perf_counter(), self.phase()
+        stage = phase.stage
+        batch = self.examples.batch(self.rng, stage, phase.weights)
         targets = torch.from_numpy(batch.targets)
         learned = targets >= 0
         with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +174,7 @@ def train(trainer: Trainer, out: Path, stop_after_s: float) -> None:
                 mean = np.mean(losses, 0).tolist()
                 line: dict[str, Any] = {
                     "step": trainer.step, "seconds": round(trainer.seconds), "tokens": trainer.num_tokens,
-                    "stream_tokens": trainer.stage().stream_tokens if trainer.step < trainer.num_steps else None,
+                    "stream_tokens": trainer.phase().stage.stream_tokens if trainer.step < trainer.num_steps else None,
                     "rate": round(trainer.rate(), 3), "loss": round(mean[0], 4), "signs": round(mean[1], 4),
                     "steps": round(mean[2], 4), **score.shares()}
                 print(json.dumps(line), file=log, flush=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamproc.market.questions import KINDS, UNKNOWN
+from streamproc.market.questions import UNKNOWN
 from streamproc.training.examples import BIN, Batch, Examples, Stage
 from streamproc.training.hints import signs
 from streamproc.training.model import make_model, sights
@@ -28,7 +28,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def examples(tokenizer):
-    return Examples(tokenizer.backend_tokenizer, tokenizer.bos_token_id, dict.fromkeys(KINDS, 1.0))
+    return Examples(tokenizer.backend_tokenizer, tokenizer.bos_token_id)
 
 
 @pytest.fixture(scope="module")
