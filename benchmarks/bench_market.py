@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=200, help="answers in one run")
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
-    config = Config(engine=Engine(model=given.model, dtype=given.dtype), worker=Worker(slot="bench"))
+    config = Config(engine=Engine(model=given.model, dtype=given.dtype, device="cpu"), worker=Worker(slot="bench"))
     engine = build_engine(config)
     runs = []
     for _ in range(given.runs):

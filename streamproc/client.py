@@ -2,9 +2,9 @@
 
     with Client("localhost:9092") as sp:
         sp.produce({"symbol": "BTCUSDT", "price": "45123.5", "size": "0.2", "side": "buy"})
-        sp.register(Query("trend", "Is {session} rising?", every=10))
+        sp.register(Query("move", "Which way did the price move last?", every=10))
         print(sp.ask("BTCUSDT", "What was the last price?", min_offset="mine").text)
-        for received in sp.answers("trend", from_="state"):
+        for received in sp.answers("move", from_="state"):
             print(received.answer.session, received.answer.text)
 
 Every method waits for what it promises and raises the errors of `streamproc.errors`, never Kafka's. Use a client from

@@ -1,11 +1,11 @@
 """Files of standing questions: one `[query.ID]` table each, with the fields of the control topic.
 
-[query.trend]
-question = "Is {session} rising, falling or flat?"
+[query.move]
+question = "Which way did the price of {session} move last?"
 sessions = "BTC*"
 trigger = "every 10 records"
 emit = "change"
-answer = { type = "choice", choices = ["rising", "falling", "flat"] }
+answer = { type = "choice", choices = ["up", "down", "flat"] }
 """
 
 import tomllib

@@ -18,7 +18,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any, NamedTuple
 
 import orjson
@@ -31,6 +31,7 @@ SIDES = ("buy", "sell")
 MAX_SYMBOL_CHARS = 64
 MAX_DECIMAL_CHARS = 40
 MAX_TIME_NS = 2**63 - 1
+EXACTLY = Context(prec=2 * MAX_DECIMAL_CHARS)   # holds the difference of any two decimals
 
 PLAIN_DECIMAL = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 is_plain_decimal = PLAIN_DECIMAL.fullmatch
@@ -96,7 +97,7 @@ Record = Trade | Quote | Bar
 
 def spread_of(quote: Quote) -> str:
     """Ask less bid, exactly, with the decimals of the longer one: 39433.62 - 39433.6 = 0.02."""
-    return format(Decimal(quote.ask_px) - Decimal(quote.bid_px), "f")
+    return format(EXACTLY.subtract(Decimal(quote.ask_px), Decimal(quote.bid_px)), "f")
 
 
 def decode_record(value: bytes | None, key: bytes | None, max_bytes: int = 65_536) -> Record:

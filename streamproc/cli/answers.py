@@ -32,7 +32,7 @@ def answers(call: Call, follow: bool, from_: str | None, count: int | None, **wh
     (as Ctrl-C prints it), 100, -100, @2026-01-15T10:00Z or @-1h.
 
     \b
-    streamproc answers --follow --query trend
+    streamproc answers --follow --query move
     streamproc answers --from state --json
     streamproc answers --from @-1h --session 'BTC*'
     """

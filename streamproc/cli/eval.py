@@ -52,7 +52,7 @@ def evaluate(call: Call, least: float | None, out: Path | None, session_by: str 
         write(out, report.outcomes)
     doc = {**report.doc(), "out": str(out) if out else None, "min": least}
     call.emit(doc, report.text())
-    if least is not None and report.overall < least:
+    if least is not None and not report.reaches(least):
         call.note(f"below --min: {report.overall} < {least}")
         raise Exit(ANSWER_IS_NO)
 

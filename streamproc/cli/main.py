@@ -157,7 +157,7 @@ def cli() -> None:
     \b
     streamproc demo                          the whole thing on this machine
     streamproc produce trades.csv            send records
-    streamproc query add trend "Is {session} rising?"
+    streamproc query add move "Which way did the price move last?"
     streamproc answers --follow              watch the answers
     """
 

@@ -40,8 +40,8 @@ def add(call: Call, query_id: str | None, question: str | None, file: Path | Non
     """Make a question a standing one; the same question again changes nothing.
 
     \b
-    streamproc query add trend "Is {session} rising?" --every 10 --emit change
-    streamproc query add side "Who leads?" --choice buyers --choice sellers --sessions 'BTC*'
+    streamproc query add move "Which way did the price move last?" --every 10 --emit change
+    streamproc query add side "What was the last side?" --choice buy --choice sell --sessions 'BTC*'
     streamproc query add --file queries.toml
     """
     if file is not None:
@@ -49,7 +49,7 @@ def add(call: Call, query_id: str | None, question: str | None, file: Path | Non
             raise Usage("query add --file: the file says everything, leave the rest out")
         wanted = load_queries(file)
     elif query_id is None or question is None:
-        raise Usage('query add: needs an id and a question, such as trend "Is {session} rising?", or --file')
+        raise Usage('query add: needs an id and a question, such as last "What was the last price?", or --file')
     else:
         wanted = [parse_query(query_id, query_doc(question, **options))]
     with open_client(call) as client:

@@ -42,8 +42,11 @@ def build_engine(config: Config) -> Engine:
     """Load the model and its tokenizer, make the KV pool. Raises Usage or Unavailable, in one line."""
     check_block_size(config.engine.block_size)
     loaded = load_model(config.engine)
-    rendering = read_rendering(loaded.folder)
-    renderer = Renderer(load_tokenizer(loaded.folder), rendering.prompts_of(config), loaded.eos_ids)
+    rendering, tokenizer = read_rendering(loaded.folder), load_tokenizer(loaded.folder)
+    try:
+        renderer = Renderer(tokenizer, rendering.prompts_of(config), loaded.eos_ids)
+    except Usage as problem:
+        raise rendering.blame(config, loaded.folder, problem) from None
     check_fit(config, loaded, renderer)
     threads, lanes = share_threads(config.engine.threads, loaded)
     return Engine(ModelRunner(loaded, make_cache(config, loaded), threads, lanes), renderer, loaded, rendering)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from streamproc.engine.attention import Heads
-from streamproc.engine.batch import Geometry, build_batch
+from streamproc.engine.batch import Geometry, build_batch, window_unit
 from streamproc.engine.kv_cache import KVCache, Layout
 from streamproc.engine.support import Shapes
 from streamproc.schedule.plan import Chunk
@@ -24,7 +24,6 @@ STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 25)     # row counts tried, in multi
 MAX_ROWS = 1024
 MAX_FLOPS = 4e9                                     # of the largest product tried: keeps the check short
 START, ROWS, CUTS = 440, 160, (1, 3, 8, 64)         # the attention check crosses a tile of keys
-BLOCK_SIZE = 16
 
 
 def find_row_multiple(model: Any) -> int | None:
@@ -52,20 +51,21 @@ def matmul_is_exact(weight: torch.Tensor, multiple: int) -> bool:
                for count in counts for i in (0, len(x) - count))
 
 
-def attention_is_exact(shapes: Shapes, like: torch.Tensor, row_multiple: int) -> bool:
+def attention_is_exact(shapes: Shapes, like: torch.Tensor, row_multiple: int, block_size: int) -> bool:
     """Rows of one sequence keep their bits in chunks of any size, alone or beside a second sequence."""
-    layout = Layout(1, shapes.num_kv_heads, shapes.head_dim, BLOCK_SIZE, like.dtype)
-    num_blocks = -(-(START + ROWS) // BLOCK_SIZE)
+    layout = Layout(1, shapes.num_kv_heads, shapes.head_dim, block_size, like.dtype)
+    num_rows = max(ROWS, window_unit(block_size) + ROWS)
+    num_blocks = -(-(START + num_rows) // block_size)
     kv = KVCache(layout, 2 * num_blocks, like.device)
     kv.blocks[:-1] = noise((2 * num_blocks, *layout.block_shape), like)
     geometry = Geometry(shapes.num_heads, frozenset(shapes.windows), row_multiple)
-    query = noise((shapes.num_heads, ROWS, shapes.head_dim), like)
+    query = noise((shapes.num_heads, num_rows, shapes.head_dim), like)
     table = tuple(range(num_blocks))
     company = Chunk(1, 0, (0,) * 9, tuple(range(num_blocks, 2 * num_blocks)), False)
-    whole = _attend([Chunk(0, START, (0,) * ROWS, table, False)], query, kv, geometry)
+    whole = _attend([Chunk(0, START, (0,) * num_rows, table, False)], query, kv, geometry)
     for cut in CUTS:
-        for i in range(0, ROWS, max(cut, ROWS // 4)):
-            rows = min(cut, ROWS - i)
+        for i in range(0, num_rows, max(cut, num_rows // 4)):
+            rows = min(cut, num_rows - i)
             chunks = [company, Chunk(0, START + i, (0,) * rows, table, False)]
             part = torch.cat([query[:, :9], query[:, i:i + rows]], 1)
             outs = _attend(chunks, part, kv, geometry)

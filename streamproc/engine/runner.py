@@ -83,7 +83,10 @@ class ModelRunner:
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
-        self.row_multiple, self.exact = self.call(lambda: measure(loaded))
+        self.row_multiple, self.exact = self.call(lambda: measure(loaded, kv.layout.block_size))
+        if not self.exact and self._helpers:    # rows may depend on their company: all threads work on one part
+            self.close_lanes()
+            self.call(lambda: torch.set_num_threads(threads * lanes))
         self.fingerprint = self._fingerprint()
 
     @property
@@ -117,7 +120,7 @@ class ModelRunner:
     def _run(self, plan: Plan) -> dict[int, int]:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
         check_chunks(plan.chunks, self.kv)
-        first, *rest = split(plan, self.num_lanes) if self.exact else (plan,)
+        first, *rest = split(plan, self.num_lanes)
         with torch.inference_mode():
             self.kv.copy(first.copies)
         parts = [helper.submit(run_step, self.loaded, self.kv, part, self.row_multiple)
@@ -137,8 +140,13 @@ class ModelRunner:
     def close(self) -> None:
         """Let the step on its way finish and end the thread; harmless when repeated."""
         self._pool.shutdown()
+        self.close_lanes()
+
+    def close_lanes(self) -> None:
+        """Compute everything in one part from now on."""
         for helper in self._helpers:
             helper.shutdown()
+        self._helpers = []
 
     def _fingerprint(self) -> str:
         """Of everything that a cell's bits depend on."""
@@ -172,20 +180,21 @@ def chip(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def measure(loaded: LoadedModel) -> tuple[int, bool]:
+def measure(loaded: LoadedModel, block_size: int) -> tuple[int, bool]:
     """The padding of rows to use here, and whether it makes results exact."""
     with torch.inference_mode():
         multiple = exact.find_row_multiple(loaded.model)
         if multiple is None or loaded.has_experts:
             return multiple or exact.MULTIPLES[0], False
         like = next(loaded.model.parameters())
-        return multiple, exact.attention_is_exact(loaded.shapes, like, multiple) and whole_is_exact(loaded, multiple)
+        is_exact = exact.attention_is_exact(loaded.shapes, like, multiple, block_size)
+        return multiple, is_exact and whole_is_exact(loaded, multiple, block_size)
 
 
-def whole_is_exact(loaded: LoadedModel, row_multiple: int) -> bool:
+def whole_is_exact(loaded: LoadedModel, row_multiple: int, block_size: int) -> bool:
     """A short sequence has the same cells in one chunk as in pieces beside another sequence."""
-    layout = loaded.layout(exact.BLOCK_SIZE)
-    num_blocks = -(-CHECK_TOKENS // exact.BLOCK_SIZE)
+    layout = loaded.layout(block_size)
+    num_blocks = -(-CHECK_TOKENS // block_size)
     tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
     kv = KVCache(layout, 3 * num_blocks, loaded.device)
     ids = tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))

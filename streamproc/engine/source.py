@@ -11,10 +11,10 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntry
 
 from streamproc.engine import random_model
 from streamproc.errors import Unavailable, Usage
-from streamproc.market.rendering import MARKET_MODEL, market_model
+from streamproc.market.rendering import FILE, MARKET_MODEL, market_model
 
 TIMEOUT_S = 10
-TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
+TEXTS = ["*.json", "*.jinja", "*.model", "*.txt", FILE]
 
 
 def model_folder(model: str) -> Path:

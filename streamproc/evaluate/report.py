@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 from streamproc.evaluate.plan import Inquiry, bound_of
-from streamproc.market.questions import KINDS, Kind
+from streamproc.market.questions import KINDS, Kind, decimal_of
 from streamproc.messages import Answer
 
 WIDTH = 8
@@ -71,10 +70,7 @@ def reads(kind: Kind, text: str) -> bool:
     """Whether a text is an answer of the kind's type, right or wrong; a number stands alone."""
     if kind.answer.type != "number":
         return kind.answer.value_of(text) is not None
-    try:
-        return Decimal(text.strip()).is_finite()
-    except InvalidOperation:
-        return False
+    return decimal_of(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,12 @@ class Report:
 
     @property
     def overall(self) -> float:
+        """To 4 places."""
         return share(self.outcomes) or 0.0
+
+    def reaches(self, least: float) -> bool:
+        """Whether at least this share is right, unrounded."""
+        return sum(outcome.is_right for outcome in self.outcomes) >= least * len(self.outcomes)
 
     @property
     def by_question(self) -> dict[str, tuple[Outcome, ...]]:

@@ -12,7 +12,8 @@
     spread      What is the spread of USDJPY?                                               0.073
     bid, ask    What is the bid of USDJPY?                                                  86.655
 
-Where fewer than five trades are in the session's context, it is about those; the first trade of a context is flat.
+Where fewer than five trades are in the session's context, it is about those; the first trade of a context is flat. A
+trade without a side, as every bar, is no buy.
 """
 
 from collections.abc import Callable
@@ -50,16 +51,18 @@ class Kind:
     def is_right(self, text: str, truth: str) -> bool:
         """Whether an answer's text says what the oracle says; numbers by value, words by the answer's type."""
         if self.answer.type == "number":
-            return _decimal(text) == Decimal(truth)
+            return decimal_of(text) == Decimal(truth)
         value = self.answer.value_of(text)
         return value is not None and value == self.answer.value_of(truth)
 
 
-def _decimal(text: str) -> Decimal | None:
+def decimal_of(text: str) -> Decimal | None:
+    """A finite number that stands alone; None where the text is anything else."""
     try:
-        return Decimal(text.strip())
+        value = Decimal(text.strip())
     except InvalidOperation:
         return None
+    return value if value.is_finite() else None
 
 
 def _above(tape: Tape, level: str) -> str | None:

@@ -45,13 +45,20 @@ class Rendering:
 
     def prompts_of(self, config: Config) -> Prompts:
         """The user's prompts, with this model's own in the place of those that he has left alone."""
+        return replace(config.prompts, **self._chosen(config))
+
+    def _chosen(self, config: Config) -> dict[str, Any]:
         default = Prompts()
-        chosen = {
+        return {
             name: value
             for name, value in self.prompts.items()
             if f"prompts.{name}" not in config.sources and getattr(config.prompts, name) == getattr(default, name)
         }
-        return replace(config.prompts, **chosen)
+
+    def blame(self, config: Config, folder: Path, problem: Usage) -> Usage:
+        """The same error, with this file's name where the prompt that it is about came from here."""
+        is_own = any(str(problem).startswith(f"prompts.{name}:") for name in self._chosen(config))
+        return Usage(f"{folder / FILE}: {problem}") if is_own else problem
 
 
 def read_rendering(folder: Path) -> Rendering:
@@ -98,11 +105,13 @@ def _kind(path: Path, name: str, table: Any) -> Kind:
         raise Usage(f'{path}: questions.{name} is a table with words = "..." and answer = "..."')
     own = KINDS[name]
     try:
-        names = [place for _, place, _, _ in string.Formatter().parse(table["words"]) if place is not None]
+        places = [place for place in string.Formatter().parse(table["words"]) if place[1] is not None]
         answer = _answer(path, own, table["answer"]) if "answer" in table else own.answer
     except (ValueError, BadQuery) as problem:
         raise Usage(f"{path}: questions.{name}: {problem}") from None
-    if set(names) - set(PLACES) or ("level" in names) != own.needs_level:
+    names = [name for _, name, _, _ in places]
+    is_formatted = any(spec or conversion for _, _, spec, conversion in places)
+    if is_formatted or set(names) - set(PLACES) or "of" not in names or ("level" in names) != own.needs_level:
         wanted = "{of} and {level}" if own.needs_level else "{of}"
         raise Usage(f"{path}: questions.{name}: {table['words']!r} must hold {wanted} and nothing else in braces")
     return replace(own, words=table["words"], answer=answer)

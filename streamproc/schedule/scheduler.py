@@ -2,7 +2,7 @@
 
 There is no prefill phase and no decode phase: every sequence has `num_tokens` and `num_computed`, and a step lets
 computed catch up. A step's tokens go, in this order, to
-    1. asks that are being answered     2. new records, oldest need first     3. questions of new asks
+    1. asks that are being answered     2. new records, shared between sequences     3. questions of new asks
     4. flash queries, from what is left
 Memory: a fork starts only when the cells for its longest answer are reserved, so whatever runs can finish. Cells are
 taken, in this order, from generations that nobody waits for (they are computed again on demand) and from younger needs;
@@ -115,7 +115,8 @@ class Scheduler:
         for place, generation in enumerate(order):
             if room <= 0:
                 return True
-            most = room if generation.seq_id in asked else share(room, len(order) - place)
+            takes_all = self.is_short or generation.seq_id in asked     # short of cells: the oldest need first
+            most = room if takes_all else share(room, len(order) - place)
             num_tokens = min(most, generation.num_tokens - generation.num_computed)
             num_tokens = self._make_room(draft, generation, num_tokens, order[place + 1 :])
             if not num_tokens:

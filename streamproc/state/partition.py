@@ -118,6 +118,13 @@ class Partition:
         session.head = head
         return session
 
+    def drop_empty(self, session: Session) -> None:
+        """A session whose only record so far was refused does not exist: nobody can ask it."""
+        if not session.current.entries and not session.retired:
+            del self.sessions[session.key]
+            if session.head:
+                self.heads[session.key] = session.head
+
     def frontier(self) -> int:
         """The offset up to which every question that the records trigger is answered: as far as a commit may go."""
         open_offsets = (f.question.as_of.offset for f in self.forks.values() if f.question.is_triggered)

@@ -159,7 +159,7 @@ class Session:
         teller = self.shape.teller
         if teller is not None:
             ids = teller.ids_after(self.current.past, record)
-        self._check_fits(ids)
+        self._check_fits(record, ids)
         hops = len(self.current.token_ids) + len(ids) > self.shape.context_tokens
         if hops:
             new, ids = self._next(offset, record, ids, new_seq_id)
@@ -169,7 +169,13 @@ class Session:
         self.current._append(offset, record, ids)
         return hops
 
-    def _check_fits(self, ids: Ids) -> None:
+    def _check_fits(self, record: Record, ids: Ids) -> None:
+        """Whether a record is refused follows from it alone, so that a rebuild refuses the same ones.
+
+        A short one fits however it is rendered: what looks back changes a few tokens of it.
+        """
+        if self.shape.teller is not None and len(ids) > self.shape.max_record_tokens // 2:
+            ids = self.shape.teller.record_ids([record])[0]
         if len(ids) > self.shape.max_record_tokens:
             raise BadRecord(
                 f"{len(ids)} tokens: a record must fit {self.shape.max_record_tokens} "
@@ -198,11 +204,9 @@ class Session:
             return first, [self._ids_of(old, index) for index in range(first, len(old.entries))], ids
         while True:
             *kept, new = teller.record_ids([*(entry.record for entry in old.entries[first:]), record])
-            if self._has_room(sum(map(len, kept)), len(new)):
-                return first, kept, new
-            if not kept:
-                self._check_fits(new)
-            first += 1      # rendered anew they are longer than they were
+            if not kept or self._has_room(sum(map(len, kept)), len(new)):
+                return first, kept, new     # alone it fits: that was checked
+            first += 1  # rendered anew they are longer than they were
 
     def _first_kept(self, num_new: int) -> int:
         """Index of the oldest record that goes on into the next generation."""

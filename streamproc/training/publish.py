@@ -74,14 +74,14 @@ def _rule(num_columns: int) -> str:
     return "|--" * num_columns + "|"
 
 
-def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], machine: str) -> str:
+def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], facts: dict[str, str]) -> str:
     """The model card from its template."""
     end = log[-1]
     tables = "\n\n".join(f"**{name}**, {found['asked']:,} questions:\n\n{table(found)}" for name, found in sets.items())
     phases = ", ".join(f"{phase.steps:,} steps of {phase.stage.stream_tokens}" for phase in PHASES)
     examples = "\n".join(f"| `{kind.name}` | {kind.question('BTCUSDT', '39430.5')} |" for kind in KINDS.values())
     text = (HERE / "card.md").read_text()
-    values = {"tables": tables, "phases": phases, "examples": examples, "machine": machine,
+    values = {"tables": tables, "phases": phases, "examples": examples, **facts,
               "minutes": f"{end['seconds'] / 60:.0f}", "steps": f"{end['step']:,}",
               "tokens": f"{end['tokens'] / 1e6:.0f} million"}  # fmt: skip
     for name, value in values.items():
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--seed", default="1", help="what the training was given, for the card")
     parser.add_argument("--machine", default="two cores", help="what it was trained on, for the card")
     given = parser.parse_args()
     folder = market_model()
@@ -111,7 +112,7 @@ def main() -> None:
     sets = {name: figures(measure(settings, given.dtype)) for name, settings in SETS.items()}
     quality = {name: figures(measure(settings, given.dtype)) for name, settings in QUALITY.items()}
     (folder / "figures.json").write_text(json.dumps({"sets": sets, "quality": quality}, indent=1) + "\n")
-    (folder / "README.md").write_text(card(log, sets, given.machine))
+    (folder / "README.md").write_text(card(log, sets, {"machine": given.machine, "seed": given.seed}))
 
 
 if __name__ == "__main__":

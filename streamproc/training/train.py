@@ -163,8 +163,16 @@ class Score:
         return {name: round(self.right[name] / self.total[name], 4) for name in KINDS if self.total[name]}
 
 
+def forget(log: Path, step: int) -> None:
+    """Take out of the log what was done after this step: a resumed training does it again."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+        log.write_text("".join(f"{line}\n" for line in lines))
+
+
 def train(trainer: Trainer, out: Path, stop_after_s: float) -> None:
     started, losses, score = time.monotonic(), [], Score()
+    forget(out / "train.jsonl", trainer.step)
     with (out / "train.jsonl").open("a") as log:
         while trainer.step < trainer.num_steps and time.monotonic() - started < stop_after_s:
             loss, batch, hits = trainer.train_step()

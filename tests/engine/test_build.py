@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from streamproc.config import Config
+from streamproc.engine import random_model, source
 from streamproc.engine.build import Engine, build_engine, share_threads, stateless_answer
 from streamproc.errors import StreamprocError, Usage
+from streamproc.market.rendering import FILE
 from streamproc.records import Trade
 from streamproc.schedule.plan import Chunk, Plan
 
@@ -111,3 +113,18 @@ def test_a_small_model_has_lanes_of_one_thread_each(engine: Engine, config: Conf
     assert told.runner.call(torch.get_num_threads) == 1
     assert told.runner.fingerprint == engine.runner.fingerprint
     told.close()
+
+
+def test_what_is_wrong_in_a_models_own_rendering_is_said_with_its_name(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(random_model.folder(), folder)
+    (folder / FILE).write_text('[prompts]\ntrade = "{sym} {foo}"\n')
+    own = replace(config, engine=replace(config.engine, model=str(folder)))
+    with pytest.raises(Usage, match=rf"{FILE}: prompts.trade: {{foo}}"):
+        build_engine(own)
+    with pytest.raises(Usage, match=r"^prompts\.trade: \{bar\}"):
+        build_engine(replace(own, prompts=replace(own.prompts, trade="{bar}")))
+
+
+def test_a_models_rendering_is_among_what_is_downloaded() -> None:
+    assert FILE in source.TEXTS

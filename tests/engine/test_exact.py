@@ -26,7 +26,7 @@ def test_a_matmul_that_depends_on_the_number_of_rows_needs_more_padding(monkeypa
 def test_no_padding_at_all_is_said(monkeypatch: pytest.MonkeyPatch, load: Callable[..., LoadedModel]) -> None:
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: linear(x, weight, bias) * (1 + x.numel() * 1e-4))
-    assert measure(load("llama", torch.float32)) == (4, False)
+    assert measure(load("llama", torch.float32), 16) == (4, False)
 
 
 def test_an_attention_that_depends_on_its_company_is_seen(monkeypatch: pytest.MonkeyPatch,
@@ -38,8 +38,8 @@ def test_an_attention_that_depends_on_its_company_is_seen(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(PagedStep, "attend", fussy)
     loaded = load("llama", torch.float32)
-    assert not exact.attention_is_exact(loaded.shapes, next(loaded.model.parameters()), 4)
+    assert not exact.attention_is_exact(loaded.shapes, next(loaded.model.parameters()), 4, 16)
 
 
 def test_experts_are_not_claimed_to_be_exact(load: Callable[..., LoadedModel]) -> None:
-    assert measure(dataclasses.replace(load("llama", torch.float32), has_experts=True)) == (4, False)
+    assert measure(dataclasses.replace(load("llama", torch.float32), has_experts=True), 16) == (4, False)

@@ -119,7 +119,12 @@ def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(name: str, dtype: tor
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, load: Load) -> None:
-    assert measure(load(name, dtype)) == (4, True)
+    assert measure(load(name, dtype), BLOCK_SIZE) == (4, True)
+
+
+@pytest.mark.parametrize("block_size", [1, 64, 256])
+def test_large_and_small_blocks_are_measured_too(block_size: int, load: Load) -> None:
+    assert measure(load("gemma3", torch.float32), block_size) == (4, True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -88,6 +88,18 @@ class Fails:
         return self
 
 
+class FailsFor:
+    """A model that raises in the threads of lanes."""
+
+    def __init__(self, model: Any, current: Callable[[], threading.Thread]) -> None:
+        self.model, self.current = model, current
+
+    def __call__(self, **arguments: Any) -> Any:
+        if "lane" in self.current().name:
+            raise RuntimeError("not in a lane")
+        return self.model(**arguments)
+
+
 @pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"),
                                      RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")])
 def test_out_of_memory_is_one_line(problem: Exception, load: Callable[..., LoadedModel]) -> None:
@@ -95,6 +107,28 @@ def test_out_of_memory_is_one_line(problem: Exception, load: Callable[..., Loade
     broken = LoadedModel(**{**fields(loaded), "model": Fails(problem)})
     with pytest.raises(StreamprocError, match=r"out of memory on cpu in a step of 37 tokens; lower engine.step_tokens"):
         run_step(broken, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), 4)
+
+
+def test_an_error_in_a_lane_is_the_steps_and_the_next_step_goes_on(load: Callable[..., LoadedModel]) -> None:
+    loaded = load("llama", torch.float32)
+    runner = ModelRunner(loaded, KVCache(loaded.layout(16), 12, loaded.device), 1, lanes=2)
+    plan = Plan((), (chunk(1), chunk(2, (3, 4, 5))))
+    whole = runner.launch(plan).wait()
+    assert runner.num_lanes == 2
+    broken = LoadedModel(**{**fields(loaded), "model": FailsFor(loaded.model, threading.current_thread)})
+    runner.loaded = broken
+    with pytest.raises(RuntimeError, match="not in a lane"):
+        runner.launch(plan).wait()
+    runner.loaded = loaded
+    assert runner.launch(plan).wait() == whole
+    runner.close()
+
+
+def test_a_machine_that_is_not_exact_computes_in_one_part(load: Callable[..., LoadedModel]) -> None:
+    loaded = LoadedModel(**{**fields(load("llama", torch.float32)), "has_experts": True})
+    runner = ModelRunner(loaded, KVCache(loaded.layout(16), 12, loaded.device), 1, lanes=2)
+    assert (runner.exact, runner.num_lanes, runner.call(torch.get_num_threads)) == (False, 1, 2)
+    runner.close()
 
 
 def test_logits_that_are_no_numbers_are_an_error(load: Callable[..., LoadedModel]) -> None:

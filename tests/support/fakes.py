@@ -33,6 +33,15 @@ def greedy(kv: int) -> int:
     return 33 + kv // 7 % 90
 
 
+def check_apart(plan: Plan, block_size: int) -> None:
+    """Chunks may be computed side by side: none holds a block that another one writes."""
+    for chunk in plan.chunks:
+        first, last = chunk.start // block_size, (chunk.start + len(chunk.token_ids) - 1) // block_size
+        written = set(chunk.block_table[first : last + 1])
+        for other in plan.chunks:
+            assert other is chunk or not written & set(other.block_table), "a chunk holds a block that another writes"
+
+
 class FakeRunner:
     """Carries out plans on hash cells. Reads and writes only what the plan names."""
 
@@ -51,6 +60,7 @@ class FakeRunner:
         self.num_steps += bool(plan.chunks)
         for source, target in plan.copies:
             self.cells[target * size : (target + 1) * size] = self.cells[source * size : (source + 1) * size]
+        check_apart(plan, size)
         written: set[int] = set()
         sampled = {}
         for chunk in plan.chunks:

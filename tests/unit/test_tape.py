@@ -69,6 +69,8 @@ def test_numbers_are_right_by_value_and_words_by_the_type_of_the_answer():
     assert KINDS["above"].is_right("Yes", "yes")
     assert not KINDS["above"].is_right("perhaps", "no")
     assert not KINDS["move"].is_right("", "up")
+    for text in ("sNaN", "nan", "inf", ""):
+        assert not KINDS["last_price"].is_right(text, "1")
 
 
 def test_a_question_names_its_symbol_or_not():
@@ -79,6 +81,8 @@ def test_a_question_names_its_symbol_or_not():
 def test_spreads_are_exact():
     assert spread_of(Quote("A", 0, "39433.6", "39433.62")) == "0.02"
     assert spread_of(Quote("A", 0, "2", "1.5")) == "-0.5"
+    long = spread_of(Quote("A", 0, "0.0000000001", "12345678901234567890.1234567891"))
+    assert long == "12345678901234567890.1234567890"
 
 
 @pytest.mark.parametrize(

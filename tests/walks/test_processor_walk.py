@@ -237,6 +237,27 @@ def test_bad_input_goes_to_the_dead_topic_once_with_its_bytes_and_the_worker_goe
     assert sum(answer.kind == "flash" for answer in world.answers()) == 1
 
 
+@pytest.mark.parametrize("looks_back", [False, True])
+def test_a_session_whose_only_record_was_refused_does_not_exist(looks_back: bool) -> None:
+    config = replace(make_config(), engine=replace(make_config().engine, context_tokens=32))
+    world = World(random.Random(1), config, num_partitions=1, num_blocks=200)
+    world.renderer.prefix_ids = tuple(range(12))
+    world.renderer.looks_back = looks_back
+    world.crash()
+    world.log.produce(0, Trade("A", 1, "1", "2"))
+    world.log.produce(0, Trade("LONG", 1_234_567_890, "123456.789", "1234"))
+    for number, session in enumerate(("LONG", "A")):
+        ask = Ask(f"ask-{number}", session, "how?", min_offset=1, max_tokens=2)
+        world.log.append(config.topics.asks, 0, session.encode(), ask.encode())
+    world.drain()
+    world.crash()
+    world.drain()
+    replies = {answer.id: answer for answer in world.answers()}
+    assert "unknown session 'LONG'" in (replies["ask-0"].error or "")
+    assert replies["ask-1"].error is None
+    assert len(world.log.read(config.topics.dead)) == 1
+
+
 def test_a_flood_of_waiting_asks_is_refused_instead_of_outgrowing_the_offsets_metadata() -> None:
     world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
     world.log.produce(0, random_record(world.rng, "A"))
