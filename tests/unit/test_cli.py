@@ -244,7 +244,7 @@ def test_a_wrong_setting_stops_the_command_with_one_line(command_line):
 def test_what_was_left_out_of_the_settings_is_told_once_on_stderr(command_line, monkeypatch):
     monkeypatch.setenv("STREAMPROC_PORT", "80")
     result = command_line("probe", "settings", "-X", "key.serializer=x")
-    assert result.stdout == "0.5\n"
+    assert result.stdout == "0.25\n"
     assert result.stderr.splitlines() == [
         "warning: STREAMPROC_PORT sets nothing",
         "warning: Kafka properties that only Java knows were left out: key.serializer",
