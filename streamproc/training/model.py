@@ -47,6 +47,11 @@ class Sights:
     sliding: Sight
 
 
+def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy; a stream of quotes alone has no trades to give hints of."""
+    return F.cross_entropy(logits, targets, reduction="sum") / max(len(targets), 1)
+
+
 class Hints(nn.Module):  # type: ignore[misc]
     """Reads hints.py's targets off the middle of the model; gone after the training.
 
@@ -62,12 +67,12 @@ class Hints(nn.Module):  # type: ignore[misc]
         self.steps = nn.ModuleList(nn.Linear(width, size) for size in STEPS)
 
     def forward(self, hidden: tuple[Tensor, ...], signs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden: [rows, length, width] after each layer -> mean losses of signs and of steps."""
+        """hidden: [rows, length, width] after each layer -> mean losses of signs and of steps; 0 of none."""
         compared, known = signs != IGNORED, steps[..., 0] != IGNORED
         sign_logits = self.signs(self.norms[0](hidden[SIGN_LAYERS][compared].float()))
         after = self.norms[1](hidden[STEP_LAYERS][:, :steps.shape[1]][known].float())
-        losses = [F.cross_entropy(head(after), steps[known][:, i]) for i, head in enumerate(self.steps)]
-        return F.cross_entropy(sign_logits, signs[compared]), torch.stack(losses).mean()
+        losses = [mean_loss(head(after), steps[known][:, i]) for i, head in enumerate(self.steps)]
+        return mean_loss(sign_logits, signs[compared]), torch.stack(losses).mean()
 
 
 def digit_rows(vocab: dict[str, int], width: int, generator: torch.Generator) -> dict[int, Tensor]:

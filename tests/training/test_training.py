@@ -8,8 +8,8 @@ import torch
 
 from streamproc.market.questions import UNKNOWN
 from streamproc.training.examples import BIN, Batch, Examples, Stage
-from streamproc.training.hints import signs
-from streamproc.training.model import make_model, sights
+from streamproc.training.hints import IGNORED, signs
+from streamproc.training.model import Hints, make_model, sights
 from streamproc.training.tokenizer import make_tokenizer, vocabulary
 
 STAGE = Stage(200, 3, 2, 3)
@@ -122,3 +122,9 @@ def test_tokens_of_two_prices_are_compared_at_equal_places():
 def test_the_same_seed_gives_the_same_batch(examples):
     first, second = (examples.batch(random.Random(9), STAGE) for _ in range(2))
     assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in Batch.__slots__)
+
+
+def test_a_stream_without_trades_gives_hints_of_nothing():
+    hidden = tuple(torch.randn(1, 8, 128) for _ in range(7))
+    nothing = Hints()(hidden, torch.full((1, 8), IGNORED), torch.full((1, 8, 3), IGNORED))
+    assert [loss.item() for loss in nothing] == [0.0, 0.0]
