@@ -78,7 +78,7 @@ def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], facts: dict
     """The model card from its template."""
     end = log[-1]
     tables = "\n\n".join(f"**{name}**, {found['asked']:,} questions:\n\n{table(found)}" for name, found in sets.items())
-    phases = ", ".join(f"{phase.steps:,} steps of {phase.stage.stream_tokens}" for phase in PHASES)
+    phases = ", ".join(f"{phase.stage.stream_tokens} ({phase.steps:,} steps)" for phase in PHASES)
     examples = "\n".join(f"| `{kind.name}` | {kind.question('BTCUSDT', '39430.5')} |" for kind in KINDS.values())
     text = (HERE / "card.md").read_text()
     values = {"tables": tables, "phases": phases, "examples": examples, **facts,
