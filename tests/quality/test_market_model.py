@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from streamproc.config import Config
+from streamproc.engine import runner
 from streamproc.engine.build import Engine, build_engine
 from streamproc.engine.kv_cache import KVCache
 from streamproc.evaluate import Report, Settings, evaluate
 from streamproc.market.rendering import market_model
+from streamproc.schedule.plan import Chunk
 
 POINT = 0.01
 FIGURES = json.loads((market_model() / "figures.json").read_text())
@@ -44,26 +47,25 @@ def damaged_copies(kv: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
     """Forgets to copy the partly filled block of a fork."""
 
 
-def one_position_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token after the first of a chunk stands one place too far."""
-    from streamproc.engine import runner
-
+def positions_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk begins at position 0, wherever its sequence is."""
     build_batch = runner.build_batch
 
-    def shifted(*args: Any) -> Any:
-        batch = build_batch(*args)
-        batch.positions[:, 1:] += 1
+    def shifted(chunks: Sequence[Chunk], *rest: Any) -> Any:
+        batch = build_batch(chunks, *rest)
+        positions = [place for chunk in chunks for place in range(len(chunk.token_ids))]
+        batch.positions[0, : len(positions)] = torch.tensor(positions)
         return batch
 
     monkeypatch.setattr(runner, "build_batch", shifted)
 
 
-@pytest.mark.parametrize("mistake", ["no copy for a fork", "a position off"])
+@pytest.mark.parametrize("mistake", ["no copy for a fork", "positions from zero"])
 def test_the_alarm_rings(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mistake == "no copy for a fork":
         monkeypatch.setattr(KVCache, "copy", damaged_copies)
     else:
-        one_position_off(monkeypatch)
+        positions_from_zero(monkeypatch)
     assert run("synthetic", asks=160).overall < QUALITY["synthetic"]["overall"] - 3 * POINT
 
 
