@@ -54,7 +54,7 @@ def matmul_is_exact(weight: torch.Tensor, multiple: int) -> bool:
 def attention_is_exact(shapes: Shapes, like: torch.Tensor, row_multiple: int, block_size: int) -> bool:
     """Rows of one sequence keep their bits in chunks of any size, alone or beside a second sequence."""
     layout = Layout(1, shapes.num_kv_heads, shapes.head_dim, block_size, like.dtype)
-    num_rows = max(ROWS, window_unit(block_size) + ROWS)
+    num_rows = window_unit(block_size) + ROWS
     num_blocks = -(-(START + num_rows) // block_size)
     kv = KVCache(layout, 2 * num_blocks, like.device)
     kv.blocks[:-1] = noise((2 * num_blocks, *layout.block_shape), like)

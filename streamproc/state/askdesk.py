@@ -63,6 +63,6 @@ class AskDesk:
         if is_late or now > item.received_at + PATIENCE_S:
             waits = "" if ask.min_offset is None else f", the ask waits for offset {ask.min_offset}"
             return f"too late: {where} is {seen}{waits}"
-        if partition.has_seen(ask.min_offset) and ask.session not in partition.sessions:
+        if partition.has_seen(ask.min_offset) and not partition.has_records_of(ask.session):
             return f"unknown session {ask.session!r}: no record of it in {where}, {seen}"
         return None

@@ -117,7 +117,6 @@ class Intake:
         try:
             hopped = session.append(message.offset, record, ids, self.workload.new_seq_id)
         except BadRecord as problem:
-            partition.drop_empty(session)
             self._refuse(partition, message, str(problem))
             return
         if not partition.is_live:

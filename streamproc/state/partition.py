@@ -118,12 +118,9 @@ class Partition:
         session.head = head
         return session
 
-    def drop_empty(self, session: Session) -> None:
-        """A session whose only record so far was refused does not exist: nobody can ask it."""
-        if not session.current.entries and not session.retired:
-            del self.sessions[session.key]
-            if session.head:
-                self.heads[session.key] = session.head
+    def has_records_of(self, key: str) -> bool:
+        """Whether there is anything to ask: a first record may have been refused, or rolled back."""
+        return key in self.sessions and bool(self.sessions[key].current.entries)
 
     def frontier(self) -> int:
         """The offset up to which every question that the records trigger is answered: as far as a commit may go."""

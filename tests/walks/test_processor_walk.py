@@ -258,6 +258,19 @@ def test_a_session_whose_only_record_was_refused_does_not_exist(looks_back: bool
     assert len(world.log.read(config.topics.dead)) == 1
 
 
+def test_a_session_whose_records_were_rolled_back_is_unknown_until_they_come_again() -> None:
+    world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
+    offset = world.log.produce(0, random_record(world.rng, "A"))
+    world.drain()
+    world.processor.partitions[0].sessions["A"].truncate(offset)
+    ask = Ask("ask", "A", "how?", max_tokens=2)
+    world.log.append(world.config.topics.asks, 0, b"A", ask.encode())
+    for _ in range(5):
+        world.step()
+    world.drain()
+    assert [a.error and "unknown session 'A'" in a.error for a in world.answers()] == [True]
+
+
 def test_a_flood_of_waiting_asks_is_refused_instead_of_outgrowing_the_offsets_metadata() -> None:
     world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
     world.log.produce(0, random_record(world.rng, "A"))
