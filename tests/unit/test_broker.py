@@ -19,7 +19,7 @@ from streamproc.errors import Refused, Unavailable, Usage
 from streamproc.kafka.broker import Broker, require_free
 from streamproc.kafka.jars import Interrupted, Jar, ensure_jars, kafka_version, parse_pin, pinned_jars
 from streamproc.kafka.java import bundled_java, java_version
-from streamproc.kafka.process import is_running, spawn_detached, terminate
+from streamproc.kafka.process import DETACH, command_line, is_running, spawn_detached, terminate
 from streamproc.kafka.server import decisive_line, escaped, new_cluster_id, server_properties
 
 CONTENT = bytes(range(256)) * 1000
@@ -140,6 +140,31 @@ def test_a_detached_process_has_its_own_session_and_is_known_by_its_marker(tmp_p
     assert os.getsid(pid) != os.getsid(0)
     assert terminate(pid, "marker", grace_s=10)
     assert not is_running(pid, "marker")
+
+
+def test_a_detached_process_shows_its_own_command_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However long its shell looks for the command."""
+    monkeypatch.setenv("PATH", "/nowhere:" * 5_000 + os.environ["PATH"])
+    command = ["sleep", "60"]
+    for _ in range(20):
+        pid = spawn_detached(command, tmp_path / "out.log")
+        assert command_line(pid).rstrip("\0").split("\0") == command
+        assert terminate(pid, "60", grace_s=10)
+
+
+@pytest.mark.parametrize("shell", [f"/bin/sh\0-c\0{DETACH}\0out.log\0sleep\0marker\0", ""], ids=["shell", "exec"])
+def test_a_detached_process_is_not_known_by_its_shell_or_while_it_execs(tmp_path: Path, monkeypatch, shell: str):
+    shown, looks = command_line, [shell] * 3
+    monkeypatch.setattr("streamproc.kafka.process.command_line", lambda pid: looks.pop() if looks else shown(pid))
+    pid = spawn_detached([sys.executable, "-c", "import time; time.sleep(60)", "marker"], tmp_path / "out.log")
+    assert not looks
+    assert terminate(pid, "marker", grace_s=10)
+
+
+def test_a_command_that_does_not_exist_is_gone_at_once(tmp_path: Path):
+    out = tmp_path / "out.log"
+    assert not is_running(spawn_detached(["/nowhere/at/all", "marker"], out), "marker")
+    assert "not found" in out.read_text() or "No such file" in out.read_text()
 
 
 def test_a_process_that_ignores_the_polite_signal_is_killed(tmp_path: Path):
