@@ -3,16 +3,20 @@
     row        [<s> record record ... padding | question answer | question answer | padding | question answer ...]
     position    0 1 2 ...               0       base base+1 ...   base' base'+1 ...   0       base'' ...
     branch      0 0 0 ...              -1       1 1 1             2 2 2              -1       3 3 3
-                stream_tokens                   bin of BIN tokens                             bin of BIN tokens
+                units of UNIT tokens            bin of the first unit                         bin of the second unit
 
 A question sees the stream up to its base and itself, as a fork of a session does, so one row trains dozens of answers
-and the stream is computed once. No question crosses the border of a bin. Learned are the answers, and in the stream
-the number of each trade: who foretells `BTCUSDT#8` has found BTCUSDT#7, which is what a question about BTCUSDT needs.
+and the stream is computed once. Every unit of the stream has a bin of as many tokens, for questions asked within that
+unit; none crosses the border of its bin. Learned are the answers, and in the stream the number of each trade: who
+foretells `BTCUSDT#8` has found BTCUSDT#7, which is what a question about BTCUSDT needs.
 """
 
+import bisect
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,25 +29,24 @@ from streamproc.market.tape import Tape, Tapes
 from streamproc.past import Past
 from streamproc.prompts import Line
 from streamproc.records import FIELDS, Quote, Record
-from streamproc.training.hints import IGNORED, STEPS, signs, steps
+from streamproc.training.hints import IGNORED, STEPS, pointer, signs, steps
 
-BIN = 64
-FORKS_PER_BIN = 6     # drawn; what does not fit is left out
+UNIT = 64
+FORKS_PER_UNIT = 6    # drawn; what does not fit the unit's bin is left out
 PADDING = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What the rows of a part of the training look like."""
+    """What the rows of a batch look like: a stream, and as many tokens of questions."""
 
-    stream_tokens: int
-    num_bins: int           # of questions
+    stream_tokens: int      # whole units
     rows: int               # in one batch
     most_symbols: int
 
     @property
     def length(self) -> int:
-        return self.stream_tokens + self.num_bins * BIN
+        return 2 * self.stream_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Fork:
     question: str
     answer: str
     last_px: str | None
+    pointer: int            # as hints.pointer has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,15 @@ class Batch:
     kinds: np.ndarray       # index of the answer's kind, -1 elsewhere
     signs: np.ndarray       # of tokens of prices and levels: how they compare, -100 elsewhere
     steps: np.ndarray       # [rows, stream_tokens, STEPS] what the last token of a trade could know, -100 elsewhere
+    pointers: np.ndarray    # where a token of an answer is learned: the trade it is about, -100 elsewhere
+
+
+class Told(NamedTuple):
+    """What the stream has told of a symbol so far."""
+
+    sym: str
+    tape: Tape
+    num_trades: int
 
 
 NAMES = tuple(KINDS)
@@ -97,24 +110,22 @@ class Examples:
 
     def row(self, rng: random.Random, stage: Stage, weights: Mapping[str, float]) -> list[np.ndarray]:
         """The arrays of one stream with its forks."""
-        page, ends, tapes_at = self._stream(rng, stage)
-        drawn = []
-        for _ in range(stage.num_bins * FORKS_PER_BIN):
-            place = rng.randrange(len(ends))
-            drawn.append(draw_fork(rng, ends[place], tapes_at[place], weights))
-        tails = self._encode([self.question.format(question=fork.question) for fork in drawn])
-        answers = self._encode([fork.answer + "\n" for fork in drawn])
-        at = stage.stream_tokens
-        for fork, tail, answer in zip(drawn, tails, answers, strict=True):
-            size = len(tail) + len(answer) - 1
-            used = (at - stage.stream_tokens) % BIN
-            if used + size > BIN:
-                at += BIN - used
-            if size <= BIN and at + size <= stage.length:
+        page, ends, told = self._stream(rng, stage)
+        drawn: list[tuple[int, Fork]] = []      # with the first place of its unit
+        for unit in range(0, stage.stream_tokens, UNIT):
+            within = range(bisect.bisect_right(ends, unit), bisect.bisect_right(ends, unit + UNIT))
+            records = rng.choices(within, k=FORKS_PER_UNIT) if within else ()
+            drawn += [(unit, draw_fork(rng, ends[record], told[record], weights)) for record in records]
+        tails = self._encode([self.question.format(question=fork.question) for _, fork in drawn])
+        answers = self._encode([fork.answer + "\n" for _, fork in drawn])
+        used: Counter[int] = Counter()          # tokens of a unit's bin
+        for (unit, fork), tail, answer in zip(drawn, tails, answers, strict=True):
+            size, at = len(tail) + len(answer) - 1, stage.stream_tokens + unit + used[unit]
+            if used[unit] + size <= UNIT:
                 page.put(at, fork, tail, answer)
                 if fork.last_px and fork.kind == "above":
                     self._compare(page, at, tail, fork.last_px)
-                at += size
+                used[unit] += size
         return page.arrays()
 
     def _compare(self, page: "Page", at: int, tail: list[int], last_px: str) -> None:
@@ -127,12 +138,12 @@ class Examples:
         """A price in tokens."""
         return [self.texts[i] for i in self.tokenizer.encode(text, add_special_tokens=False).ids]
 
-    def _stream(self, rng: random.Random, stage: Stage) -> "tuple[Page, list[int], list[list[tuple[str, Tape]]]]":
-        """A page with the stream on it, the end of every record, and what the tapes say there."""
+    def _stream(self, rng: random.Random, stage: Stage) -> "tuple[Page, list[int], list[list[Told]]]":
+        """A page with the stream on it, the end of every record, and what was told of each symbol up to there."""
         source = feed(rng, instruments(rng, stage.most_symbols))
         records: list[Record] = [next(source) for _ in range(stage.stream_tokens // 9)]
         page = Page(stage, self.bos_id)
-        ends, snapshots, tapes = [], [], Tapes()
+        ends, told, tapes, num_trades = [], [], Tapes(), Counter[str]()
         prices: dict[str, list[str]] = {}
         for record, line in zip(records, self._encode(self._texts(records)), strict=True):
             if page.end + len(line) > stage.stream_tokens:
@@ -143,9 +154,10 @@ class Examples:
             ends.append(page.end)
             page.steps[page.end - 1] = steps(tapes.add(record))
             if not isinstance(record, Quote):
+                num_trades[record.sym] += 1
                 self._compare_prices(page, start, line, prices, record.sym)
-            snapshots.append([(sym, snapshot(tape)) for sym, tape in tapes.items()])
-        return page, ends, snapshots
+            told.append([Told(sym, snapshot(tape), num_trades[sym]) for sym, tape in tapes.items()])
+        return page, ends, told
 
     def _compare_prices(self, page: "Page", start: int, line: list[int], prices: dict[str, list[str]],
                         sym: str) -> None:
@@ -168,9 +180,9 @@ class Examples:
         return [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def draw_fork(rng: random.Random, base: int, tapes: Sequence[tuple[str, Tape]], weights: Mapping[str, float]) -> Fork:
+def draw_fork(rng: random.Random, base: int, told: Sequence[Told], weights: Mapping[str, float]) -> Fork:
     """A question about one symbol of the stream so far, and its true answer."""
-    sym, tape = rng.choice(tapes)
+    sym, tape, num_trades = rng.choice(told)
     kind = draw_kind(rng, weights)
     if kind.is_about_quotes != (tape.last is None) and rng.random() < 0.97:
         about_quotes = tape.last is None or (tape.quote is not None and rng.random() < 0.3)
@@ -178,9 +190,10 @@ def draw_fork(rng: random.Random, base: int, tapes: Sequence[tuple[str, Tape]], 
         own = {name: weight for name, weight in weights.items() if KINDS[name].is_about_quotes == about_quotes}
         kind = draw_kind(rng, own)
     level = draw_level(rng, tape) if kind.needs_level else ""
-    named = sym if len(tapes) > 1 or rng.random() < 0.5 else ""
+    named = sym if len(told) > 1 or rng.random() < 0.5 else ""
     answer = kind.oracle(tape, level) or UNKNOWN
-    return Fork(kind.name, base, kind.question(named, level), answer, tape.last.px if tape.last else None)
+    return Fork(kind.name, base, kind.question(named, level), answer, tape.last.px if tape.last else None,
+                pointer(kind, tape, num_trades))
 
 
 def draw_kind(rng: random.Random, weights: Mapping[str, float]) -> Kind:
@@ -198,7 +211,7 @@ class Page:
 
     def __init__(self, stage: Stage, bos_id: int) -> None:
         self.ids, self.positions, self.bases = (np.zeros(stage.length, np.int64) for _ in range(3))
-        self.targets, self.signs = (np.full(stage.length, IGNORED, np.int64) for _ in range(2))
+        self.targets, self.signs, self.pointers = (np.full(stage.length, IGNORED, np.int64) for _ in range(3))
         self.branches, self.kinds = (np.full(stage.length, PADDING, np.int64) for _ in range(2))
         self.steps = np.full((stage.stream_tokens, len(STEPS)), IGNORED, np.int64)
         self.end = 0
@@ -226,6 +239,8 @@ class Page:
         self.ids[place], self.positions[place] = tokens, fork.base + np.arange(len(tokens))
         self.branches[place], self.bases[place] = self._num_forks, fork.base
         self.targets[learned], self.kinds[learned] = answer, NAMES.index(fork.kind)
+        self.pointers[learned] = fork.pointer
 
     def arrays(self) -> list[np.ndarray]:
-        return [self.ids, self.positions, self.targets, self.branches, self.bases, self.kinds, self.signs, self.steps]
+        return [self.ids, self.positions, self.targets, self.branches, self.bases, self.kinds, self.signs, self.steps,
+                self.pointers]

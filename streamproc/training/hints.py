@@ -1,20 +1,24 @@
-"""What the middle of the model is taught while it trains, beside the answers: steps on the way to a comparison.
+"""What the middle of the model is taught while it trains, beside the answers: what is known on the way to them.
 
-Two numbers are compared token by token. In the stream every token of a price is held beside the token at the same
-place of the symbol's price before it; in a question, every token of a level beside that of the last price:
+`signs`: two numbers are compared token by token. In the stream every token of a price is held beside the token at the
+same place of the symbol's price before it; in a question, every token of a level beside that of the last price:
 
     39432.48 after 39439.44     3|3 94|94 32|39 .48|.44    ->    same same less greater
 
-And the last token of a trade could know, of the five newest trades, how many are buys and which is the highest.
+`steps`: the last token of a trade could know, of the five newest, how many are buys and which is the highest, which the
+lowest. `pointers`: where a question's answer is said, the trade that it stands in could be known; by the number that
+the trade bears in the stream.
 """
 
 import numpy as np
 
+from streamproc.market.questions import Kind
 from streamproc.market.tape import DEPTH, Tape
 
 IGNORED = -100
 SIGNS = 3               # less, same, greater
 STEPS = (DEPTH + 1, DEPTH, DEPTH)       # classes: buys of five, age of the highest, age of the lowest
+NUMBERS = 10            # a trade's number is written as its last digit
 
 
 def places(tokens: list[str]) -> dict[int, int]:
@@ -39,3 +43,11 @@ def steps(tape: Tape) -> tuple[int, ...]:
         return (IGNORED,) * len(STEPS)
     prices = [print_.price for print_ in reversed(tape.prints)]
     return int(tape.num_buys or 0), prices.index(max(prices)), prices.index(min(prices))
+
+
+def pointer(kind: Kind, tape: Tape, num_trades: int) -> int:
+    """Number, as it is written, of the trade that a question is about; the newest, unless another holds the answer."""
+    if kind.is_about_quotes or not tape.prints:
+        return IGNORED
+    _, highest, lowest = steps(tape)
+    return (num_trades - {"high5": highest, "low5": lowest}.get(kind.name, 0)) % NUMBERS

@@ -1,50 +1,49 @@
 """The market model's shape, and an attention for its training: a stream and the questions forked off it in one row.
 
-The model is transformers' own Qwen3; only its attention function is ours while it trains. Queries of the stream see the
-stream, queries of the questions see the stream up to their base and their own bin: three small products instead of one
-over the whole row.
+The model is transformers' own Qwen3; only its attention function is ours while it trains. It works unit by unit. The
+queries of a unit are those of its tokens in the stream and of its questions; they see the stream up to the unit's end,
+in a layer with a window only this unit and the one before; the questions see themselves too. What lies after a unit is
+not computed, but for the rest of its segment, a quarter of a long stream.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
 
-from streamproc.training.examples import BIN, Batch
-from streamproc.training.hints import IGNORED, SIGNS, STEPS
+from streamproc.training.examples import UNIT, Batch
+from streamproc.training.hints import IGNORED, NUMBERS, SIGNS, STEPS
 
 NAME = "streamproc_training"
-WINDOW = 64
+WINDOW = UNIT               # so it never reaches beyond the unit before, and never cuts a question, which fits a unit
 STD = 0.02                  # of fresh weights
-SIGN_LAYERS, STEP_LAYERS = 3, 4     # layers below the hints
-HIDDEN = -1e4       # added to the score of a key that is not seen
-LAYERS = ("sliding", "sliding", "full", "sliding", "full", "full")
+SIGN_LAYERS, STEP_LAYERS, POINTER_LAYERS = 3, 4, 5      # layers below the hints
+HIDDEN = -1e4               # added to the score of a key that is not seen
+SEGMENTS, LEAST_UNITS = 4, 4    # the most parts of a stream, each of which sees the stream up to its own end
+FIRST_LAYERS = ("sliding", "sliding", "full", "sliding", "full", "full")
+LAYERS = ("sliding", "full", "full", "sliding", "full", "full")
 SHAPE: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-    "num_hidden_layers": len(LAYERS), "layer_types": [f"{kind}_attention" for kind in LAYERS],
-    "use_sliding_window": True, "sliding_window": WINDOW, "max_position_embeddings": 8192,
-    "tie_word_embeddings": True, "initializer_range": STD, "max_window_layers": 0,
+    "num_hidden_layers": len(LAYERS), "use_sliding_window": True, "sliding_window": WINDOW,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True, "initializer_range": STD, "max_window_layers": 0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """What is added to the scores: 0 where a key is seen. For one kind of layer."""
-
-    stream: Tensor      # [stream, stream]
-    forks: Tensor       # [rows, 1, 1, bins, BIN, stream]
-    bins: Tensor        # [rows, 1, 1, bins, BIN, BIN]
-
-
-@dataclass(frozen=True, slots=True)
 class Sights:
-    full: Sight
-    sliding: Sight
+    """What is added to the scores, 0 where a key is seen. Queries: a unit's tokens in the stream, then its questions.
+
+    Under its window a query's keys are of the unit before, of its own unit and of its questions.
+    """
+
+    stream: Tensor              # [rows, 1, units, 1, 2 * UNIT, stream]
+    questions: Tensor           # [rows, 1, units, 1, 2 * UNIT, UNIT]
+    window: Tensor              # [rows, 1, units, 1, 2 * UNIT, 3 * UNIT]
+    layers: tuple[str, ...]     # "sliding" or "full"
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -62,17 +61,20 @@ class Hints(nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         width = SHAPE["hidden_size"]
-        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(3))
         self.signs = nn.Linear(width, SIGNS)
         self.steps = nn.ModuleList(nn.Linear(width, size) for size in STEPS)
+        self.pointers = nn.Linear(width, NUMBERS)
 
-    def forward(self, hidden: tuple[Tensor, ...], signs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden: [rows, length, width] after each layer -> mean losses of signs and of steps; 0 of none."""
-        compared, known = signs != IGNORED, steps[..., 0] != IGNORED
-        sign_logits = self.signs(self.norms[0](hidden[SIGN_LAYERS][compared].float()))
-        after = self.norms[1](hidden[STEP_LAYERS][:, :steps.shape[1]][known].float())
-        losses = [mean_loss(head(after), steps[known][:, i]) for i, head in enumerate(self.steps)]
-        return mean_loss(sign_logits, signs[compared]), torch.stack(losses).mean()
+    def forward(self, hidden: tuple[Tensor, ...], signs: Tensor, steps: Tensor, pointers: Tensor) -> dict[str, Tensor]:
+        """hidden: [rows, length, width] after each layer -> mean losses by the hint's name; 0 where there is none."""
+        for_signs, for_steps, for_pointers = signs != IGNORED, steps[..., 0] != IGNORED, pointers != IGNORED
+        comparing = self.norms[0](hidden[SIGN_LAYERS][for_signs].float())
+        counting = self.norms[1](hidden[STEP_LAYERS][:, :steps.shape[1]][for_steps].float())
+        pointing = self.norms[2](hidden[POINTER_LAYERS][for_pointers].float())
+        step_losses = [mean_loss(head(counting), steps[for_steps][:, i]) for i, head in enumerate(self.steps)]
+        return {"signs": mean_loss(self.signs(comparing), signs[for_signs]), "steps": torch.stack(step_losses).mean(),
+                "pointers": mean_loss(self.pointers(pointing), pointers[for_pointers])}
 
 
 def digit_rows(vocab: dict[str, int], width: int, generator: torch.Generator) -> dict[int, Tensor]:
@@ -90,9 +92,16 @@ def digit_rows(vocab: dict[str, int], width: int, generator: torch.Generator) ->
     return rows
 
 
-def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int) -> Qwen3ForCausalLM:
+def layer_types(layers: tuple[str, ...]) -> list[str]:
+    """As transformers names them."""
+    return [f"{kind}_attention" for kind in layers]
+
+
+def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int,
+               layers: tuple[str, ...] = LAYERS) -> Qwen3ForCausalLM:
     """Fresh weights from torch's global seed."""
-    config = Qwen3Config(**SHAPE, vocab_size=len(vocab), bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=None)
+    config = Qwen3Config(**SHAPE, layer_types=layer_types(layers), vocab_size=len(vocab), bos_token_id=bos_id,
+                         eos_token_id=eos_id, pad_token_id=None)
     config._attn_implementation = NAME
     model = Qwen3ForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
@@ -102,59 +111,83 @@ def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int) -> Qw
     return model
 
 
-def sights(batch: Batch, stream_tokens: int, dtype: torch.dtype) -> Sights:
-    """What every query of a batch sees."""
-    place = torch.arange(stream_tokens)
-    causal, near = place <= place[:, None], place[:, None] - place < WINDOW
-    arrays = (batch.positions, batch.bases, batch.branches)
-    positions, bases, branches = (_bins(array, stream_tokens) for array in arrays)
-    sees = place < bases[..., None]
-    close = positions[..., None] - place < WINDOW
-    order = torch.arange(BIN)
-    own = (branches[..., :, None] == branches[..., None, :]) & (order <= order[:, None])
-    own_close = positions[..., :, None] - positions[..., None, :] < WINDOW
+def sights(batch: Batch, dtype: torch.dtype, layers: tuple[str, ...] = LAYERS) -> Sights:
+    """What every query of a batch sees, in layers of these kinds."""
+    stream_tokens = batch.steps.shape[1]
+    units = stream_tokens // UNIT
+    asked, bases, branches = (      # of the questions, [rows, units, UNIT]
+        torch.from_numpy(array[:, stream_tokens:]).unflatten(1, (units, UNIT))
+        for array in (batch.positions, batch.bases, batch.branches))
+    places = torch.arange(stream_tokens).view(units, UNIT).expand_as(asked)
+    positions = torch.cat((places, asked), 2)[..., None]        # of the queries, [rows, units, 2 * UNIT, 1]
+    ends = torch.cat((places + 1, bases), 2)[..., None]         # how much of the stream they see
 
-    def sight(stream: Tensor, forks: Tensor, bins: Tensor) -> Sight:
-        return Sight(*(torch.where(seen, 0.0, HIDDEN).to(dtype)
-                       for seen in (stream, forks[:, None, None], bins[:, None, None])))
-
-    return Sights(sight(causal, sees, own), sight(causal & near, sees & close, own & own_close))
-
-
-def _bins(array: np.ndarray, stream_tokens: int) -> Tensor:
-    return torch.from_numpy(array[:, stream_tokens:]).unflatten(1, (-1, BIN))
+    stream = torch.arange(stream_tokens) < ends
+    itself = (branches[..., :, None] == branches[..., None, :]).tril()
+    questions = torch.cat((torch.zeros_like(itself), itself), 2)
+    near = (torch.arange(units)[:, None] * UNIT + torch.arange(-UNIT, UNIT))[:, None]       # places of keys
+    is_near = (near >= 0) & (near < ends) & (near > positions - WINDOW)
+    window = torch.cat((is_near, questions), 3)
+    added = [torch.where(seen, 0.0, HIDDEN).to(dtype)[:, None, :, None] for seen in (stream, questions, window)]
+    return Sights(added[0], added[1], added[2], layers)
 
 
 def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """transformers' interface: [rows, heads, length, head_dim] each -> [rows, length, heads, head_dim]."""
     seen: Sights = kwargs["sights"]
-    sight = seen.sliding if kwargs.get("sliding_window") else seen.full
-    rows, heads, _, dim = query.shape
-    kv_heads, tokens = key.shape[1], sight.stream.shape[0]
-    groups, bins = heads // kv_heads, sight.bins.shape[3]
-    query = query * kwargs["scaling"]
-    keys, values = key[:, :, :tokens], value[:, :, :tokens]
+    rows, heads, length, dim = query.shape
+    kv_heads, units = key.shape[1], length // (2 * UNIT)
+    groups = heads // kv_heads
+    queries = (query * kwargs["scaling"]).view(rows, kv_heads, groups, 2, units, UNIT, dim)
+    queries = queries.permute(0, 1, 4, 2, 3, 5, 6).reshape(rows, kv_heads, units, groups * 2 * UNIT, dim)
+    # keys and values, each of the stream and of the questions: [rows, kv_heads, units, UNIT, head_dim]
+    keys, values = (x.view(rows, kv_heads, 2, units, UNIT, dim).unbind(2) for x in (key, value))
+    attend = attend_window if seen.layers[module.layer_idx] == "sliding" else attend_all
+    out = attend(queries, keys, values, seen).view(rows, kv_heads, units, groups, 2, UNIT, dim)
+    return out.permute(0, 4, 2, 5, 1, 3, 6).reshape(rows, length, heads, dim), None
 
-    own = query[:, :, :tokens].reshape(rows, kv_heads, groups * tokens, dim)
-    scores = (own @ keys.transpose(-1, -2)).view(rows, kv_heads, groups, tokens, tokens) + sight.stream
-    weights = torch.softmax(scores.float(), -1).to(value.dtype)
-    stream = (weights.view(rows, kv_heads, groups * tokens, tokens) @ values).view(rows, heads, tokens, dim)
 
-    asked = query[:, :, tokens:]
-    far = asked.reshape(rows, kv_heads, groups * bins * BIN, dim) @ keys.transpose(-1, -2)
-    far = far.view(rows, kv_heads, groups, bins, BIN, tokens) + sight.forks
-    folded = asked.reshape(rows, kv_heads, groups, bins, BIN, dim).transpose(2, 3)
-    own_keys, own_values = (x[:, :, tokens:].reshape(rows, kv_heads, bins, BIN, dim) for x in (key, value))
-    near = folded.reshape(rows, kv_heads, bins, groups * BIN, dim) @ own_keys.transpose(-1, -2)
-    near = near.view(rows, kv_heads, bins, groups, BIN, BIN).transpose(2, 3) + sight.bins
-    weights = torch.softmax(torch.cat((far, near), -1).float(), -1).to(value.dtype)
-    far, near = weights[..., :tokens], weights[..., tokens:].transpose(2, 3)
-    from_stream = (far.reshape(rows, kv_heads, groups * bins * BIN, tokens) @ values).view(
-        rows, kv_heads, groups, bins, BIN, dim)
-    from_bins = (near.reshape(rows, kv_heads, bins, groups * BIN, BIN) @ own_values).view(
-        rows, kv_heads, bins, groups, BIN, dim).transpose(2, 3)
-    forks = (from_stream + from_bins).reshape(rows, heads, bins * BIN, dim)
-    return torch.cat((stream, forks), 2).transpose(1, 2).contiguous(), None
+Both = tuple[Tensor, Tensor]    # of the stream, of the questions
+
+
+def attend_window(queries: Tensor, keys: Both, values: Both, seen: Sights) -> Tensor:
+    """Every unit over the unit before, itself and its questions: three tiles side by side."""
+    tiles, contents = (torch.cat((F.pad(stream[:, :, :-1], (0, 0, 0, 0, 1, 0)), stream, questions), 3)
+                       for stream, questions in (keys, values))
+    scores = by_group(queries @ tiles.transpose(-1, -2)) + seen.window
+    return weights_of(scores, contents.dtype) @ contents
+
+
+def attend_all(queries: Tensor, keys: Both, values: Both, seen: Sights) -> Tensor:
+    """Every unit over the stream up to its segment's end, and over its questions."""
+    outs = []
+    for part in segments(queries.shape[2]):
+        some, end = queries[:, :, part], part.stop * UNIT
+        stream_keys, stream_values = (x[0].flatten(2, 3)[:, :, :end] for x in (keys, values))
+        far = (some.flatten(2, 3) @ stream_keys.transpose(-1, -2)).unflatten(2, some.shape[2:4])
+        near = some @ keys[1][:, :, part].transpose(-1, -2)
+        scores = torch.cat((by_group(far) + seen.stream[:, :, part, :, :, :end],
+                            by_group(near) + seen.questions[:, :, part]), -1)
+        weights = weights_of(scores, stream_values.dtype)
+        from_stream = weights[..., :end].flatten(2, 3) @ stream_values
+        outs.append(from_stream.view_as(some) + weights[..., end:] @ values[1][:, :, part])
+    return torch.cat(outs, 2)
+
+
+def segments(units: int) -> list[slice]:
+    """A stream's units in up to SEGMENTS parts, of LEAST_UNITS or more but for the last."""
+    size = -(-units // max(1, min(SEGMENTS, units // LEAST_UNITS)))
+    return [slice(first, min(first + size, units)) for first in range(0, units, size)]
+
+
+def by_group(scores: Tensor) -> Tensor:
+    """[rows, kv_heads, units, groups * 2 * UNIT, keys] -> [rows, kv_heads, units, groups, 2 * UNIT, keys]"""
+    return scores.unflatten(3, (-1, 2 * UNIT))
+
+
+def weights_of(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """by_group's scores -> weights, without the groups again."""
+    return torch.softmax(scores.float(), -1).to(dtype).flatten(3, 4)
 
 
 AttentionInterface.register(NAME, attention)

@@ -19,11 +19,14 @@ from streamproc.config import Config
 from streamproc.engine.build import build_engine
 from streamproc.evaluate import Report, Settings, evaluate
 from streamproc.evaluate.plan import bound_of
-from streamproc.evaluate.report import grouped, percent, share
+from streamproc.evaluate.report import grouped, share
 from streamproc.market.questions import KINDS
 from streamproc.market.rendering import MARKET_MODEL, market_model
+from streamproc.training.card import card
+from streamproc.training.cycles import CYCLES
 from streamproc.training.plot import accuracy_svg, read_log
-from streamproc.training.train import PHASES, Trainer
+from streamproc.training.train import Trainer
+from streamproc.training.train import export as export_model
 
 SETS = {  # name: feed, number of questions, seed, what owns a session
     "synthetic": Settings("synthetic", asks=4_000, seed=1),
@@ -34,7 +37,6 @@ QUALITY = {  # smaller ones for the quality test
     "synthetic": Settings("synthetic", asks=1_100, seed=2),
     "sample": Settings("sample", asks=550, seed=2),
 }
-HERE = Path(__file__).parent
 
 
 def measure(settings: Settings, dtype: str) -> Report:
@@ -59,42 +61,12 @@ def _bound(outcome: Any) -> int:
     return bound_of(outcome.context_tokens)
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown: a row for each kind, a column for each context."""
-    bounds = list(found["by_context"])
-    lines = ["| % right | " + " | ".join(f"<= {bound}" for bound in bounds) + " | all |", _rule(len(bounds) + 2)]
-    for kind, by_bound in found["by_question_and_context"].items():
-        cells = [percent(by_bound.get(bound)) for bound in bounds]
-        lines.append(f"| {kind} | " + " | ".join([*cells, percent(found["by_question"][kind])]) + " |")
-    cells = [percent(value) for value in found["by_context"].values()]
-    return "\n".join([*lines, "| all | " + " | ".join([*cells, percent(found["overall"])]) + " |"])
-
-
-def _rule(num_columns: int) -> str:
-    return "|--" * num_columns + "|"
-
-
-def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], facts: dict[str, str]) -> str:
-    """The model card from its template."""
-    end = log[-1]
-    tables = "\n\n".join(f"**{name}**, {found['asked']:,} questions:\n\n{table(found)}" for name, found in sets.items())
-    phases = ", ".join(f"{phase.stage.stream_tokens} ({phase.steps:,} steps)" for phase in PHASES)
-    examples = "\n".join(f"| `{kind.name}` | {kind.question('BTCUSDT', '39430.5')} |" for kind in KINDS.values())
-    text = (HERE / "card.md").read_text()
-    values = {"tables": tables, "phases": phases, "examples": examples, **facts,
-              "minutes": f"{end['seconds'] / 60:.0f}", "steps": f"{end['step']:,}",
-              "tokens": f"{end['tokens'] / 1e6:.0f} million"}  # fmt: skip
-    for name, value in values.items():
-        text = text.replace(f"<{name}>", value)
-    return text
-
-
 def export(run: Path, folder: Path, dtype: torch.dtype) -> None:
     """Weights and tokenizer of a run's checkpoint in transformers' own format."""
-    trainer = Trainer(PHASES, seed=0)
+    trainer = Trainer(CYCLES, seed=0)
     trainer.load(run / "checkpoint.pt")
-    trainer.model.to(dtype).save_pretrained(folder)
-    trainer.tokenizer.save_pretrained(folder)
+    trainer.model.to(dtype)
+    export_model(trainer, folder)
     shutil.copy(run / "train.jsonl", folder / "train.jsonl")
 
 
@@ -108,7 +80,8 @@ def main() -> None:
     folder = market_model()
     export(given.run, folder, getattr(torch, given.dtype))
     log = read_log(folder / "train.jsonl")
-    (folder / "accuracy.svg").write_text(accuracy_svg(log, list(KINDS), "Share of right answers while it trained"))
+    title = "Share of right answers while it trained"
+    (folder / "accuracy.svg").write_text(accuracy_svg(log, list(KINDS), title, CYCLES))
     sets = {name: figures(measure(settings, given.dtype)) for name, settings in SETS.items()}
     quality = {name: figures(measure(settings, given.dtype)) for name, settings in QUALITY.items()}
     (folder / "figures.json").write_text(json.dumps({"sets": sets, "quality": quality}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Trains the market model: synthetic feeds, questions at record boundaries, contexts that grow from stage to stage.
+"""Trains the market model on synthetic feeds, with questions at record boundaries; cycles.py says what and how long.
 
     python -P -m streamproc.training.train --out build/market
 
@@ -12,8 +12,6 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,104 +20,85 @@ import torch
 import torch.nn.functional as F
 
 from streamproc.market.questions import KINDS
-from streamproc.training.examples import NAMES, Batch, Examples, Stage
-from streamproc.training.model import Hints, make_model, sights
+from streamproc.training.cycles import CYCLES, MATRIX_LR, OTHER_LR, Cycle, place_of
+from streamproc.training.examples import NAMES, Batch, Examples
+from streamproc.training.model import Hints, layer_types, make_model, sights
 from streamproc.training.tokenizer import make_tokenizer, vocabulary
 
-LOG_EVERY, SAVE_EVERY = 50, 500
-MATRIX_LR, OTHER_LR = 4e-3, 3e-3
-WARMUP = 100
+LOG_EVERY, SAVE_EVERY = 50, 250
 HINT_WEIGHT = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of the training on rows of one shape."""
-
-    steps: int
-    stage: Stage
-    weights: Mapping[str, float]    # how often each kind of question is asked
-
-
-WEIGHTS = {"last_price": 1.0, "last_size": 0.7, "last_side": 0.7, "move": 1.5, "above": 2.0, "high5": 2.0, "low5": 2.0,
-           "buys5": 1.5, "spread": 0.6, "bid": 0.4, "ask": 0.4}
-LATER_WEIGHTS = {"last_price": 1.0, "last_size": 1.2, "last_side": 0.5, "move": 0.5, "above": 2.0, "high5": 3.0,
-                 "low5": 3.0, "buys5": 1.2, "spread": 0.4, "bid": 0.5, "ask": 0.5}     # more of what comes late
-PHASES = (
-    Phase(1_200, Stage(128, 2, 32, 3), WEIGHTS),
-    Phase(1_300, Stage(256, 4, 12, 4), WEIGHTS),
-    Phase(1_000, Stage(256, 4, 12, 4), LATER_WEIGHTS),
-    Phase(2_200, Stage(512, 8, 6, 6), LATER_WEIGHTS),
-    Phase(800, Stage(1024, 12, 3, 6), LATER_WEIGHTS),
-    Phase(350, Stage(2048, 16, 1, 6), LATER_WEIGHTS),
-)
-DECAY = 0.3         # share of all steps in which the learning rate falls to nothing
 
 
 class Trainer:
     """The whole state of a training, and its one step."""
 
-    def __init__(self, phases: tuple[Phase, ...], seed: int) -> None:
+    def __init__(self, cycles: tuple[Cycle, ...], seed: int, compiled: bool = True) -> None:
         torch.manual_seed(seed)
         self.rng = random.Random(seed)
-        self.phases = phases
-        tokenizer = make_tokenizer()
-        self.tokenizer = tokenizer
-        self.examples = Examples(tokenizer.backend_tokenizer, tokenizer.bos_token_id)
-        self.model = make_model(vocabulary(), tokenizer.bos_token_id, tokenizer.eos_token_id, seed)
+        self.cycles = cycles
+        self.tokenizer = make_tokenizer()
+        bos_id, eos_id = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        self.examples = Examples(self.tokenizer.backend_tokenizer, bos_id)
+        self.model = make_model(vocabulary(), bos_id, eos_id, seed)
         self.hints = Hints()
-        matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
-        others += self.hints.parameters()
-        self.optimizers = (torch.optim.Muon(matrices, MATRIX_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-                           torch.optim.AdamW(others, OTHER_LR, betas=(0.9, 0.95), weight_decay=0.0))
-        self.forward = torch.compile(self.model, dynamic=False)
+        self.optimizers = self._optimizers()
+        self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.step = 0
         self.seconds = 0.0
         self.num_tokens = 0
 
+    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        """Fresh ones: of matrices and of everything else."""
+        matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
+        others += self.hints.parameters()
+        return (torch.optim.Muon(matrices, MATRIX_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+                torch.optim.AdamW(others, OTHER_LR, betas=(0.9, 0.95), weight_decay=0.0))
+
     @property
     def num_steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
+        return sum(cycle.steps for cycle in self.cycles)
 
-    def phase(self) -> Phase:
-        end = 0
-        for phase in self.phases:
-            end += phase.steps
-            if self.step < end:
-                return phase
-        raise IndexError(self.step)
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What the weights were last trained with."""
+        return place_of(self.cycles, max(0, self.step - 1)).cycle.layers
 
-    def rate(self) -> float:
-        """Factor of the learning rates at this step: warm-up, constant, decay to nothing."""
-        left = (self.num_steps - self.step) / (DECAY * self.num_steps)
-        return min(1.0, (self.step + 1) / WARMUP, left)
+    def train_step(self) -> tuple[dict[str, float], Batch, np.ndarray]:
+        """-> the loss of the answers and those of the hints, the batch, and which target tokens were right"""
+        started, place = time.perf_counter(), place_of(self.cycles, self.step)
+        if place.step == 0:
+            self.optimizers = self._optimizers()
+        batch = self.examples.batch(self.rng, place.stage, place.phase.weights)
+        losses, hits = self._losses(batch, place.cycle)
+        (losses["loss"] + HINT_WEIGHT * sum(losses[name] for name in place.cycle.hints)).backward()
+        self._descend(place.rate)
+        self.step += 1
+        self.num_tokens += batch.ids.size
+        self.seconds += time.perf_counter() - started
+        return {name: loss.item() for name, loss in losses.items()}, batch, hits
 
-    def train_step(self) -> tuple[list[float], Batch, np.ndarray]:
-        """-> losses of answers, signs and steps, the batch, and which target tokens were right"""
-        started, phase = time.perf_counter(), self.phase()
-        stage = phase.stage
-        batch = self.examples.batch(self.rng, stage, phase.weights)
+    def _losses(self, batch: Batch, cycle: Cycle) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+        """-> the loss of the answers and those of the cycle's hints, and which target tokens were right"""
         targets = torch.from_numpy(batch.targets)
         learned = targets >= 0
         with torch.autocast("cpu", torch.bfloat16):
             out = self.forward(
                 input_ids=torch.from_numpy(batch.ids), position_ids=torch.from_numpy(batch.positions), use_cache=False,
-                output_hidden_states=True, sights=sights(batch, stage.stream_tokens, torch.bfloat16))
+                output_hidden_states=True, sights=sights(batch, torch.bfloat16, cycle.layers))
         logits = out.logits[learned].float()
-        loss = F.cross_entropy(logits, targets[learned])
-        hints = self.hints(out.hidden_states, torch.from_numpy(batch.signs), torch.from_numpy(batch.steps))
-        (loss + HINT_WEIGHT * sum(hints)).backward()
+        hints = self.hints(out.hidden_states, *map(torch.from_numpy, (batch.signs, batch.steps, batch.pointers)))
+        losses = {"loss": F.cross_entropy(logits, targets[learned]), **{name: hints[name] for name in cycle.hints}}
+        return losses, (logits.argmax(-1) == targets[learned]).numpy()
+
+    def _descend(self, factor: float) -> None:
+        """One step of the optimizers, at learning rates of this factor."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer, rate in zip(self.optimizers, (MATRIX_LR, OTHER_LR), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.rate()
+                group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
-        self.step += 1
-        self.num_tokens += batch.ids.size
-        self.seconds += time.perf_counter() - started
-        return [loss.item(), *(hint.item() for hint in hints)], batch, (logits.argmax(-1) == targets[learned]).numpy()
 
     def save(self, path: Path) -> None:
         state = {"model": self.model.state_dict(), "hints": self.hints.state_dict(),
@@ -171,20 +150,21 @@ def forget(log: Path, step: int) -> None:
 
 
 def train(trainer: Trainer, out: Path, stop_after_s: float) -> None:
-    started, losses, score = time.monotonic(), [], Score()
+    started = time.monotonic()
+    losses: list[dict[str, float]] = []
+    score = Score()
     forget(out / "train.jsonl", trainer.step)
     with (out / "train.jsonl").open("a") as log:
         while trainer.step < trainer.num_steps and time.monotonic() - started < stop_after_s:
+            place = place_of(trainer.cycles, trainer.step)
             loss, batch, hits = trainer.train_step()
             losses.append(loss)
             score.add(batch, hits)
             if trainer.step % LOG_EVERY == 0:
-                mean = np.mean(losses, 0).tolist()
                 line: dict[str, Any] = {
                     "step": trainer.step, "seconds": round(trainer.seconds), "tokens": trainer.num_tokens,
-                    "stream_tokens": trainer.phase().stage.stream_tokens if trainer.step < trainer.num_steps else None,
-                    "rate": round(trainer.rate(), 3), "loss": round(mean[0], 4), "signs": round(mean[1], 4),
-                    "steps": round(mean[2], 4), **score.shares()}
+                    "stream_tokens": max(stage.stream_tokens for stage in place.phase.stages),
+                    "rate": round(place.rate, 3), **means(losses), **score.shares()}
                 print(json.dumps(line), file=log, flush=True)
                 losses, score = [], Score()
             if trainer.step % SAVE_EVERY == 0:
@@ -192,8 +172,14 @@ def train(trainer: Trainer, out: Path, stop_after_s: float) -> None:
     trainer.save(out / "checkpoint.pt")
 
 
+def means(losses: list[dict[str, float]]) -> dict[str, float]:
+    """Of every loss over the steps that had it: a new cycle may bring a hint."""
+    return {name: round(float(np.mean([loss[name] for loss in losses if name in loss])), 4) for name in losses[-1]}
+
+
 def export(trainer: Trainer, folder: Path) -> None:
     """Model and tokenizer in transformers' format."""
+    trainer.model.config.layer_types = layer_types(trainer.layers)
     trainer.model.save_pretrained(folder)
     trainer.tokenizer.save_pretrained(folder)
 
@@ -205,7 +191,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, to be resumed")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(PHASES, given.seed)
+    trainer = Trainer(CYCLES, given.seed)
     if (given.out / "checkpoint.pt").exists():
         trainer.load(given.out / "checkpoint.pt")
     train(trainer, given.out, given.minutes * 60)
