@@ -8,9 +8,10 @@ import torch
 
 from streamproc.config import Config
 from streamproc.engine.attention import KEY_TILE
+from streamproc.engine.forward import run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel, load_model
-from streamproc.engine.runner import ModelRunner, run_step
+from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError, Usage
 from streamproc.market.rendering import Rendering, read_rendering
 from streamproc.prompts import Renderer, load_tokenizer
@@ -126,7 +127,7 @@ def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple
     new, start = ids, 0
     while not answer or finished_text(renderer, answer, stop, max_tokens) is None:
         plan = Plan((), (Chunk(0, start, new, table, True),))
-        token = run_step(loaded, kv, plan, engine.runner.row_multiple)[0]
+        token = run_step(engine.runner.forward, kv, plan)[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return tuple(answer)

@@ -17,7 +17,7 @@ from streamproc.engine import attention, support
 from streamproc.engine.kv_cache import Layout
 from streamproc.engine.source import model_folder, one_line
 from streamproc.engine.support import Shapes
-from streamproc.errors import Usage
+from streamproc.errors import StreamprocError, Usage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEVICES = r"auto|cpu|cuda(:\d+)?"
@@ -58,6 +58,12 @@ class LoadedModel:
     def layout(self, block_size: int) -> Layout:
         """How this model's KV lies in blocks."""
         return Layout(self.shapes.num_layers, self.shapes.num_kv_heads, self.shapes.head_dim, block_size, self.dtype)
+
+    def require_finite(self, is_finite: bool) -> None:
+        """Raises StreamprocError where what was computed is no number."""
+        if not is_finite:
+            raise StreamprocError(f"engine.model: the model's logits are not finite in {self.dtype}; "
+                                  "try engine.dtype = float32, or get the model again")
 
 
 def load_model(settings: settings_of.Engine) -> LoadedModel:

@@ -7,54 +7,21 @@ The runner decides nothing: it reads and writes exactly the cells that a plan na
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-import transformers
 
-from streamproc.engine import exact
-from streamproc.engine.attention import KEY_TILE
-from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch, check_chunks, window_unit
+from streamproc.engine.batch import check_chunks, window_unit
+from streamproc.engine.forward import choose_forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
-from streamproc.errors import StreamprocError
 from streamproc.schedule.plan import Chunk, Plan
 
 T = TypeVar("T")
 LANE_TOKENS = 32         # fewer are not worth a lane
-CHECK_TOKENS = 24
-CHECK_CUTS = (1, 3, 8, 12)
-
-
-def run_step(loaded: LoadedModel, kv: KVCache, plan: Plan, row_multiple: int) -> dict[int, int]:
-    """One step -> the greedy token of every sequence that samples.
-
-    Raises StreamprocError where memory runs out or the model gives no number.
-    """
-    try:
-        with torch.inference_mode():
-            kv.copy(plan.copies)
-            return _forward(loaded, kv, plan.chunks, row_multiple) if plan.chunks else {}
-    except RuntimeError as problem:
-        if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
-            raise StreamprocError(f"out of memory on {loaded.device.type} in a step of {plan.num_tokens} tokens; "
-                                  "lower engine.step_tokens or engine.kv_bytes, or use a smaller model") from problem
-        raise
-
-
-def _forward(loaded: LoadedModel, kv: KVCache, chunks: Sequence[Chunk], row_multiple: int) -> dict[int, int]:
-    geometry = Geometry(loaded.shapes.num_heads, frozenset(loaded.shapes.windows), row_multiple)
-    batch = build_batch(chunks, kv, geometry)
-    logits = loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
-                          logits_to_keep=batch.sampled_rows, streamproc_step=batch.step).logits
-    best = logits[0, :len(batch.sampled_ids)].max(-1)
-    if not torch.isfinite(best.values).all():
-        raise StreamprocError(f"engine.model: the model's logits are not finite in {loaded.dtype}; "
-                              "try engine.dtype = float32, or get the model again")
-    return dict(zip(batch.sampled_ids, best.indices.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +50,7 @@ class ModelRunner:
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
-        self.row_multiple, self.exact = self.call(lambda: measure(loaded, kv.layout.block_size))
+        self.forward, self.exact = self.call(lambda: choose_forward(loaded, kv.layout.block_size, threads))
         if not self.exact and self._helpers:    # rows may depend on their company: all threads work on one part
             self.close_lanes()
             self.call(lambda: torch.set_num_threads(threads * lanes))
@@ -123,10 +90,10 @@ class ModelRunner:
         first, *rest = split(plan, self.num_lanes)
         with torch.inference_mode():
             self.kv.copy(first.copies)
-        parts = [helper.submit(run_step, self.loaded, self.kv, part, self.row_multiple)
+        parts = [helper.submit(run_step, self.forward, self.kv, part)
                  for helper, part in zip(self._helpers, rest, strict=False)]  # fmt: skip
         try:
-            sampled = run_step(self.loaded, self.kv, replace(first, copies=()), self.row_multiple)
+            sampled = run_step(self.forward, self.kv, replace(first, copies=()))
         finally:
             wait(parts)
         for part in parts:
@@ -150,9 +117,8 @@ class ModelRunner:
 
     def _fingerprint(self) -> str:
         """Of everything that a cell's bits depend on."""
-        facts = (self.loaded.fingerprint, str(self.loaded.dtype), chip(self.loaded.device), torch.__version__,
-                 transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple),
-                 str(window_unit(self.block_size)))
+        facts = (self.loaded.fingerprint, str(self.loaded.dtype), chip(self.loaded.device),
+                 str(window_unit(self.block_size)), *self.forward.facts)
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 
@@ -178,32 +144,3 @@ def chip(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} CUDA {torch.version.cuda}"
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def measure(loaded: LoadedModel, block_size: int) -> tuple[int, bool]:
-    """The padding of rows to use here, and whether it makes results exact."""
-    with torch.inference_mode():
-        multiple = exact.find_row_multiple(loaded.model)
-        if multiple is None or loaded.has_experts:
-            return multiple or exact.MULTIPLES[0], False
-        like = next(loaded.model.parameters())
-        is_exact = exact.attention_is_exact(loaded.shapes, like, multiple, block_size)
-        return multiple, is_exact and whole_is_exact(loaded, multiple, block_size)
-
-
-def whole_is_exact(loaded: LoadedModel, row_multiple: int, block_size: int) -> bool:
-    """A short sequence has the same cells in one chunk as in pieces beside another sequence."""
-    layout = loaded.layout(block_size)
-    num_blocks = -(-CHECK_TOKENS // block_size)
-    tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
-    kv = KVCache(layout, 3 * num_blocks, loaded.device)
-    ids = tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))
-    last = run_step(loaded, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)), row_multiple)
-    found: dict[int, int] = {}
-    start = 0
-    for cut in CHECK_CUTS:
-        company = Chunk(2, 0, ids[:cut + 2], tables[2], False)
-        piece = Chunk(0, start, ids[start:start + cut], tables[1], True)
-        found = run_step(loaded, kv, Plan((), (company, piece)), row_multiple)
-        start += cut
-    return found == last and bool(torch.equal(kv.gather(tables[0]), kv.gather(tables[1])))

@@ -17,6 +17,7 @@ from transformers import (
 
 from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
+from streamproc.engine.forward import Forward, TorchForward, cpu_forward
 from streamproc.engine.model import LoadedModel, describe
 
 SHAPE: dict[str, Any] = {
@@ -75,6 +76,23 @@ def load(engine: Any) -> Any:
         return made[name, dtype]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def forward(load: Any) -> Any:
+    """("own" or "torch", name, dtype) -> what computes it, made once."""
+    made: dict[tuple[str, str, torch.dtype], Forward] = {}
+
+    def forward(path: str, name: str, dtype: torch.dtype = torch.float32) -> Forward:
+        if (path, name, dtype) not in made:
+            with torch.inference_mode():
+                loaded = load(name, dtype)
+                found = cpu_forward(loaded, 16, 1) if path == "own" else TorchForward(loaded, 4)
+            assert found, f"{path} does not compute {name}: was the package installed without a compiler?"
+            made[path, name, dtype] = found
+        return made[path, name, dtype]
+
+    return forward
 
 
 @pytest.fixture(scope="session")

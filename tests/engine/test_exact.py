@@ -9,8 +9,14 @@ import torch.nn.functional as F
 
 from streamproc.engine import exact
 from streamproc.engine.attention import Heads, PagedStep
+from streamproc.engine.forward import torch_forward
 from streamproc.engine.model import LoadedModel
-from streamproc.engine.runner import measure
+
+
+def measure(loaded: LoadedModel) -> tuple[int, bool]:
+    with torch.inference_mode():
+        forward, is_exact = torch_forward(loaded, 16)
+    return forward.row_multiple, is_exact
 
 
 def test_a_matmul_that_depends_on_the_number_of_rows_needs_more_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +32,7 @@ def test_a_matmul_that_depends_on_the_number_of_rows_needs_more_padding(monkeypa
 def test_no_padding_at_all_is_said(monkeypatch: pytest.MonkeyPatch, load: Callable[..., LoadedModel]) -> None:
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: linear(x, weight, bias) * (1 + x.numel() * 1e-4))
-    assert measure(load("llama", torch.float32), 16) == (4, False)
+    assert measure(load("llama", torch.float32)) == (4, False)
 
 
 def test_an_attention_that_depends_on_its_company_is_seen(monkeypatch: pytest.MonkeyPatch,
@@ -42,4 +48,4 @@ def test_an_attention_that_depends_on_its_company_is_seen(monkeypatch: pytest.Mo
 
 
 def test_experts_are_not_claimed_to_be_exact(load: Callable[..., LoadedModel]) -> None:
-    assert measure(dataclasses.replace(load("llama", torch.float32), has_experts=True), 16) == (4, False)
+    assert measure(dataclasses.replace(load("llama", torch.float32), has_experts=True)) == (4, False)

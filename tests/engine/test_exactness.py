@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from streamproc.engine.forward import CpuForward, Forward, choose_forward, run_step, torch_forward
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
-from streamproc.engine.runner import ModelRunner, measure, run_step, split
+from streamproc.engine.runner import ModelRunner, split
 from streamproc.schedule.plan import Chunk, Plan
 
 BLOCK_SIZE = 16
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "phi3", "random-tiny")
 DTYPES = (torch.float32, torch.bfloat16)
+PATHS = ("own", "torch")
 Load = Callable[[str, torch.dtype], LoadedModel]
+GetForward = Callable[..., Forward]
 
 
 @dataclass
@@ -37,10 +40,10 @@ class Sequence:
 class Walk:
     """Random plans over a pool whose blocks are handed out in random order."""
 
-    def __init__(self, loaded: LoadedModel, seed: int) -> None:
+    def __init__(self, forward: Forward, seed: int) -> None:
         self.random = random.Random(seed)
-        self.loaded = loaded
-        self.kv = KVCache(loaded.layout(BLOCK_SIZE), 200, loaded.device)
+        self.forward = forward
+        self.kv = KVCache(forward.loaded.layout(BLOCK_SIZE), 200, forward.loaded.device)
         self.free = self.random.sample(range(200), 200)
         self.sequences: list[Sequence] = []
 
@@ -68,7 +71,7 @@ class Walk:
         behind = [sequence for sequence in self.sequences if not sequence.is_done]
         chosen = self.random.sample(behind, self.random.randint(1, len(behind)))
         chunks = [self.chunk(sequence, self.random.choice((1, 1, 2, 3, 5, 17, 64, 200))) for sequence in chosen]
-        found = run_step(self.loaded, self.kv, Plan(tuple(copies), tuple(chunks)), 4)
+        found = run_step(self.forward, self.kv, Plan(tuple(copies), tuple(chunks)))
         for sequence, chunk in zip(chosen, chunks, strict=True):
             sequence.num_computed += len(chunk.token_ids)
             sequence.next_token = found.get(sequence.seq_id)
@@ -81,37 +84,31 @@ class Walk:
         return Chunk(sequence.seq_id, start, ids, tuple(sequence.table), start + len(ids) == len(sequence.ids))
 
     def cells(self, sequence: Sequence) -> torch.Tensor:
-        return cells_of(self.kv, sequence.table, len(sequence.ids))
+        return self.forward.cells(self.kv, sequence.table, len(sequence.ids))
 
 
-def cells_of(kv: KVCache, table: list[int], num_tokens: int) -> torch.Tensor:
-    """[layers, 2, kv_heads, num_tokens, head_dim]"""
-    blocks = kv.gather(table).permute(1, 2, 3, 0, 4, 5)
-    return blocks.reshape(*blocks.shape[:3], -1, blocks.shape[-1])[:, :, :, :num_tokens]
-
-
-def alone(loaded: LoadedModel, ids: list[int]) -> tuple[torch.Tensor, int]:
+def alone(forward: Forward, ids: list[int]) -> tuple[torch.Tensor, int]:
     """Cells and next token of one sequence in one chunk, from nothing."""
-    table = list(range(-(-len(ids) // BLOCK_SIZE)))
+    table, loaded = list(range(-(-len(ids) // BLOCK_SIZE))), forward.loaded
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
-    token = run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)), 4)[0]
-    return cells_of(kv, table, len(ids)), token
+    token = run_step(forward, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)))[0]
+    return forward.cells(kv, table, len(ids)), token
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(name: str, dtype: torch.dtype, seed: int,
-                                                           load: Load) -> None:
-    loaded = load(name, dtype)
-    walk = Walk(loaded, seed)
+@pytest.mark.parametrize("path", PATHS)
+def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(path: str, name: str, dtype: torch.dtype, seed: int,
+                                                           forward: GetForward) -> None:
+    walk = Walk(forward(path, name, dtype), seed)
     for num_tokens in (640, 70, 16, 33):
         walk.new(num_tokens)
     while not all(sequence.is_done for sequence in walk.sequences):
         walk.step()
     assert len(walk.sequences) > 4
     for sequence in walk.sequences:
-        cells, token = alone(loaded, sequence.ids)
+        cells, token = alone(walk.forward, sequence.ids)
         assert torch.equal(walk.cells(sequence), cells)
         assert sequence.next_token == token
 
@@ -119,12 +116,23 @@ def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(name: str, dtype: tor
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, load: Load) -> None:
-    assert measure(load(name, dtype), BLOCK_SIZE) == (4, True)
+    with torch.inference_mode():
+        forward, is_exact = torch_forward(load(name, dtype), BLOCK_SIZE)
+    assert (forward.row_multiple, is_exact) == (4, True)
+    forward, is_exact = choose_forward(load(name, dtype), BLOCK_SIZE, 2)
+    assert isinstance(forward, CpuForward)
+    assert is_exact
+    forward.close()
 
 
 @pytest.mark.parametrize("block_size", [1, 64, 256])
 def test_large_and_small_blocks_are_measured_too(block_size: int, load: Load) -> None:
-    assert measure(load("gemma3", torch.float32), block_size) == (4, True)
+    with torch.inference_mode():
+        forward, is_exact = torch_forward(load("gemma3", torch.float32), block_size)
+    assert (forward.row_multiple, is_exact) == (4, True)
+    forward, is_exact = choose_forward(load("gemma3", torch.float32), block_size, 1)
+    assert isinstance(forward, CpuForward) == (block_size > 1)
+    assert is_exact
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -161,37 +169,40 @@ def test_a_plan_is_split_evenly_and_keeps_its_chunks_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_greedy_ids_equal_plain_transformers_in_float32(name: str, load: Load, plain: Callable[[str], Any]) -> None:
-    loaded, reference = load(name, torch.float32), plain(name)
+@pytest.mark.parametrize("path", PATHS)
+def test_greedy_ids_equal_plain_transformers_in_float32(path: str, name: str, forward: GetForward,
+                                                        plain: Callable[[str], Any]) -> None:
+    reference = plain(name)
     ids = random.Random(7).choices(range(3, 90), k=150)
     with torch.inference_mode():
         expected = reference.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
                                       do_sample=False, use_cache=False, max_new_tokens=12,
                                       eos_token_id=None, pad_token_id=0)[0, len(ids):].tolist()
-    assert greedy(loaded, ids, 12) == expected
+    assert greedy(forward(path, name), ids, 12) == expected
     assert len(set(expected)) > 2
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_tokens_equal_plain_transformers_past_a_tile_of_keys(name: str, load: Load,
+@pytest.mark.parametrize("path", PATHS)
+def test_tokens_equal_plain_transformers_past_a_tile_of_keys(path: str, name: str, forward: GetForward,
                                                              plain: Callable[[str], Any]) -> None:
-    loaded, reference = load(name, torch.float32), plain(name)
+    reference = plain(name)
     ids = random.Random(8).choices(range(3, 90), k=1100)
     rows = torch.arange(600, 1100, 100)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids]), use_cache=False, logits_to_keep=rows).logits[0].argmax(-1).tolist()
-    assert [greedy(loaded, ids[:row + 1], 1)[0] for row in rows] == expected
+    assert [greedy(forward(path, name), ids[:row + 1], 1)[0] for row in rows] == expected
 
 
-def greedy(loaded: LoadedModel, ids: list[int], num_tokens: int) -> list[int]:
+def greedy(forward: Forward, ids: list[int], num_tokens: int) -> list[int]:
     """Prefill in two chunks, then token by token."""
-    table = tuple(range(-(-(len(ids) + num_tokens) // BLOCK_SIZE)))
+    table, loaded = tuple(range(-(-(len(ids) + num_tokens) // BLOCK_SIZE))), forward.loaded
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
     half = len(ids) // 2
-    run_step(loaded, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)), 4)
+    run_step(forward, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)))
     answer, start, new = [], half, tuple(ids[half:])
     for _ in range(num_tokens):
-        token = run_step(loaded, kv, Plan((), (Chunk(0, start, new, table, True),)), 4)[0]
+        token = run_step(forward, kv, Plan((), (Chunk(0, start, new, table, True),)))[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return answer

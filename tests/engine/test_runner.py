@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from streamproc.engine.build import Engine
+from streamproc.engine.forward import Forward, TorchForward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
-from streamproc.engine.runner import ModelRunner, run_step
+from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError
 from streamproc.schedule.plan import Chunk, Plan
 
@@ -41,16 +42,18 @@ def test_a_step_writes_its_own_cells_only(engine: Engine) -> None:
     kv.scatter(range(20), torch.full((20, *kv.layout.block_shape), 7.0))
     engine.runner.launch(Plan((), (chunk(table=(11, 4, 15)),))).wait()
     assert (kv.gather([block for block in range(20) if block not in (11, 4, 15)]) == 7).all()
-    assert (kv.gather([15])[..., len(IDS) % 16:, :] == 7).all()
+    assert (engine.runner.forward.cells(kv, (11, 4, 15), 48)[..., len(IDS):, :] == 7).all()
     assert not kv.blocks[kv.null_block].any()
 
 
-def test_what_other_sequences_hold_does_not_reach_a_row(load: Callable[..., LoadedModel]) -> None:
-    loaded = load("llama", torch.float32)
+@pytest.mark.parametrize("path", ["own", "torch"])
+def test_what_other_sequences_hold_does_not_reach_a_row(path: str, forward: Callable[..., Forward]) -> None:
+    found = forward(path, "llama")
+    loaded = found.loaded
     clean, dirty = (KVCache(loaded.layout(16), 8, loaded.device) for _ in range(2))
     dirty.scatter([3, 4, 5, 6, 7], torch.full((5, *dirty.layout.block_shape), float("nan")))
     plan = Plan((), (chunk(),))
-    assert run_step(loaded, clean, plan, 4) == run_step(loaded, dirty, plan, 4)
+    assert run_step(found, clean, plan) == run_step(found, dirty, plan)
     assert torch.equal(clean.gather([0, 1, 2]), dirty.gather([0, 1, 2]))
 
 
@@ -106,20 +109,21 @@ def test_out_of_memory_is_one_line(problem: Exception, load: Callable[..., Loade
     loaded = load("llama", torch.float32)
     broken = LoadedModel(**{**fields(loaded), "model": Fails(problem)})
     with pytest.raises(StreamprocError, match=r"out of memory on cpu in a step of 37 tokens; lower engine.step_tokens"):
-        run_step(broken, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), 4)
+        run_step(TorchForward(broken, 4), KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)))
 
 
 def test_an_error_in_a_lane_is_the_steps_and_the_next_step_goes_on(load: Callable[..., LoadedModel]) -> None:
     loaded = load("llama", torch.float32)
     runner = ModelRunner(loaded, KVCache(loaded.layout(16), 12, loaded.device), 1, lanes=2)
     plan = Plan((), (chunk(1), chunk(2, (3, 4, 5))))
+    runner.forward = TorchForward(loaded, 4)
     whole = runner.launch(plan).wait()
     assert runner.num_lanes == 2
     broken = LoadedModel(**{**fields(loaded), "model": FailsFor(loaded.model, threading.current_thread)})
-    runner.loaded = broken
+    runner.forward = TorchForward(broken, 4)
     with pytest.raises(RuntimeError, match="not in a lane"):
         runner.launch(plan).wait()
-    runner.loaded = loaded
+    runner.forward = TorchForward(loaded, 4)
     assert runner.launch(plan).wait() == whole
     runner.close()
 
@@ -137,7 +141,7 @@ def test_logits_that_are_no_numbers_are_an_error(load: Callable[..., LoadedModel
     broken.logits = torch.full((1, 4, 300), float("nan"))
     loaded = LoadedModel(**{**fields(loaded), "model": broken})
     with pytest.raises(StreamprocError, match="not finite"):
-        run_step(loaded, KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)), 4)
+        run_step(TorchForward(loaded, 4), KVCache(loaded.layout(16), 8, loaded.device), Plan((), (chunk(),)))
 
 
 def fields(loaded: LoadedModel) -> dict[str, Any]:

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from streamproc.config import Config
-from streamproc.engine import runner
 from streamproc.engine.build import Engine, build_engine
+from streamproc.engine.cpu.program import Rotary
 from streamproc.engine.kv_cache import KVCache
 from streamproc.evaluate import Report, Settings, evaluate
 from streamproc.market.rendering import market_model
-from streamproc.schedule.plan import Chunk
 
 POINT = 0.01
 FIGURES = json.loads((market_model() / "figures.json").read_text())
@@ -47,25 +46,22 @@ def damaged_copies(kv: KVCache, pairs: Sequence[tuple[int, int]]) -> None:
     """Forgets to copy the partly filled block of a fork."""
 
 
-def positions_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every chunk begins at position 0, wherever its sequence is."""
-    build_batch = runner.build_batch
+def positions_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions begin anew every 64 tokens."""
+    piece = Rotary._piece
 
-    def shifted(chunks: Sequence[Chunk], *rest: Any) -> Any:
-        batch = build_batch(chunks, *rest)
-        positions = [place for chunk in chunks for place in range(len(chunk.token_ids))]
-        batch.positions[0, : len(positions)] = torch.tensor(positions)
-        return batch
+    def anew(self: Rotary, kind: str | None, places: range) -> torch.Tensor:
+        return piece(self, kind, places)[:, torch.arange(len(places)) % 64]
 
-    monkeypatch.setattr(runner, "build_batch", shifted)
+    monkeypatch.setattr(Rotary, "_piece", anew)
 
 
-@pytest.mark.parametrize("mistake", ["no copy for a fork", "positions from zero"])
+@pytest.mark.parametrize("mistake", ["no copy for a fork", "positions anew"])
 def test_the_alarm_rings(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mistake == "no copy for a fork":
         monkeypatch.setattr(KVCache, "copy", damaged_copies)
     else:
-        positions_from_zero(monkeypatch)
+        positions_anew(monkeypatch)
     assert run("synthetic", asks=160).overall < QUALITY["synthetic"]["overall"] - 3 * POINT
 
 

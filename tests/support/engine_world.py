@@ -9,8 +9,8 @@ from watch import WatchedRunner
 
 from streamproc.config import Config, Engine, Prompts, Worker
 from streamproc.engine import build
+from streamproc.engine.forward import run_step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.runner import run_step
 from streamproc.messages import Answer, Ask, Query, decode_answer
 from streamproc.processor import StreamProcessor
 from streamproc.records import Quote, Record, Trade
@@ -137,21 +137,17 @@ class World:
         return [decode_answer(message.value or b"") for message in self.log.read(self.config.topics.answers)]
 
 
-def cells(kv: KVCache, table: tuple[int, ...], num_tokens: int) -> torch.Tensor:
-    """[layers, 2, kv_heads, num_tokens, head_dim]"""
-    return kv.gather(table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
-
-
 def check_cells(world: World) -> int:
     """Every live generation's cells are those of one chunk from nothing -> how many were compared."""
-    runner, loaded, num_cells = world.engine.runner, world.engine.loaded, 0
+    runner, forward, num_cells = world.engine.runner, world.engine.runner.forward, 0
     for generation in world.generations():
         num_tokens = generation.num_computed
         table = tuple(range(-(-num_tokens // runner.block_size)))
-        fresh = KVCache(runner.kv.layout, len(table), loaded.device)
+        fresh = KVCache(runner.kv.layout, len(table), runner.kv.blocks.device)
         plan = Plan((), (Chunk(0, 0, tuple(generation.token_ids[:num_tokens]), table, False),))
-        runner.call(lambda fresh=fresh, plan=plan: run_step(loaded, fresh, plan, runner.row_multiple))
-        ours = cells(runner.kv, tuple(generation.block_table[: len(table)]), num_tokens)
-        assert torch.equal(ours, cells(fresh, table, num_tokens)), f"cells differ in a generation of {num_tokens}"
+        runner.call(lambda fresh=fresh, plan=plan: run_step(forward, fresh, plan))
+        ours = forward.cells(runner.kv, generation.block_table[: len(table)], num_tokens)
+        expected = forward.cells(fresh, table, num_tokens)
+        assert torch.equal(ours, expected), f"cells differ in a generation of {num_tokens}"
         num_cells += num_tokens
     return num_cells

@@ -1,0 +1,72 @@
+"""Steps through forward.cpp."""
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import transformers
+
+from streamproc.engine.cpu.library import library_fingerprint
+from streamproc.engine.cpu.program import Program
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel
+from streamproc.schedule.plan import Chunk
+
+CHUNK = np.dtype([("block_table", np.uintp), *((name, np.int32) for name in ("start", "rows", "first", "samples"))])
+
+
+class Step(ctypes.Structure):
+    """As in forward.cpp."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("blocks", "token_ids", "chunks", "sampled_ids",
+                                                       "sampled_logits")),
+                *((name, ctypes.c_int32) for name in ("num_rows", "num_chunks"))]
+
+
+class CpuForward:
+    """forward.cpp: no work in Python per layer or per row. Safe to call from several threads, on different chunks."""
+
+    def __init__(self, code: ctypes.CDLL, loaded: LoadedModel, program: Program, threads: int) -> None:
+        self.library = code
+        self.loaded = loaded
+        self.program = program
+        self.team = self.library.streamproc_team(threads)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return (library_fingerprint(), torch.__version__, transformers.__version__)     # they fill the rotary tables
+
+    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, int]:
+        best, logits = self.best(kv, chunks)
+        self.loaded.require_finite(bool(np.isfinite(logits).all()))
+        return dict(zip((chunk.seq_id for chunk in chunks if chunk.sample), best.tolist(), strict=True))
+
+    def best(self, kv: KVCache, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+        """The greedy token of every chunk that samples, and its logit; NaN where one is not finite."""
+        self.program.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks))
+        assert kv.layout.block_size == self.program.model.block_size, "a cache of other blocks"
+        tables = np.fromiter((block for chunk in chunks for block in chunk.block_table), np.int32)
+        token_ids = np.fromiter((token for chunk in chunks for token in chunk.token_ids), np.int32)
+        assert ((token_ids >= 0) & (token_ids < self.loaded.vocab_size)).all(), "a token outside the vocabulary"
+        described, table, row = np.empty(len(chunks), CHUNK), tables.ctypes.data, 0
+        for i, chunk in enumerate(chunks):
+            described[i] = (table, chunk.start, len(chunk.token_ids), row, chunk.sample)
+            table += len(chunk.block_table) * tables.itemsize
+            row += len(chunk.token_ids)
+        num_samples = sum(chunk.sample for chunk in chunks)
+        best, logits = np.empty(num_samples, np.int32), np.empty(num_samples, np.float32)
+        step = Step(kv.blocks.data_ptr(), token_ids.ctypes.data, described.ctypes.data, best.ctypes.data,
+                    logits.ctypes.data, row, len(chunks))
+        self.library.streamproc_forward(ctypes.addressof(self.program.model), ctypes.addressof(step), self.team)
+        return best, logits
+
+    def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
+        blocks = kv.gather(block_table).permute(1, 2, 3, 0, 4, 5)       # K lies [head_dim, block_size] in its block
+        k, v = blocks[:, 0].flatten(-2).unflatten(-1, blocks.shape[:-3:-1]).transpose(-1, -2), blocks[:, 1]
+        return torch.stack((k, v), 1).flatten(3, 4)[:, :, :, :num_tokens]
+
+    def close(self) -> None:
+        """End its threads; harmless when repeated."""
+        self.library.streamproc_disband(self.team)
+        self.team = None

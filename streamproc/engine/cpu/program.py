@@ -1,0 +1,223 @@
+"""A loaded model as the tables that forward.cpp reads: weights packed, norms folded, rotary tables filled.
+
+Known are decoders made of the parts of Llama, Qwen2, Qwen3, Mistral, Phi3, Gemma2 and Gemma3, told by what their
+modules are called. Whether a part does what its name says is not taken on trust: forward.py compares the program's
+answers with the model's own before it is used.
+"""
+
+import ctypes
+import threading
+from ctypes import c_float, c_int32, c_void_p
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamproc.engine.model import LoadedModel
+
+LANES, PANEL, MAX_HEAD_DIM = 16, 32, 256    # as in forward.cpp
+ATTENTION = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"},
+             {"qkv_proj", "o_proj"})
+MLP = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
+NORMS = ({"input_layernorm", "post_attention_layernorm"},
+         {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"})
+ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}    # whether it is GELU
+POSITIONS = 1024            # of the rotary tables, computed at once
+
+
+class Unknown(Exception):
+    """A model that is not made of the known parts."""
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("packed", c_void_p), ("bias", c_void_p), ("outputs", c_int32), ("inputs", c_int32)]
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [*((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+                *((name, c_void_p) for name in ("input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm",
+                                                "after_mlp_norm", "cosines", "sines")), ("window", c_int32)]
+
+
+class Model(ctypes.Structure):
+    _fields_ = [*((name, c_void_p) for name in ("embedding", "final_norm", "layers")), ("head", Matrix),
+                *((name, c_int32) for name in ("num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim",
+                                               "rotary_dim", "intermediate", "block_size", "is_bfloat16", "is_gelu")),
+                *((name, c_float) for name in ("epsilon", "scaling", "embedding_scale"))]
+
+
+@dataclass
+class Program:
+    """The tables, and the tensors that they point into."""
+
+    model: Model
+    layers: Any                     # ctypes array of Layer
+    rotary: "Rotary"
+    kept: list[Tensor] = field(default_factory=list)
+
+    def reserve(self, positions: int) -> None:
+        """Have rotary tables for so many positions."""
+        if positions > self.rotary.size:
+            self.rotary.grow(positions, self.layers)
+
+
+class Rotary:
+    """Cosines and sines of every position, as the model's own module gives them, by kind of layer."""
+
+    def __init__(self, module: Any, kinds: list[str | None], max_positions: int | None) -> None:
+        self.module = module
+        self.kinds = kinds
+        self.limit = max_positions
+        self.size = 0
+        self._tables: dict[str | None, list[Tensor]] = {kind: [] for kind in kinds}
+        self._outgrown: list[Tensor] = []       # another thread may still read them
+        self._lock = threading.Lock()
+
+    def grow(self, positions: int, layers: Any) -> None:
+        """At least to so many positions; `layers` then point to the new tables."""
+        with self._lock:
+            size = self.size
+            while size < positions:
+                end = size + POSITIONS if self.limit is None else min(size + POSITIONS, self.limit)
+                assert end > size, "a position beyond the model's"
+                for kind in self._tables:
+                    self._tables[kind].append(self._piece(kind, range(size, end)))
+                size = end
+            joined = {kind: torch.cat(pieces, 1) for kind, pieces in self._tables.items()}
+            for layer, kind in zip(layers, self.kinds, strict=True):
+                layer.cosines, layer.sines = (table.data_ptr() for table in joined[kind])
+            self._outgrown += joined.values()
+            self.size = size
+
+    def _piece(self, kind: str | None, places: range) -> Tensor:
+        """[2, positions, rotated dimensions / 2]. Cut at the same positions always, so that the bits are the same."""
+        given = torch.zeros(1, dtype=torch.float32), torch.arange(places.start, places.stop)[None]
+        found = self.module(*given) if kind is None else self.module(*given, kind)
+        return torch.stack([table[0, :, :table.shape[-1] // 2] for table in found])
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a head that are rotated."""
+        return 2 * int(next(iter(self._tables.values()))[0].shape[-1])
+
+
+def compile_program(loaded: LoadedModel, block_size: int) -> Program:
+    """Raises Unknown with the reason where forward.cpp has no such part."""
+    with torch.inference_mode():
+        return _Compiler(loaded, block_size).program()
+
+
+class _Compiler:
+    def __init__(self, loaded: LoadedModel, block_size: int) -> None:
+        self.loaded = loaded
+        self.block_size = block_size
+        self.config = loaded.model.config.get_text_config()
+        self.body: Any = getattr(loaded.model, "model", None)
+        self.kept: list[Tensor] = []
+        self.epsilons: set[float] = set()
+        self.scalings: set[float] = set()
+
+    def program(self) -> Program:
+        self._check()
+        layers = (Layer * self.loaded.num_layers)(*(
+            self._layer(module, window)
+            for module, window in zip(self.body.layers, self.loaded.shapes.windows, strict=True)))
+        rotary = Rotary(self.body.rotary_emb, self._rotary_kinds(), self.loaded.max_positions)
+        rotary.grow(1, layers)
+        shapes, embedding = self.loaded.shapes, self.body.embed_tokens
+        final_norm = self._norm(self.body.norm)
+        if len(self.epsilons) > 1 or len(self.scalings) > 1:
+            raise Unknown("its norms or its attention differ from layer to layer")
+        intermediate = layers[0].down.inputs
+        head = self._matrix([self.loaded.model.lm_head])
+        model = Model(
+            self._keep(embedding.weight), final_norm, ctypes.addressof(layers), head,
+            shapes.num_layers, embedding.weight.shape[1], shapes.num_heads, shapes.num_kv_heads, shapes.head_dim,
+            rotary.dim, intermediate, self.block_size, self.loaded.dtype == torch.bfloat16, self._is_gelu(),
+            self.epsilons.pop(), self.scalings.pop(), float(getattr(embedding, "scalar_embed_scale", 1.0)))
+        return Program(model, layers, rotary, self.kept)
+
+    def _check(self) -> None:
+        """What forward.cpp takes for granted."""
+        loaded, shapes = self.loaded, self.loaded.shapes
+        parts = ("layers", "rotary_emb", "embed_tokens", "norm")
+        sizes = (shapes.head_dim, self.config.hidden_size, self.config.intermediate_size, self.block_size)
+        for is_missing, reason in (
+            (loaded.device.type != "cpu" or loaded.dtype not in (torch.float32, torch.bfloat16), "not on the CPU"),
+            (loaded.has_experts, "it has experts"),
+            (not all(hasattr(self.body, part) for part in parts), "its parts have other names"),
+            (any(not isinstance(size, int) or size % LANES for size in sizes), f"a size is no multiple of {LANES}"),
+            (shapes.head_dim > MAX_HEAD_DIM, "its heads are too large"),
+            (self._is_gelu() is None, "its activation is another one"),
+        ):
+            if is_missing:
+                raise Unknown(reason)
+
+    def _is_gelu(self) -> bool | None:
+        return ACTIVATIONS.get(getattr(self.config, "hidden_activation", None) or self.config.hidden_act)
+
+    def _rotary_kinds(self) -> list[str | None]:
+        """What the rotary module wants to know of each layer."""
+        kinds = getattr(self.config, "layer_types", None) or ()
+        differ = kinds and isinstance(next(iter(self.config.rope_parameters.values())), dict)
+        return list(kinds) if differ else [None] * self.loaded.num_layers
+
+    def _layer(self, module: Any, window: int | None) -> Layer:
+        attention, mlp, names = module.self_attn, module.mlp, children(module) - {"self_attn", "mlp"}
+        if names not in NORMS or children(attention) not in ATTENTION or children(mlp) not in MLP:
+            raise Unknown("its layers have other parts")
+        is_joined = hasattr(attention, "qkv_proj")
+        qkv = [attention.qkv_proj] if is_joined else [attention.q_proj, attention.k_proj, attention.v_proj]
+        gates = mlp.gate_up_proj.weight.chunk(2) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj.weight,
+                                                                                       mlp.up_proj.weight)
+        if any(linear.bias is not None for linear in mlp.children() if isinstance(linear, nn.Linear)):
+            raise Unknown("its MLP has biases")
+        gate_up = torch.stack([gate.unflatten(0, (-1, LANES)) for gate in gates], 1).flatten(0, 2)
+        has_after = "post_feedforward_layernorm" in names
+        between = module.pre_feedforward_layernorm if has_after else module.post_attention_layernorm
+        self.scalings.add(float(attention.scaling))
+        return Layer(
+            self._matrix(qkv), self._matrix([attention.o_proj]), self._packed(gate_up), self._matrix([mlp.down_proj]),
+            self._norm(module.input_layernorm), *(self._norm(getattr(attention, name, None))
+                                                  for name in ("q_norm", "k_norm")),
+            self._norm(module.post_attention_layernorm if has_after else None), self._norm(between),
+            self._norm(module.post_feedforward_layernorm if has_after else None), None, None, window or 0)
+
+    def _matrix(self, linears: list[Any]) -> Matrix:
+        if any(type(linear) is not nn.Linear for linear in linears):
+            raise Unknown("its products are not plain ones")
+        biases = [linear.bias for linear in linears]
+        if len({bias is None for bias in biases}) > 1:
+            raise Unknown("some of its products have a bias")
+        bias = None if biases[0] is None else torch.cat(biases)
+        return self._packed(torch.cat([linear.weight for linear in linears]), bias)
+
+    def _packed(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
+        """[outputs, inputs] -> [outputs / PANEL, inputs, PANEL], filled up with zeros."""
+        outputs, inputs = weight.shape
+        if outputs % LANES and weight.shape[0] != self.loaded.vocab_size:
+            raise Unknown(f"a size is no multiple of {LANES}")
+        pad, padding = nn.functional.pad, -outputs % PANEL
+        panels = self._keep(pad(weight, (0, 0, 0, padding)).unflatten(0, (-1, PANEL)).transpose(1, 2))
+        return Matrix(panels, None if bias is None else self._keep(pad(bias.float(), (0, padding))), outputs, inputs)
+
+    def _norm(self, module: Any) -> int | None:
+        """Weights of an RMS norm, in float32; Gemma's are kept less one."""
+        if module is None:
+            return None
+        name = type(module).__name__
+        if not name.endswith("RMSNorm"):
+            raise Unknown(f"it has a {name}")
+        self.epsilons.add(float(getattr(module, "variance_epsilon", None) or module.eps))
+        return self._keep(module.weight.float() + (1.0 if "Gemma" in name else 0.0))
+
+    def _keep(self, tensor: Tensor) -> int:
+        self.kept.append(tensor.detach().contiguous())
+        return int(self.kept[-1].data_ptr())
+
+
+def children(module: Any) -> set[str]:
+    """Names of the parts that compute something: no dropout, no activation."""
+    return {name for name, part in module.named_children()
+            if isinstance(part, nn.Linear) or type(part).__name__.endswith("Norm") or name in {"self_attn", "mlp"}}

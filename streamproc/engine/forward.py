@@ -1,0 +1,157 @@
+"""One step's chunks through the model: by torch, on any device, or by our own code on the CPU.
+
+Both write exactly the cells that the chunks name and give the greedy token of every chunk that samples. Which one runs
+is decided once, at start, and is part of the fingerprint: they agree in all but the last bits.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import transformers
+
+from streamproc.engine import exact
+from streamproc.engine.attention import KEY_TILE
+from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch
+from streamproc.engine.cpu.forward import CpuForward
+from streamproc.engine.cpu.library import library
+from streamproc.engine.cpu.program import Unknown, compile_program
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel
+from streamproc.engine.support import TOLERANCE, Recorder
+from streamproc.errors import StreamprocError
+from streamproc.schedule.plan import Chunk, Plan
+
+CHECK_TOKENS = 24
+CHECK_CUTS = (1, 3, 8, 12)
+
+
+class Forward(Protocol):
+    """A model that computes steps."""
+
+    loaded: LoadedModel
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Everything of the computation, besides the model, that a cell's bits depend on."""
+        ...
+
+    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, int]:
+        """-> the greedy token of every sequence that samples. `chunks` is not empty."""
+        ...
+
+    def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
+        """A copy of a sequence's K and V: [layers, 2, kv_heads, num_tokens, head_dim]."""
+        ...
+
+
+def run_step(forward: Forward, kv: KVCache, plan: Plan) -> dict[int, int]:
+    """One step -> the greedy token of every sequence that samples.
+
+    Raises StreamprocError where memory runs out or the model gives no number.
+    """
+    try:
+        with torch.inference_mode():
+            kv.copy(plan.copies)
+            return forward.run(kv, plan.chunks) if plan.chunks else {}
+    except RuntimeError as problem:
+        if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+            device = forward.loaded.device.type
+            raise StreamprocError(f"out of memory on {device} in a step of {plan.num_tokens} tokens; "
+                                  "lower engine.step_tokens or engine.kv_bytes, or use a smaller model") from problem
+        raise
+
+
+class TorchForward:
+    """transformers' own model, with our attention function in it."""
+
+    def __init__(self, loaded: LoadedModel, row_multiple: int) -> None:
+        self.loaded = loaded
+        self.row_multiple = row_multiple
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return (torch.__version__, transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
+
+    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, int]:
+        geometry = Geometry(self.loaded.shapes.num_heads, frozenset(self.loaded.shapes.windows), self.row_multiple)
+        batch = build_batch(chunks, kv, geometry)
+        logits = self.loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
+                                   logits_to_keep=batch.sampled_rows, streamproc_step=batch.step).logits
+        best = logits[0, :len(batch.sampled_ids)].max(-1)
+        self.loaded.require_finite(bool(torch.isfinite(best.values).all()))
+        return dict(zip(batch.sampled_ids, best.indices.tolist(), strict=True))
+
+    def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
+        return kv.gather(block_table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
+
+
+def choose_forward(loaded: LoadedModel, block_size: int, threads: int) -> tuple[Forward, bool]:
+    """The fastest that computes this model right, and whether a token's bits depend on nothing but its sequence."""
+    with torch.inference_mode():
+        own = cpu_forward(loaded, block_size, threads)
+        if own:
+            return own, whole_is_exact(own, block_size)
+        return torch_forward(loaded, block_size)
+
+
+def cpu_forward(loaded: LoadedModel, block_size: int, threads: int) -> CpuForward | None:
+    """None where forward.cpp was not built, or does not compute this model."""
+    code = library()
+    if code is None:
+        return None
+    try:
+        forward = CpuForward(code, loaded, compile_program(loaded, block_size), threads)
+    except Unknown:
+        return None
+    if agrees(forward, block_size):
+        return forward
+    forward.close()
+    return None
+
+
+def torch_forward(loaded: LoadedModel, block_size: int) -> tuple[TorchForward, bool]:
+    """With the padding of rows to use here, and whether it makes results exact."""
+    multiple = exact.find_row_multiple(loaded.model)
+    forward = TorchForward(loaded, multiple or exact.MULTIPLES[0])
+    if multiple is None or loaded.has_experts:
+        return forward, False
+    like = next(loaded.model.parameters())
+    is_exact = exact.attention_is_exact(loaded.shapes, like, multiple, block_size)
+    return forward, is_exact and whole_is_exact(forward, block_size)
+
+
+def check_ids(loaded: LoadedModel) -> tuple[int, ...]:
+    return tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))
+
+
+def agrees(forward: CpuForward, block_size: int) -> bool:
+    """Whether every prefix of a short text has the token, and its logit, that transformers' own model gives."""
+    loaded, ids = forward.loaded, check_ids(forward.loaded)
+    theirs = loaded.model(input_ids=torch.tensor([ids]), position_ids=torch.arange(len(ids))[None], use_cache=False,
+                          streamproc_step=Recorder()).logits[0].float()
+    per_table = -(-len(ids) // block_size)
+    kv = KVCache(loaded.layout(block_size), len(ids) * per_table, loaded.device)
+    chunks = [Chunk(i, 0, ids[:i + 1], tuple(range(i * per_table, (i + 1) * per_table)), True) for i in range(len(ids))]
+    found, logits = forward.best(kv, chunks)
+    expected = theirs[torch.arange(len(ids)), torch.from_numpy(found).long()]
+    allowed = TOLERANCE[loaded.dtype] * theirs.norm(dim=-1)
+    off = torch.maximum((torch.from_numpy(logits) - expected).abs(), theirs.max(-1).values - expected)
+    return bool((off <= allowed).all())
+
+
+def whole_is_exact(forward: Forward, block_size: int) -> bool:
+    """A short sequence has the same cells in one chunk as in pieces beside another sequence."""
+    loaded, ids = forward.loaded, check_ids(forward.loaded)
+    num_blocks = -(-CHECK_TOKENS // block_size)
+    tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
+    kv = KVCache(loaded.layout(block_size), 3 * num_blocks, loaded.device)
+    last = run_step(forward, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)))
+    found: dict[int, int] = {}
+    start = 0
+    for cut in CHECK_CUTS:
+        company = Chunk(2, 0, ids[:cut + 2], tables[2], False)
+        piece = Chunk(0, start, ids[start:start + cut], tables[1], True)
+        found = run_step(forward, kv, Plan((), (company, piece)))
+        start += cut
+    return found == last and bool(torch.equal(kv.gather(tables[0]), kv.gather(tables[1])))
