@@ -5,9 +5,10 @@ import platform
 from setuptools import Extension, setup
 
 KINDS = {  # by machine: name of a kind, and what its processors can
-    "x86_64": {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"]},
+    "x86_64": {"avx512bf16": ["-march=x86-64-v4", "-mavx512bf16"], "avx512": ["-march=x86-64-v4"],
+               "avx2": ["-march=x86-64-v3"]},
 }
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-pthread", "-Wno-psabi"]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-pthread", "-Wno-psabi"]
 
 setup(ext_modules=[
     Extension(f"streamproc.engine.cpu._forward_{kind}", ["streamproc/engine/cpu/forward.cpp"], language="c++",

@@ -36,7 +36,8 @@ def run(call: Call, print_config: bool) -> None:
     processor, engine = worker.processor, worker.engine
     call.note(
         f"worker {processor.publisher.worker} in group {call.config.worker.group}: {call.config.engine.model} on "
-        f"{engine.runner.device}, {engine.runner.num_blocks} blocks of {engine.runner.block_size} tokens, "
+        f"{engine.runner.device} ({engine.runner.forward.name}), {engine.runner.num_blocks} blocks of "
+        f"{engine.runner.block_size} tokens, "
         f"exact: {str(engine.runner.exact).lower()}"
     )
     worker.run(lambda: bool(stopped))

@@ -32,6 +32,11 @@ class Forward(Protocol):
     loaded: LoadedModel
 
     @property
+    def name(self) -> str:
+        """What computes, for people."""
+        ...
+
+    @property
     def facts(self) -> tuple[str, ...]:
         """Everything of the computation, besides the model, that a cell's bits depend on."""
         ...
@@ -68,6 +73,7 @@ class TorchForward:
     def __init__(self, loaded: LoadedModel, row_multiple: int) -> None:
         self.loaded = loaded
         self.row_multiple = row_multiple
+        self.name = "torch"
 
     @property
     def facts(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@
 // accumulator; keys are taken in tiles of KEYS at absolute positions, in ascending order, and a key that a row does not
 // see adds exactly nothing. So rows may come in any chunks, beside any company, on any thread.
 //
-//   weights   packed[n / PANEL][k][PANEL], float or bfloat16 (cpu/program.py packs them)
+//   weights   packed[n / PANEL][k][PANEL] in float, [n / PANEL][k / 2][PANEL][2] in bfloat16 (cpu/program.py)
 //   KV        [block][layer][K, V][kv_head]; K of a block lies [head_dim][block_size], V [block_size][head_dim]
 //   rest      float
 //
@@ -66,6 +66,7 @@ inline Floats load(const bfloat16* from) {
     std::memcpy(&x, from, sizeof x);
     return (Floats)(__builtin_convertvector(x, Ints) << 16);
 }
+inline Ints load_pairs(const bfloat16* from) { Ints x; std::memcpy(&x, from, sizeof x); return x; }
 inline float widen(float x) { return x; }
 inline float widen(bfloat16 x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
 inline void narrow(float x, float* to) { *to = x; }
@@ -218,9 +219,14 @@ inline Floats activated(Floats gate, bool is_gelu) {
     return gate - gate / (exp(bounded) + 1.0f);
 }
 
-// ROWS rows of x [.., inputs] against one panel, `depth` of k from `from` on.
-template <int ROWS, class Weight>
-inline void multiply(Floats (&out)[ROWS][2], const float* x, int inputs, const Weight* panel, int depth) {
+// What weights of a kind are multiplied with: processors with products of bfloat16 want both sides so.
+template <class Weight> struct Operand { using Type = float; };
+#ifdef __AVX512BF16__
+template <> struct Operand<bfloat16> { using Type = bfloat16; };
+#endif
+
+// ROWS rows of x [.., inputs] against one panel, `depth` of k.
+template <int ROWS> inline void multiply(Floats (&out)[ROWS][2], const float* x, int inputs, const float* panel, int depth) {
     for (int k = 0; k < depth; k++, panel += PANEL) {
         const Floats left = load(panel), right = load(panel + LANES);
 #pragma GCC unroll 8
@@ -232,6 +238,37 @@ inline void multiply(Floats (&out)[ROWS][2], const float* x, int inputs, const W
     }
 }
 
+#ifdef __AVX512BF16__
+template <int ROWS>
+inline void multiply(Floats (&out)[ROWS][2], const bfloat16* x, int inputs, const bfloat16* panel, int depth) {
+    for (int k = 0; k < depth; k += 2, panel += 2 * PANEL) {
+        const __m512bh left = (__m512bh)load_pairs(panel), right = (__m512bh)load_pairs(panel + PANEL);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            int32_t pair;
+            std::memcpy(&pair, x + r * inputs + k, sizeof pair);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+            out[r][0] = (Floats)_mm512_dpbf16_ps((__m512)out[r][0], both, left);
+            out[r][1] = (Floats)_mm512_dpbf16_ps((__m512)out[r][1], both, right);
+        }
+    }
+}
+#else
+template <int ROWS>
+inline void multiply(Floats (&out)[ROWS][2], const float* x, int inputs, const bfloat16* panel, int depth) {
+    constexpr int HIGH = 0xffff0000;
+    for (int k = 0; k < depth; k += 2, panel += 2 * PANEL) {
+        const Ints left = load_pairs(panel), right = load_pairs(panel + PANEL);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            const Floats even = all(x[r * inputs + k]), odd = all(x[r * inputs + k + 1]);
+            out[r][0] = fma(odd, (Floats)(left & HIGH), fma(even, (Floats)(left << 16), out[r][0]));
+            out[r][1] = fma(odd, (Floats)(right & HIGH), fma(even, (Floats)(right << 16), out[r][1]));
+        }
+    }
+}
+#endif
+
 struct Product {
     const Matrix& weights;
     const float* x;         // [rows][inputs]
@@ -239,7 +276,7 @@ struct Product {
     int rows, stride;
     Then then;
 
-    template <int ROWS, class Weight> void tile(int row, int panel) const {
+    template <int ROWS, class Weight> void tile(const typename Operand<Weight>::Type* x, int row, int panel) const {
         const int n = panel * PANEL, inputs = weights.inputs;
         const Weight* packed = static_cast<const Weight*>(weights.packed) + size_t(panel) * inputs * PANEL;
         Floats out[ROWS][2] = {};
@@ -261,21 +298,39 @@ struct Product {
         }
     }
 
-    template <class Weight> void column(int panel, int first, int last) const {
+    template <class Weight>
+    void column(const typename Operand<Weight>::Type* x, int panel, int first, int last) const {
         int row = first;
-        for (; row + 8 <= last; row += 8) tile<8, Weight>(row, panel);
-        if (row + 4 <= last) tile<4, Weight>(row, panel), row += 4;
-        if (row + 2 <= last) tile<2, Weight>(row, panel), row += 2;
-        if (row < last) tile<1, Weight>(row, panel);
+        for (; row + 8 <= last; row += 8) tile<8, Weight>(x, row, panel);
+        if (row + 4 <= last) tile<4, Weight>(x, row, panel), row += 4;
+        if (row + 2 <= last) tile<2, Weight>(x, row, panel), row += 2;
+        if (row < last) tile<1, Weight>(x, row, panel);
     }
 };
+
+// The operand of a product: x itself, or a copy in the caller's memory.
+inline const float* operand(Team*, const Product& product, const float*) { return product.x; }
+inline const bfloat16* operand(Team* team, const Product& product, const bfloat16*) {
+    static thread_local std::vector<bfloat16> memory;
+    constexpr int AT_ONCE = 64;         // rows of a task
+    const int inputs = product.weights.inputs;
+    if (memory.size() < size_t(product.rows) * inputs) memory.resize(size_t(product.rows) * inputs);
+    bfloat16* to = memory.data();
+    share(team, (product.rows + AT_ONCE - 1) / AT_ONCE, [&, to](int task) {
+        const size_t first = size_t(task) * AT_ONCE * inputs;
+        const size_t last = std::min(size_t(product.rows), size_t(task + 1) * AT_ONCE) * inputs;
+        for (size_t i = first; i < last; i++) narrow(product.x[i], to + i);
+    });
+    return to;
+}
 
 template <class Weight> void multiply(Team* team, const Product& product) {
     constexpr int AT_ONCE = 128;        // rows of a task
     const int panels = (product.weights.outputs + PANEL - 1) / PANEL, cuts = (product.rows + AT_ONCE - 1) / AT_ONCE;
+    const auto* x = operand(team, product, static_cast<const typename Operand<Weight>::Type*>(nullptr));
     share(team, panels * cuts, [&](int task) {
         const int first = task / panels * AT_ONCE;
-        product.column<Weight>(task % panels, first, std::min(product.rows, first + AT_ONCE));
+        product.column<Weight>(x, task % panels, first, std::min(product.rows, first + AT_ONCE));
     });
 }
 

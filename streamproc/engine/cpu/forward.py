@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from streamproc.engine.cpu.library import library_fingerprint
+from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
@@ -31,6 +31,7 @@ class CpuForward:
         self.library = code
         self.loaded = loaded
         self.program = program
+        self.name = f"own code, {library_kind()}"
         self.team = self.library.streamproc_team(threads)
 
     @property

@@ -194,13 +194,16 @@ class _Compiler:
         return self._packed(torch.cat([linear.weight for linear in linears]), bias)
 
     def _packed(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
-        """[outputs, inputs] -> [outputs / PANEL, inputs, PANEL], filled up with zeros."""
+        """[outputs, inputs] -> [outputs / PANEL, inputs, PANEL], filled up with zeros; bfloat16 by two inputs."""
         outputs, inputs = weight.shape
         if outputs % LANES and weight.shape[0] != self.loaded.vocab_size:
             raise Unknown(f"a size is no multiple of {LANES}")
         pad, padding = nn.functional.pad, -outputs % PANEL
-        panels = self._keep(pad(weight, (0, 0, 0, padding)).unflatten(0, (-1, PANEL)).transpose(1, 2))
-        return Matrix(panels, None if bias is None else self._keep(pad(bias.float(), (0, padding))), outputs, inputs)
+        panels = pad(weight, (0, 0, 0, padding)).unflatten(0, (-1, PANEL)).transpose(1, 2)
+        if weight.dtype == torch.bfloat16:
+            panels = panels.unflatten(1, (-1, 2)).transpose(2, 3)
+        padded = None if bias is None else self._keep(pad(bias.float(), (0, padding)))
+        return Matrix(self._keep(panels), padded, outputs, inputs)
 
     def _norm(self, module: Any) -> int | None:
         """Weights of an RMS norm, in float32; Gemma's are kept less one."""
