@@ -43,10 +43,11 @@ def cycle_text(cycle: Cycle, before: Sequence[str]) -> str:
     """In sentences, with what its layers have lost of those before."""
     opened = [number for number in windows(before) if number not in windows(cycle.layers)]
     lost = f"; layer {listed(opened)} had one before and sees the whole context from here on" if opened else ""
+    fall = f"; in the last {cycle.decay:.0%} of the steps they fall to nothing" if cycle.decay else ""
     return (
         f"Streams of {', '.join(map(phase_text, cycle.phases))}. Learning rates of {cycle.peak * MATRIX_LR:g} "
-        f"(matrices) and {cycle.peak * OTHER_LR:g}, after a rise of {WARMUP} steps; in the last {cycle.decay:.0%} of "
-        f"the steps they fall to nothing. A window in layers {listed(windows(cycle.layers))}{lost}. "
+        f"(matrices) and {cycle.peak * OTHER_LR:g}, after a rise of {WARMUP} steps{fall}. "
+        f"A window in {layers_text(windows(cycle.layers))}{lost}. "
         f"Hints: {', '.join(cycle.hints)}.")
 
 
@@ -58,6 +59,10 @@ def phase_text(phase: Phase) -> str:
 def windows(layers: Sequence[str]) -> list[int]:
     """Numbers of the layers that have one, from 1."""
     return [number for number, kind in enumerate(layers, 1) if kind == "sliding"]
+
+
+def layers_text(numbers: Sequence[int]) -> str:
+    return f"layer{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
 
 
 def listed(numbers: Sequence[int]) -> str:
@@ -73,7 +78,7 @@ def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], facts: dict
     examples = "\n".join(f"| `{kind.name}` | {kind.question('BTCUSDT', '39430.5')} |" for kind in KINDS.values())
     text = TEMPLATE.read_text()
     values = {"tables": tables, "cycles": cycles_text(CYCLES, end["step"]), "examples": examples, **facts,
-              "windows": listed(windows(place_of(CYCLES, end["step"] - 1).cycle.layers)),
+              "windows": layers_text(windows(place_of(CYCLES, end["step"] - 1).cycle.layers)),
               "minutes": f"{end['seconds'] / 60:.0f}", "steps": f"{end['step']:,}",
               "tokens": f"{end['tokens'] / 1e6:.0f} million"}  # fmt: skip
     for name, value in values.items():

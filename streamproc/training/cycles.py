@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from streamproc.training.examples import Stage
-from streamproc.training.model import FIRST_LAYERS, LAYERS
+from streamproc.training.model import FIRST_LAYERS, LAYERS, SECOND_LAYERS
 
 MATRIX_LR, OTHER_LR = 4e-3, 3e-3
 WARMUP = 100        # steps
@@ -51,8 +51,8 @@ class Place:
     @property
     def rate(self) -> float:
         """Factor of the learning rates: warm-up, constant, decay to nothing."""
-        left = (self.cycle.steps - self.step) / (self.cycle.decay * self.cycle.steps)
-        return min(1.0, (self.step + 1) / WARMUP, left) * self.cycle.peak
+        left, falling = self.cycle.steps - self.step, self.cycle.decay * self.cycle.steps
+        return min(1.0, (self.step + 1) / WARMUP, left / falling if falling else 1.0) * self.cycle.peak
 
 
 def place_of(cycles: Sequence[Cycle], step: int) -> Place:
@@ -81,9 +81,11 @@ LEARN = Cycle(      # every kind of question, contexts from short to long
         Phase(350, (Stage(2048, 1, 6),), LATER_WEIGHTS),
     ),
     peak=1.0, decay=0.3, layers=FIRST_LAYERS, hints=("signs", "steps"))
+LONG = (Stage(512, 6, 6), Stage(2048, 1, 6), Stage(1024, 3, 6), Stage(2048, 1, 6))
 LENGTHEN = Cycle(   # all long contexts at once, with one more layer that sees everything
-    phases=(
-        Phase(9_000, (Stage(512, 6, 6), Stage(2048, 1, 6), Stage(1024, 3, 6), Stage(2048, 1, 6)), LATER_WEIGHTS),
-    ),
-    peak=0.75, decay=0.45, layers=LAYERS, hints=("signs", "steps", "pointers"))
-CYCLES = (LEARN, LENGTHEN)
+    phases=(Phase(4_400, LONG, LATER_WEIGHTS),),
+    peak=0.75, decay=0.0, layers=SECOND_LAYERS, hints=("signs", "steps", "pointers"))
+COMPARE = Cycle(    # what a highest of five needs: every price beside the four before it, one layer earlier
+    phases=(Phase(3_500, LONG, LATER_WEIGHTS),),
+    peak=0.75, decay=0.5, layers=LAYERS, hints=("signs", "steps", "pointers", "lags", "orders"))
+CYCLES = (LEARN, LENGTHEN, COMPARE)

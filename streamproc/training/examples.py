@@ -13,7 +13,7 @@ foretells `BTCUSDT#8` has found BTCUSDT#7, which is what a question about BTCUSD
 
 import bisect
 import random
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from streamproc.market.tape import Tape, Tapes
 from streamproc.past import Past
 from streamproc.prompts import Line
 from streamproc.records import FIELDS, Quote, Record
-from streamproc.training.hints import IGNORED, STEPS, pointer, signs, steps
+from streamproc.training.hints import IGNORED, LAGS, STEPS, orders, pointer, signs, steps
 
 UNIT = 64
 FORKS_PER_UNIT = 6    # drawn; what does not fit the unit's bin is left out
@@ -73,6 +73,8 @@ class Batch:
     kinds: np.ndarray       # index of the answer's kind, -1 elsewhere
     signs: np.ndarray       # of tokens of prices and levels: how they compare, -100 elsewhere
     steps: np.ndarray       # [rows, stream_tokens, STEPS] what the last token of a trade could know, -100 elsewhere
+    lags: np.ndarray        # [rows, stream_tokens, LAGS] as signs, beside the price so many trades before
+    orders: np.ndarray      # [rows, stream_tokens, LAGS] of the last token of a trade: how its whole price compares
     pointers: np.ndarray    # where a token of an answer is learned: the trade it is about, -100 elsewhere
 
 
@@ -144,7 +146,7 @@ class Examples:
         records: list[Record] = [next(source) for _ in range(stage.stream_tokens // 9)]
         page = Page(stage, self.bos_id)
         ends, told, tapes, num_trades = [], [], Tapes(), Counter[str]()
-        prices: dict[str, list[str]] = {}
+        prices: dict[str, deque[list[str]]] = defaultdict(lambda: deque(maxlen=LAGS))
         for record, line in zip(records, self._encode(self._texts(records)), strict=True):
             if page.end + len(line) > stage.stream_tokens:
                 break
@@ -155,19 +157,21 @@ class Examples:
             page.steps[page.end - 1] = steps(tapes.add(record))
             if not isinstance(record, Quote):
                 num_trades[record.sym] += 1
-                self._compare_prices(page, start, line, prices, record.sym)
+                page.orders[page.end - 1] = orders(tapes[record.sym])
+                self._compare_prices(page, start, line, prices[record.sym])
             told.append([Told(sym, snapshot(tape), num_trades[sym]) for sym, tape in tapes.items()])
         return page, ends, told
 
-    def _compare_prices(self, page: "Page", start: int, line: list[int], prices: dict[str, list[str]],
-                        sym: str) -> None:
-        """Hints of a trade's price: it stands between the side and the tick."""
+    def _compare_prices(self, page: "Page", start: int, line: list[int], before: "deque[list[str]]") -> None:
+        """Hints of a trade's price, which stands between the side and the tick; `before`: those of the symbol."""
         first = next(i for i, token in enumerate(line) if token in self.side_ids) + 1
         last = next(i for i, token in enumerate(line) if token in self.tick_ids)
         price = [self.texts[i] for i in line[first:last]]
-        if sym in prices:
-            page.signs[start + first:start + last] = signs(price, prices[sym])
-        prices[sym] = price
+        place = slice(start + first, start + last)
+        for lag, other in enumerate(before):
+            page.lags[place, lag] = signs(price, other)
+        page.signs[place] = page.lags[place, 0]
+        before.appendleft(price)
 
     def _texts(self, records: Sequence[Record]) -> list[str]:
         past, texts = Past(), []
@@ -214,6 +218,7 @@ class Page:
         self.targets, self.signs, self.pointers = (np.full(stage.length, IGNORED, np.int64) for _ in range(3))
         self.branches, self.kinds = (np.full(stage.length, PADDING, np.int64) for _ in range(2))
         self.steps = np.full((stage.stream_tokens, len(STEPS)), IGNORED, np.int64)
+        self.lags, self.orders = (np.full((stage.stream_tokens, LAGS), IGNORED, np.int64) for _ in range(2))
         self.end = 0
         self._num_forks = 0
         self.add([bos_id])
@@ -243,4 +248,4 @@ class Page:
 
     def arrays(self) -> list[np.ndarray]:
         return [self.ids, self.positions, self.targets, self.branches, self.bases, self.kinds, self.signs, self.steps,
-                self.pointers]
+                self.lags, self.orders, self.pointers]

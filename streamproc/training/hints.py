@@ -5,6 +5,9 @@ same place of the symbol's price before it; in a question, every token of a leve
 
     39432.48 after 39439.44     3|3 94|94 32|39 .48|.44    ->    same same less greater
 
+`lags`: the same in the stream beside each of the four prices before it, a layer earlier. `orders`: by a trade's last
+token it could be known how its whole price compares with each of those four.
+
 `steps`: the last token of a trade could know, of the five newest, how many are buys and which is the highest, which the
 lowest. `pointers`: where a question's answer is said, the trade that it stands in could be known; by the number that
 the trade bears in the stream.
@@ -18,6 +21,7 @@ from streamproc.market.tape import DEPTH, Tape
 IGNORED = -100
 SIGNS = 3               # less, same, greater
 STEPS = (DEPTH + 1, DEPTH, DEPTH)       # classes: buys of five, age of the highest, age of the lowest
+LAGS = DEPTH - 1        # trades before a trade that it is compared with
 NUMBERS = 10            # a trade's number is written as its last digit
 
 
@@ -35,6 +39,13 @@ def signs(tokens: list[str], other: list[str]) -> list[int]:
     """For every token: less, same or greater than the token of the other number at its place; a missing one is 0."""
     theirs = places(other)
     return [1 + int(np.sign(value - theirs.get(place, 0))) for place, value in places(tokens).items()]
+
+
+def orders(tape: Tape) -> list[int]:
+    """Of the newest price beside the one before it, the one before that, and so on: less, same or greater."""
+    now, *before = [print_.price for print_ in reversed(tape.prints)]
+    found = [1 + (now > price) - (now < price) for price in before]
+    return found + [IGNORED] * (LAGS - len(found))
 
 
 def steps(tape: Tape) -> tuple[int, ...]:

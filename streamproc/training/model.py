@@ -6,25 +6,28 @@ in a layer with a window only this unit and the one before; the questions see th
 not computed, but for the rest of its segment, a quarter of a long stream.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
 
 from streamproc.training.examples import UNIT, Batch
-from streamproc.training.hints import IGNORED, NUMBERS, SIGNS, STEPS
+from streamproc.training.hints import IGNORED, LAGS, NUMBERS, SIGNS, STEPS
 
 NAME = "streamproc_training"
 WINDOW = UNIT               # so it never reaches beyond the unit before, and never cuts a question, which fits a unit
 STD = 0.02                  # of fresh weights
-SIGN_LAYERS, STEP_LAYERS, POINTER_LAYERS = 3, 4, 5      # layers below the hints
+LAG_LAYERS, SIGN_LAYERS, ORDER_LAYERS, STEP_LAYERS, POINTER_LAYERS = 2, 3, 3, 4, 5  # layers below the hints
 HIDDEN = -1e4               # added to the score of a key that is not seen
 SEGMENTS, LEAST_UNITS = 4, 4    # the most parts of a stream, each of which sees the stream up to its own end
 FIRST_LAYERS = ("sliding", "sliding", "full", "sliding", "full", "full")
-LAYERS = ("sliding", "full", "full", "sliding", "full", "full")
+SECOND_LAYERS = ("sliding", "full", "full", "sliding", "full", "full")
+LAYERS = ("sliding", "full", "full", "full", "full", "full")
 SHAPE: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "num_hidden_layers": len(LAYERS), "use_sliding_window": True, "sliding_window": WINDOW,
@@ -61,20 +64,30 @@ class Hints(nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         width = SHAPE["hidden_size"]
-        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(3))
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(5))
         self.signs = nn.Linear(width, SIGNS)
         self.steps = nn.ModuleList(nn.Linear(width, size) for size in STEPS)
         self.pointers = nn.Linear(width, NUMBERS)
+        self.lags = nn.ModuleList(nn.Linear(width, SIGNS) for _ in range(LAGS))
+        self.orders = nn.ModuleList(nn.Linear(width, SIGNS) for _ in range(LAGS))
 
-    def forward(self, hidden: tuple[Tensor, ...], signs: Tensor, steps: Tensor, pointers: Tensor) -> dict[str, Tensor]:
+    def forward(self, hidden: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         """hidden: [rows, length, width] after each layer -> mean losses by the hint's name; 0 where there is none."""
-        for_signs, for_steps, for_pointers = signs != IGNORED, steps[..., 0] != IGNORED, pointers != IGNORED
-        comparing = self.norms[0](hidden[SIGN_LAYERS][for_signs].float())
-        counting = self.norms[1](hidden[STEP_LAYERS][:, :steps.shape[1]][for_steps].float())
-        pointing = self.norms[2](hidden[POINTER_LAYERS][for_pointers].float())
-        step_losses = [mean_loss(head(counting), steps[for_steps][:, i]) for i, head in enumerate(self.steps)]
-        return {"signs": mean_loss(self.signs(comparing), signs[for_signs]), "steps": torch.stack(step_losses).mean(),
-                "pointers": mean_loss(self.pointers(pointing), pointers[for_pointers])}
+        return {"signs": self._loss(hidden[SIGN_LAYERS], 0, [self.signs], batch.signs[..., None]),
+                "steps": self._loss(hidden[STEP_LAYERS], 1, self.steps, batch.steps),
+                "pointers": self._loss(hidden[POINTER_LAYERS], 2, [self.pointers], batch.pointers[..., None]),
+                "lags": self._loss(hidden[LAG_LAYERS], 3, self.lags, batch.lags),
+                "orders": self._loss(hidden[ORDER_LAYERS], 4, self.orders, batch.orders)}
+
+    def _loss(self, hidden: Tensor, norm: int, heads: Iterable[nn.Module], targets: np.ndarray) -> Tensor:
+        """Mean over the heads, one for each of the targets' last dimension. targets: [rows, tokens, heads]"""
+        losses = []
+        for i, head in enumerate(heads):
+            wanted = torch.from_numpy(targets[..., i])
+            given = wanted != IGNORED
+            at = self.norms[norm](hidden[:, :wanted.shape[1]][given].float())
+            losses.append(mean_loss(head(at), wanted[given]))
+        return torch.stack(losses).mean()
 
 
 def digit_rows(vocab: dict[str, int], width: int, generator: torch.Generator) -> dict[int, Tensor]:

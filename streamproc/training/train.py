@@ -87,7 +87,7 @@ class Trainer:
                 input_ids=torch.from_numpy(batch.ids), position_ids=torch.from_numpy(batch.positions), use_cache=False,
                 output_hidden_states=True, sights=sights(batch, torch.bfloat16, cycle.layers))
         logits = out.logits[learned].float()
-        hints = self.hints(out.hidden_states, *map(torch.from_numpy, (batch.signs, batch.steps, batch.pointers)))
+        hints = self.hints(out.hidden_states, batch)
         losses = {"loss": F.cross_entropy(logits, targets[learned]), **{name: hints[name] for name in cycle.hints}}
         return losses, (logits.argmax(-1) == targets[learned]).numpy()
 

@@ -1,15 +1,17 @@
 """Hints say what the stream says, computed in another way."""
 
 import random
+from decimal import Decimal
 
 import pytest
 import torch
 
 from streamproc.market.questions import KINDS
 from streamproc.market.synthetic import feed, instruments
-from streamproc.market.tape import DEPTH, Tapes
-from streamproc.records import Quote
-from streamproc.training.hints import IGNORED, NUMBERS, pointer, signs, steps
+from streamproc.market.tape import DEPTH, Tape, Tapes
+from streamproc.records import Quote, Trade
+from streamproc.training.examples import Batch, Page, Stage
+from streamproc.training.hints import IGNORED, LAGS, NUMBERS, orders, pointer, signs, steps
 from streamproc.training.model import Hints
 
 
@@ -63,7 +65,43 @@ def test_steps_are_the_ages_of_the_highest_and_the_lowest_and_the_number_of_buys
     assert len(prints) > 10
 
 
-def test_a_stream_without_trades_gives_hints_of_nothing():
-    hidden = tuple(torch.randn(1, 8, 128) for _ in range(7))
-    nothing = Hints()(hidden, torch.full((1, 8), IGNORED), torch.full((1, 8, 3), IGNORED), torch.full((1, 8), IGNORED))
-    assert {name: loss.item() for name, loss in nothing.items()} == {"signs": 0.0, "steps": 0.0, "pointers": 0.0}
+def test_a_stream_without_trades_gives_hints_of_nothing(examples):
+    empty = Page(Stage(64, 1, 1), 1).arrays()
+    batch = Batch(*(array[None] for array in empty))
+    hidden = tuple(torch.randn(1, 128, 128) for _ in range(7))
+    nothing = Hints()(hidden, batch)
+    assert {name: loss.item() for name, loss in nothing.items()} == dict.fromkeys(
+        ("signs", "steps", "pointers", "lags", "orders"), 0.0)
+
+
+def test_orders_compare_a_price_with_the_four_before_it():
+    rng, tape = random.Random(5), Tape()
+    prices: list[str] = []
+    for _ in range(200):
+        prices.append(f"{rng.randint(98, 102)}.{rng.randint(0, 3)}")
+        tape.update(Trade("X", 0, prices[-1], "1", "buy"))
+        now, before = Decimal(prices[-1]), prices[:-1][::-1][:LAGS]
+        expected = [["less", "same", "greater"].index(
+            "less" if now < Decimal(price) else "greater" if now > Decimal(price) else "same") for price in before]
+        assert orders(tape) == expected + [IGNORED] * (LAGS - len(expected))
+
+
+def test_lags_and_orders_in_a_stream_are_those_of_its_text(examples, tokenizer):
+    """Read back from the ids: the first token that differs decides, as the longer number does."""
+    batch, num_checked = examples.batch(random.Random(8), Stage(512, 2, 3)), 0
+    for row in range(2):
+        text = tokenizer.decode(batch.ids[row][batch.branches[row] == 0]).removeprefix("<s>")
+        ends = [place for place in range(512) if batch.orders[row][place][0] != IGNORED]
+        trades = [line for line in text.splitlines() if "#" in line]
+        history: dict[str, list[Decimal]] = {}
+        for line in trades:
+            sym, price = line.split("#")[0], Decimal(line.split(" ")[2].rstrip("+-="))
+            before = history.setdefault(sym, [])
+            if before:
+                place = ends.pop(0)
+                expected = [1 + (price > other) - (price < other) for other in before[::-1][:LAGS]]
+                assert batch.orders[row][place].tolist() == expected + [IGNORED] * (LAGS - len(expected))
+                assert (batch.lags[row][:place][-14:, 0] != IGNORED).any()
+                num_checked += 1
+            before.append(price)
+    assert num_checked > 20

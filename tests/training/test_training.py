@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from streamproc.market.questions import UNKNOWN
-from streamproc.training.examples import UNIT, Batch, Examples, Stage
+from streamproc.training.examples import UNIT, Batch, Stage
 from streamproc.training.hints import IGNORED
-from streamproc.training.model import FIRST_LAYERS, LAYERS, SEGMENTS, make_model, segments, sights
-from streamproc.training.tokenizer import make_tokenizer, vocabulary
+from streamproc.training.model import FIRST_LAYERS, LAYERS, SECOND_LAYERS, SEGMENTS, make_model, segments, sights
+from streamproc.training.tokenizer import vocabulary
 
 STAGE = Stage(256, 2, 3)
 LONG = Stage(11 * UNIT, 1, 3)  # in two segments, of six units and of five
@@ -20,16 +20,6 @@ TEXTS = (
     "Q: Is the price of brk.b above 1234567.12345678?\nA: yes\n",
     "naïve — <s> \t 漢字 00.5.. 7",
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def examples(tokenizer):
-    return Examples(tokenizer.backend_tokenizer, tokenizer.bos_token_id)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +35,7 @@ def sequences(batch: Batch, row: int):
         yield places, [*stream[: batch.bases[row][places[0]]], *batch.ids[row][places]]
 
 
-@pytest.mark.parametrize("layers", [FIRST_LAYERS, LAYERS], ids=["first", "last"])
+@pytest.mark.parametrize("layers", [FIRST_LAYERS, SECOND_LAYERS, LAYERS], ids=["first", "second", "last"])
 @pytest.mark.parametrize("stage", [STAGE, LONG], ids=["one segment", "two segments"])
 def test_a_row_of_forks_gives_the_logits_of_plain_sequences(examples, tokenizer, stage: Stage, layers: tuple[str, ...]):
     batch = examples.batch(random.Random(4), stage)

@@ -4,9 +4,13 @@
 // accumulator; keys are taken in tiles of KEYS at absolute positions, in ascending order, and a key that a row does not
 // see adds exactly nothing. So rows may come in any chunks, beside any company, on any thread.
 //
-//   weights   packed[n / PANEL][k][PANEL] in float, [n / PANEL][k / 2][PANEL][2] in bfloat16 (cpu/program.py)
-//   KV        [block][layer][K, V][kv_head]; K of a block lies [head_dim][block_size], V [block_size][head_dim]
+//   weights   packed[n / PANEL][k / PAIR][PANEL][PAIR] (cpu/program.py)
+//   K         [block][layer][0][kv_head][head_dim / PAIR][block_size][PAIR]
+//   V         [block][layer][1][kv_head][block_size / PAIR][head_dim][PAIR]
 //   rest      float
+//
+// PAIR is 1 for float and 2 for bfloat16: what is summed over lies together by twos, as the processors' products of
+// bfloat16 want it, and one load widens to both where there are none.
 //
 // Attention is FlashAttention's online softmax (Dao et al. 2022) over paged KV (Kwon et al. 2023), the query heads of
 // one KV head folded into the rows of a tile.
@@ -17,6 +21,8 @@
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -31,7 +37,6 @@ constexpr int LANES = 16;       // floats of a vector; narrower machines take se
 constexpr int PANEL = 32;       // outputs whose weights lie together
 constexpr int KEYS = 64;        // of a tile of attention
 constexpr int MAX_HEAD_DIM = 256;
-constexpr int DEPTH = 512;      // of k at once, so that a panel's part stays in the first cache
 constexpr float UNSEEN = -2e30f, LOWEST = -1e30f;   // score of a key that a row does not see; maximum of no keys
 
 using bfloat16 = uint16_t;
@@ -66,7 +71,6 @@ inline Floats load(const bfloat16* from) {
     std::memcpy(&x, from, sizeof x);
     return (Floats)(__builtin_convertvector(x, Ints) << 16);
 }
-inline Ints load_pairs(const bfloat16* from) { Ints x; std::memcpy(&x, from, sizeof x); return x; }
 inline float widen(float x) { return x; }
 inline float widen(bfloat16 x) { uint32_t bits = uint32_t(x) << 16; float y; std::memcpy(&y, &bits, 4); return y; }
 inline void narrow(float x, float* to) { *to = x; }
@@ -75,6 +79,43 @@ inline void narrow(float x, bfloat16* to) {     // to nearest, ties to even
     std::memcpy(&bits, &x, 4);
     *to = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+// Sums of products, a vector of them at once: `add` takes PAIR operands and a vector of PAIR cells each.
+template <class Cell> struct Sum;
+
+template <> struct Sum<float> {
+    static constexpr int PAIR = 1;
+    using Operand = float;
+    using Cells = Floats;
+    static Cells take(const float* from) { return load(from); }
+    static Floats add(Floats sum, const Operand* x, Cells cells) { return fma(all(*x), cells, sum); }
+    static void narrow(Floats x, Operand* to) { store(to, x); }
+};
+
+template <> struct Sum<bfloat16> {
+    static constexpr int PAIR = 2;
+    using Cells = Ints;
+    static Cells take(const bfloat16* from) { Ints x; std::memcpy(&x, from, sizeof x); return x; }
+    static Cells first(Cells cells) { return cells & 0xffff; }
+#ifdef __AVX512BF16__
+    using Operand = bfloat16;
+    static Floats add(Floats sum, const Operand* x, Cells cells) {
+        int32_t pair;
+        std::memcpy(&pair, x, sizeof pair);
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)cells);
+    }
+    static void narrow(Floats x, Operand* to) {
+        const __m256bh y = _mm512_cvtneps_pbh((__m512)x);
+        std::memcpy(to, &y, sizeof y);
+    }
+#else
+    using Operand = float;
+    static Floats add(Floats sum, const Operand* x, Cells cells) {
+        return fma(all(x[1]), (Floats)(cells & int32_t(0xffff0000)), fma(all(x[0]), (Floats)(cells << 16), sum));
+    }
+    static void narrow(Floats x, Operand* to) { store(to, x); }
+#endif
+};
 
 inline float sum(Floats x) {
     for (int half = LANES / 2; half; half /= 2)
@@ -219,120 +260,80 @@ inline Floats activated(Floats gate, bool is_gelu) {
     return gate - gate / (exp(bounded) + 1.0f);
 }
 
-// What weights of a kind are multiplied with: processors with products of bfloat16 want both sides so.
-template <class Weight> struct Operand { using Type = float; };
-#ifdef __AVX512BF16__
-template <> struct Operand<bfloat16> { using Type = bfloat16; };
-#endif
-
-// ROWS rows of x [.., inputs] against one panel, `depth` of k.
-template <int ROWS> inline void multiply(Floats (&out)[ROWS][2], const float* x, int inputs, const float* panel, int depth) {
-    for (int k = 0; k < depth; k++, panel += PANEL) {
-        const Floats left = load(panel), right = load(panel + LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            const Floats scalar = all(x[r * inputs + k]);
-            out[r][0] = fma(scalar, left, out[r][0]);
-            out[r][1] = fma(scalar, right, out[r][1]);
-        }
-    }
-}
-
-#ifdef __AVX512BF16__
-template <int ROWS>
-inline void multiply(Floats (&out)[ROWS][2], const bfloat16* x, int inputs, const bfloat16* panel, int depth) {
-    for (int k = 0; k < depth; k += 2, panel += 2 * PANEL) {
-        const __m512bh left = (__m512bh)load_pairs(panel), right = (__m512bh)load_pairs(panel + PANEL);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            int32_t pair;
-            std::memcpy(&pair, x + r * inputs + k, sizeof pair);
-            const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-            out[r][0] = (Floats)_mm512_dpbf16_ps((__m512)out[r][0], both, left);
-            out[r][1] = (Floats)_mm512_dpbf16_ps((__m512)out[r][1], both, right);
-        }
-    }
-}
-#else
-template <int ROWS>
-inline void multiply(Floats (&out)[ROWS][2], const float* x, int inputs, const bfloat16* panel, int depth) {
-    constexpr int HIGH = 0xffff0000;
-    for (int k = 0; k < depth; k += 2, panel += 2 * PANEL) {
-        const Ints left = load_pairs(panel), right = load_pairs(panel + PANEL);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            const Floats even = all(x[r * inputs + k]), odd = all(x[r * inputs + k + 1]);
-            out[r][0] = fma(odd, (Floats)(left & HIGH), fma(even, (Floats)(left << 16), out[r][0]));
-            out[r][1] = fma(odd, (Floats)(right & HIGH), fma(even, (Floats)(right << 16), out[r][1]));
-        }
-    }
-}
-#endif
-
 struct Product {
     const Matrix& weights;
     const float* x;         // [rows][inputs]
     float* y;               // [rows][stride]
     int rows, stride;
     Then then;
+};
 
-    template <int ROWS, class Weight> void tile(const typename Operand<Weight>::Type* x, int row, int panel) const {
-        const int n = panel * PANEL, inputs = weights.inputs;
-        const Weight* packed = static_cast<const Weight*>(weights.packed) + size_t(panel) * inputs * PANEL;
-        Floats out[ROWS][2] = {};
-        for (int k = 0; k < inputs; k += DEPTH)
-            multiply<ROWS>(out, x + size_t(row) * inputs + k, inputs, packed + size_t(k) * PANEL,
-                           std::min(DEPTH, inputs - k));
-        if (weights.bias)
-            for (auto& part : out) part[0] += load(weights.bias + n), part[1] += load(weights.bias + n + LANES);
-        for (int r = 0; r < ROWS; r++) {
-            float* to = y + size_t(row + r) * stride;
-            if (then == Then::GATE_SILU || then == Then::GATE_GELU) {
-                store(to + n / 2, activated(out[r][0], then == Then::GATE_GELU) * out[r][1]);
-                continue;
-            }
-            for (int half = 0; half < 2 && n + half * LANES < weights.outputs; half++) {
-                float* place = to + n + half * LANES;
-                store(place, then == Then::ADD ? load(place) + out[r][half] : out[r][half]);
-            }
-        }
+template <class Weight> struct Multiply : Product {
+    using S = Sum<Weight>;
+    using Operand = typename S::Operand;
+
+    void run(Team* team) const {
+        constexpr int AT_ONCE = 128;        // rows of a task
+        const int panels = (weights.outputs + PANEL - 1) / PANEL, cuts = (rows + AT_ONCE - 1) / AT_ONCE;
+        const Operand* operands = narrowed(team, x);
+        share(team, panels * cuts, [&](int task) {
+            const int first = task / panels * AT_ONCE;
+            column(operands, task % panels, first, std::min(rows, first + AT_ONCE));
+        });
     }
 
-    template <class Weight>
-    void column(const typename Operand<Weight>::Type* x, int panel, int first, int last) const {
+    const float* narrowed(Team*, const float* from) const requires std::is_same_v<Operand, float> { return from; }
+    const bfloat16* narrowed(Team* team, const float* from) const requires std::is_same_v<Operand, bfloat16> {
+        static thread_local std::vector<bfloat16> memory;
+        constexpr int AT_ONCE = 64;         // rows of a task
+        const size_t size = size_t(rows) * weights.inputs, part = size_t(AT_ONCE) * weights.inputs;
+        if (memory.size() < size) memory.resize(size);
+        bfloat16* to = memory.data();
+        share(team, (rows + AT_ONCE - 1) / AT_ONCE, [=](int task) {
+            for (size_t i = task * part; i < std::min(size, (task + 1) * part); i += LANES) S::narrow(load(from + i), to + i);
+        });
+        return to;
+    }
+
+    void column(const Operand* operands, int panel, int first, int last) const {
         int row = first;
-        for (; row + 8 <= last; row += 8) tile<8, Weight>(x, row, panel);
-        if (row + 4 <= last) tile<4, Weight>(x, row, panel), row += 4;
-        if (row + 2 <= last) tile<2, Weight>(x, row, panel), row += 2;
-        if (row < last) tile<1, Weight>(x, row, panel);
+        for (; row + 8 <= last; row += 8) tile<8>(operands, row, panel);
+        if (row + 4 <= last) tile<4>(operands, row, panel), row += 4;
+        if (row + 2 <= last) tile<2>(operands, row, panel), row += 2;
+        if (row < last) tile<1>(operands, row, panel);
+    }
+
+    // ROWS rows against one panel; every output has one sum, over k in ascending order.
+    template <int ROWS> void tile(const Operand* operands, int row, int panel) const {
+        const int n = panel * PANEL, inputs = weights.inputs;
+        const Weight* packed = static_cast<const Weight*>(weights.packed) + size_t(panel) * inputs * PANEL;
+        const Operand* from = operands + size_t(row) * inputs;
+        Floats out[ROWS][2] = {};
+        for (int k = 0; k < inputs; k += S::PAIR, packed += PANEL * S::PAIR) {
+            const auto left = S::take(packed), right = S::take(packed + LANES * S::PAIR);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) {
+                out[r][0] = S::add(out[r][0], from + r * inputs + k, left);
+                out[r][1] = S::add(out[r][1], from + r * inputs + k, right);
+            }
+        }
+        for (int r = 0; r < ROWS; r++) finish(out[r], y + size_t(row + r) * stride, n);
+    }
+
+    void finish(Floats (&out)[2], float* to, int n) const {
+        if (weights.bias) out[0] += load(weights.bias + n), out[1] += load(weights.bias + n + LANES);
+        if (then == Then::GATE_SILU || then == Then::GATE_GELU) {
+            store(to + n / 2, activated(out[0], then == Then::GATE_GELU) * out[1]);
+            return;
+        }
+        for (int half = 0; half < 2 && n + half * LANES < weights.outputs; half++) {
+            float* place = to + n + half * LANES;
+            store(place, then == Then::ADD ? load(place) + out[half] : out[half]);
+        }
     }
 };
 
-// The operand of a product: x itself, or a copy in the caller's memory.
-inline const float* operand(Team*, const Product& product, const float*) { return product.x; }
-inline const bfloat16* operand(Team* team, const Product& product, const bfloat16*) {
-    static thread_local std::vector<bfloat16> memory;
-    constexpr int AT_ONCE = 64;         // rows of a task
-    const int inputs = product.weights.inputs;
-    if (memory.size() < size_t(product.rows) * inputs) memory.resize(size_t(product.rows) * inputs);
-    bfloat16* to = memory.data();
-    share(team, (product.rows + AT_ONCE - 1) / AT_ONCE, [&, to](int task) {
-        const size_t first = size_t(task) * AT_ONCE * inputs;
-        const size_t last = std::min(size_t(product.rows), size_t(task + 1) * AT_ONCE) * inputs;
-        for (size_t i = first; i < last; i++) narrow(product.x[i], to + i);
-    });
-    return to;
-}
-
-template <class Weight> void multiply(Team* team, const Product& product) {
-    constexpr int AT_ONCE = 128;        // rows of a task
-    const int panels = (product.weights.outputs + PANEL - 1) / PANEL, cuts = (product.rows + AT_ONCE - 1) / AT_ONCE;
-    const auto* x = operand(team, product, static_cast<const typename Operand<Weight>::Type*>(nullptr));
-    share(team, panels * cuts, [&](int task) {
-        const int first = task / panels * AT_ONCE;
-        product.column<Weight>(x, task % panels, first, std::min(product.rows, first + AT_ONCE));
-    });
-}
+template <class Weight> void multiply(Team* team, const Product& product) { Multiply<Weight>{product}.run(team); }
 
 void normalise(float* to, const float* from, const float* weight, int size, float epsilon) {
     Floats squares = {};
@@ -350,54 +351,68 @@ void rotate(float* x, const float* cosines, const float* sines, int half) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Attention of up to ROWS query rows of one KV head. Row i stands at positions[i] and sees `window` keys, itself the last.
+// Attention of ROWS query rows of one KV head.
 
-struct Keys {
+template <class Cell> struct Keys {
+    static constexpr int PAIR = Sum<Cell>::PAIR;
+
+    const Cell* pool;
     const int32_t* block_table;
-    size_t block_stride, offset;        // elements: from block to block, and to this layer's K of this head
+    size_t block_stride, offset, to_values;     // cells: from block to block, to this layer's K of this head, from K to V
     int block_size, head_dim;
 
-    template <class Cell> const Cell* k(const Cell* pool, int position) const {
-        return pool + block_table[position / block_size] * block_stride + offset + position % block_size;
-    }
-    template <class Cell> const Cell* v(const Cell* pool, int position, size_t to_values) const {
-        return pool + block_table[position / block_size] * block_stride + offset + to_values
-            + size_t(position % block_size) * head_dim;
-    }
+    const Cell* block(int position) const { return pool + block_table[position / block_size] * block_stride + offset; }
+    const Cell* k(int position) const { return block(position) + position % block_size * PAIR; }
+    const Cell* v(int position) const { return block(position) + to_values + size_t(position % block_size) * head_dim; }
 };
 
 template <int ROWS, class Cell> struct Tile {
-    float queries[ROWS][MAX_HEAD_DIM];
+    using S = Sum<Cell>;
+    using Operand = typename S::Operand;
+
+    Operand queries[ROWS][MAX_HEAD_DIM];
     float out[ROWS][MAX_HEAD_DIM];
-    float weights[ROWS][KEYS];
+    float scores[ROWS][KEYS];
+    Operand weights[ROWS][KEYS];
     float highest[ROWS];
     Floats sums[ROWS];
 
-    // Scores of `count` keys from `first` on.
-    void score(const Keys& keys, const Cell* pool, int first, int count) {
-        for (int j = 0; j < count; j += LANES) {
-            const Cell* k = keys.k(pool, first + j);
-            Floats dots[ROWS] = {};
-            for (int d = 0; d < keys.head_dim; d++, k += keys.block_size) {
-                const Floats key = load(k);
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; r++) dots[r] = fma(all(queries[r][d]), key, dots[r]);
-            }
-            for (int r = 0; r < ROWS; r++) store(&weights[r][j], dots[r]);
-        }
+    // Scores of `count` keys from `first` on, and of what else their last vector holds.
+    void score(const Keys<Cell>& keys, int first, int count) {
+        constexpr int WIDTH = ROWS == 8 ? 2 : 4;    // vectors of keys at once: sums enough to hide each other's latency
+        int j = 0;
+        for (; j + (WIDTH - 1) * LANES < count; j += WIDTH * LANES) score_part<WIDTH>(keys, first, j);
+        for (; j < count; j += LANES) score_part<1>(keys, first, j);
     }
 
-    // Weights in place of scores; what was summed so far is scaled to the new maximum.
+    template <int WIDTH> void score_part(const Keys<Cell>& keys, int first, int j) {
+        const Cell* k[WIDTH];
+        for (int w = 0; w < WIDTH; w++) k[w] = keys.k(first + j + w * LANES);
+        Floats dots[ROWS][WIDTH] = {};
+        const int step = keys.block_size * S::PAIR;
+        for (int d = 0, at = 0; d < keys.head_dim; d += S::PAIR, at += step) {
+#pragma GCC unroll 4
+            for (int w = 0; w < WIDTH; w++) {
+                const auto cells = S::take(k[w] + at);
+#pragma GCC unroll 8
+                for (int r = 0; r < ROWS; r++) dots[r][w] = S::add(dots[r][w], &queries[r][d], cells);
+            }
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int w = 0; w < WIDTH; w++) store(&scores[r][j + w * LANES], dots[r][w]);
+    }
+
+    // Weights from scores; what was summed so far is scaled to the new maximum.
     void soften(const int* positions, int window, int first, int count, int head_dim) {
         const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int r = 0; r < ROWS; r++) {
             const int last = positions[r] - first, before = last - window;      // seen: before < j <= last
             Floats top = all(highest[r]);
             for (int j = 0; j < count; j += LANES) {
-                Floats x = load(&weights[r][j]);
+                Floats x = load(&scores[r][j]);
                 if (j + LANES - 1 > last || j <= before) {
                     x = (lane + j > last) | (lane + j <= before) ? all(UNSEEN) : x;
-                    store(&weights[r][j], x);
+                    store(&scores[r][j], x);
                 }
                 top = larger(top, x);
             }
@@ -405,8 +420,8 @@ template <int ROWS, class Cell> struct Tile {
             const Floats scale = exp(all(highest[r] - now));
             Floats total = sums[r] * scale;
             for (int j = 0; j < count; j += LANES) {
-                const Floats weight = exp(load(&weights[r][j]) - now);
-                store(&weights[r][j], weight);
+                const Floats weight = exp(load(&scores[r][j]) - now);
+                S::narrow(weight, &weights[r][j]);
                 total += weight;
             }
             sums[r] = total;
@@ -417,21 +432,21 @@ template <int ROWS, class Cell> struct Tile {
     }
 
     // WIDTH vectors of the head's dimensions from d on.
-    template <int WIDTH> void gather(const Keys& keys, const Cell* pool, size_t to_values, int first, int count, int d) {
+    template <int WIDTH> void gather(const Keys<Cell>& keys, int first, int count, int d) {
         Floats sums[ROWS][WIDTH];
         for (int r = 0; r < ROWS; r++)
             for (int w = 0; w < WIDTH; w++) sums[r][w] = load(&out[r][d + w * LANES]);
         for (int j = 0; j < count;) {
             const int end = std::min(count, j + keys.block_size - (first + j) % keys.block_size);
-            const Cell* v = keys.v(pool, first + j, to_values) + d;
-            for (; j < end; j++, v += keys.head_dim) {
-                Floats value[WIDTH];
-                for (int w = 0; w < WIDTH; w++) value[w] = load(v + w * LANES);
+            const Cell* v = keys.v(first + j) + d * S::PAIR;
+            for (; j < end; j += S::PAIR, v += keys.head_dim * S::PAIR) {
+#pragma GCC unroll 4
+                for (int w = 0; w < WIDTH; w++) {
+                    auto cells = S::take(v + w * LANES * S::PAIR);
+                    if constexpr (S::PAIR == 2)
+                        if (j + 1 == count) cells = S::first(cells);    // the second may never have been written
 #pragma GCC unroll 8
-                for (int r = 0; r < ROWS; r++) {
-                    const Floats weight = all(weights[r][j]);
-#pragma GCC unroll 2
-                    for (int w = 0; w < WIDTH; w++) sums[r][w] = fma(weight, value[w], sums[r][w]);
+                    for (int r = 0; r < ROWS; r++) sums[r][w] = S::add(sums[r][w], &weights[r][j], cells);
                 }
             }
         }
@@ -439,18 +454,21 @@ template <int ROWS, class Cell> struct Tile {
             for (int w = 0; w < WIDTH; w++) store(&out[r][d + w * LANES], sums[r][w]);
     }
 
-    void run(const Keys& keys, const Cell* pool, size_t to_values, const int* positions, int window) {
+    // ROWS query rows at ascending positions, each of which sees `window` keys, its own the last.
+    void run(const Keys<Cell>& keys, const int* positions, int window) {
         std::memset(out, 0, sizeof out);
         for (int r = 0; r < ROWS; r++) highest[r] = LOWEST, sums[r] = Floats{};
-        const int end = positions[ROWS - 1] + 1;        // positions ascend
+        const int end = positions[ROWS - 1] + 1;
         const int start = std::max(0, positions[0] + 1 - window) / KEYS * KEYS;
         for (int first = start; first < end; first += KEYS) {
             const int count = std::min(KEYS, end - first);
-            score(keys, pool, first, count);
+            score(keys, first, count);
             soften(positions, window, first, (count + LANES - 1) / LANES * LANES, keys.head_dim);
             int d = 0;
-            for (; d + 2 * LANES <= keys.head_dim; d += 2 * LANES) gather<2>(keys, pool, to_values, first, count, d);
-            if (d < keys.head_dim) gather<1>(keys, pool, to_values, first, count, d);
+            if constexpr (ROWS < 8)
+                for (; d + 4 * LANES <= keys.head_dim; d += 4 * LANES) gather<4>(keys, first, count, d);
+            for (; d + 2 * LANES <= keys.head_dim; d += 2 * LANES) gather<2>(keys, first, count, d);
+            if (d < keys.head_dim) gather<1>(keys, first, count, d);
         }
         for (int r = 0; r < ROWS; r++) {
             const float inverse = 1.0f / sum(sums[r]);
@@ -462,6 +480,8 @@ template <int ROWS, class Cell> struct Tile {
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <class Number> struct Forward {        // of weights and of KV
+    static constexpr int PAIR = Sum<Number>::PAIR;
+
     const Model& model;
     const Step& step;
     Team* team;
@@ -543,11 +563,12 @@ template <class Number> struct Forward {        // of weights and of KV
                 const int cell = position % model.block_size;
                 for (int head = 0; head < model.num_kv_heads; head++) {
                     const float* from = row + q_size + head * model.head_dim;
-                    Number* k = block + head * head_cells + cell;
-                    Number* v = block + (model.num_kv_heads + head) * head_cells + size_t(cell) * model.head_dim;
+                    Number* k = block + head * head_cells + cell * PAIR;
+                    Number* v = block + (model.num_kv_heads + head) * head_cells
+                        + size_t(cell / PAIR) * PAIR * model.head_dim + cell % PAIR;
                     for (int d = 0; d < model.head_dim; d++) {
-                        narrow(from[d], k + size_t(d) * model.block_size);
-                        narrow(from[kv_size + d], v + d);
+                        narrow(from[d], k + size_t(d / PAIR) * PAIR * model.block_size + d % PAIR);
+                        narrow(from[kv_size + d], v + d * PAIR);
                     }
                 }
             }
@@ -563,8 +584,8 @@ template <class Number> struct Forward {        // of weights and of KV
             const auto [c, first] = parts[parts.size() - 1 - task / model.num_kv_heads];     // the longest first
             const Chunk& chunk = step.chunks[c];
             const int head = task % model.num_kv_heads, last = std::min(chunk.num_rows, first + AT_ONCE) * groups;
-            const Keys keys{chunk.block_table, block_cells, index * layer_cells + head * head_cells, model.block_size,
-                            model.head_dim};
+            const Keys<Number> keys{pool, chunk.block_table, block_cells, index * layer_cells + head * head_cells,
+                                    model.num_kv_heads * head_cells, model.block_size, model.head_dim};
             int i = first * groups;
             for (; i + 8 <= last; i += 8) tile<8>(layer, chunk, keys, head, i, qkv, attended);
             if (i + 4 <= last) tile<4>(layer, chunk, keys, head, i, qkv, attended), i += 4;
@@ -574,7 +595,7 @@ template <class Number> struct Forward {        // of weights and of KV
     }
 
     // Query rows i .. of a chunk: row by row, the heads of this KV head beside each other.
-    template <int ROWS> void tile(const Layer& layer, const Chunk& chunk, const Keys& keys, int head, int i,
+    template <int ROWS> void tile(const Layer& layer, const Chunk& chunk, const Keys<Number>& keys, int head, int i,
                                   const float* qkv, float* attended) const {
         Tile<ROWS, Number> tile;
         int positions[ROWS];
@@ -582,9 +603,10 @@ template <class Number> struct Forward {        // of weights and of KV
             const int row = (i + r) / groups, query_head = head * groups + (i + r) % groups;
             positions[r] = chunk.start + row;
             const float* from = qkv + size_t(chunk.first_row + row) * qkv_size + query_head * model.head_dim;
-            for (int d = 0; d < model.head_dim; d++) tile.queries[r][d] = from[d] * model.scaling;
+            for (int d = 0; d < model.head_dim; d += LANES)
+                Sum<Number>::narrow(load(from + d) * model.scaling, &tile.queries[r][d]);
         }
-        tile.run(keys, pool, model.num_kv_heads * head_cells, positions, layer.window ? layer.window : 1 << 30);
+        tile.run(keys, positions, layer.window ? layer.window : 1 << 30);
         for (int r = 0; r < ROWS; r++) {
             const int row = (i + r) / groups, query_head = head * groups + (i + r) % groups;
             std::memcpy(attended + size_t(chunk.first_row + row) * q_size + query_head * model.head_dim, tile.out[r],

@@ -63,9 +63,13 @@ class CpuForward:
         return best, logits
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
-        blocks = kv.gather(block_table).permute(1, 2, 3, 0, 4, 5)       # K lies [head_dim, block_size] in its block
-        k, v = blocks[:, 0].flatten(-2).unflatten(-1, blocks.shape[:-3:-1]).transpose(-1, -2), blocks[:, 1]
-        return torch.stack((k, v), 1).flatten(3, 4)[:, :, :, :num_tokens]
+        blocks, layout = kv.gather(block_table), kv.layout      # as in forward.cpp
+        pair = 2 if layout.dtype == torch.bfloat16 else 1
+        size, dim = layout.block_size, layout.head_dim
+        k = blocks[:, :, 0].reshape(*blocks.shape[:2], -1, dim // pair, size, pair).permute(1, 2, 0, 4, 3, 5)
+        v = blocks[:, :, 1].reshape(*blocks.shape[:2], -1, size // pair, dim, pair).permute(1, 2, 0, 3, 5, 4)
+        parts = (part.reshape(layout.num_layers, layout.num_kv_heads, -1, dim) for part in (k, v))
+        return torch.stack(tuple(parts), 1)[:, :, :, :num_tokens]
 
     def close(self) -> None:
         """End its threads; harmless when repeated."""

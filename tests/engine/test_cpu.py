@@ -1,0 +1,193 @@
+"""The CPU's own forward: which models it takes, which machine code runs where, threads that share a step."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from streamproc.config import Config
+from streamproc.engine import forward as forwards
+from streamproc.engine.build import build_engine, stateless_answer
+from streamproc.engine.cpu import library as libraries
+from streamproc.engine.cpu.forward import CpuForward
+from streamproc.engine.cpu.library import KINDS, library_path, processor_flags
+from streamproc.engine.cpu.program import POSITIONS, Rotary, Unknown, compile_program
+from streamproc.engine.forward import Forward, TorchForward, agrees, choose_forward, cpu_forward, run_step
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel, describe
+from streamproc.errors import StreamprocError
+from streamproc.schedule.plan import Chunk, Plan
+
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                         "num_key_value_heads": 2, "vocab_size": 300}  # fmt: skip
+IDS = tuple(random.Random(3).choices(range(3, 300), k=200))
+Load = Callable[[str, torch.dtype], LoadedModel]
+
+
+def made(config: Any, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="streamproc").to(dtype).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.normal_(0, 0.3)
+    return describe(model, Path(), "made")
+
+
+@pytest.fixture
+def other_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[set[str]], None]]:
+    """Have the library looked for on a processor with these flags."""
+
+    def other(flags: set[str]) -> None:
+        monkeypatch.setattr(libraries, "processor_flags", lambda: flags)
+        for cached in (libraries.library, libraries.library_fingerprint):
+            cached.cache_clear()
+
+    yield other
+    monkeypatch.undo()
+    for cached in (libraries.library, libraries.library_fingerprint):
+        cached.cache_clear()
+
+
+def prefill(forward: Forward, ids: tuple[int, ...] = IDS) -> tuple[torch.Tensor, int]:
+    """Cells and next token of one sequence in one chunk."""
+    loaded, table = forward.loaded, tuple(range(-(-len(ids) // 16)))
+    kv = KVCache(loaded.layout(16), len(table), loaded.device)
+    token = run_step(forward, kv, Plan((), (Chunk(0, 0, ids, table, True),)))[0]
+    return forward.cells(kv, table, len(ids)), token
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3"])
+def test_cells_are_those_of_torch_but_for_the_last_bits(name: str, dtype: torch.dtype, load: Load) -> None:
+    with torch.inference_mode():
+        own = cpu_forward(load(name, dtype), 16, 1)
+        assert own
+        ours, theirs = (prefill(forward)[0].float() for forward in (own, TorchForward(load(name, dtype), 4)))
+    error = (ours - theirs).norm() / theirs.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_team_gives_the_bits_of_one_thread(dtype: torch.dtype, load: Load) -> None:
+    loaded = load("qwen3", dtype)
+    with torch.inference_mode():
+        alone, team = cpu_forward(loaded, 16, 1), cpu_forward(loaded, 16, 3)
+    assert alone
+    assert team
+    cells, token = prefill(alone)
+    for _ in range(20):
+        found, same = prefill(team)
+        assert torch.equal(found, cells)
+        assert same == token
+    team.close()
+    team.close()
+
+
+@pytest.mark.parametrize(("config", "reason"), [
+    (LlamaConfig(**SHAPE, mlp_bias=True), "biases"),
+    (LlamaConfig(**SHAPE, hidden_act="relu"), "activation"),
+    (LlamaConfig(**{**SHAPE, "intermediate_size": 100}), "multiple of 16"),
+    (LlamaConfig(**SHAPE, head_dim=24), "multiple of 16"),
+])  # fmt: skip
+def test_what_it_does_not_know_is_left_to_torch(config: Any, reason: str) -> None:
+    loaded = made(config)
+    with pytest.raises(Unknown, match=reason):
+        compile_program(loaded, 16)
+    forward, is_exact = choose_forward(loaded, 16, 1)
+    assert isinstance(forward, TorchForward)
+    assert is_exact
+
+
+@pytest.mark.parametrize("config", [
+    Qwen2Config(**SHAPE), LlamaConfig(**SHAPE, attention_bias=True), LlamaConfig(**SHAPE, head_dim=80),
+    LlamaConfig(**SHAPE, tie_word_embeddings=True), LlamaConfig(**{**SHAPE, "num_key_value_heads": 4}),
+    LlamaConfig(**{**SHAPE, "vocab_size": 301}),
+])  # fmt: skip
+def test_other_shapes_are_computed_too(config: Any) -> None:
+    with torch.inference_mode():
+        loaded = made(config)
+        own = cpu_forward(loaded, 32, 1)
+    assert own
+    found = choose_forward(loaded, 32, 1)
+    assert isinstance(found[0], CpuForward)
+    assert found[1]
+
+
+def test_a_program_that_computes_something_else_is_not_used(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = forwards.compile_program
+
+    def wrong(loaded: LoadedModel, block_size: int) -> Any:
+        program = compiled(loaded, block_size)
+        program.model.scaling *= 1.1
+        return program
+
+    monkeypatch.setattr(forwards, "compile_program", wrong)
+    forward, _ = choose_forward(load("llama", torch.float32), 16, 1)
+    assert isinstance(forward, TorchForward)
+
+
+def test_without_machine_code_torch_computes(config: Config, other_kind: Callable[[set[str]], None],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build_engine(config)
+    asked = (*engine.renderer.prefix_ids, 5, 6, 7)
+    expected = stateless_answer(engine, asked, 8, ())
+    engine.close()
+    other_kind({"sse2"})
+    if library_path() is not None:          # built for any processor
+        monkeypatch.setattr(forwards, "library", lambda: None)
+    engine = build_engine(config)
+    assert isinstance(engine.runner.forward, TorchForward)
+    assert stateless_answer(engine, asked, 8, ()) == expected
+    engine.close()
+
+
+def test_every_kind_of_machine_code_that_runs_here_is_right_and_exact(load: Load,
+                                                                      other_kind: Callable[[set[str]], None]) -> None:
+    flags, tried = processor_flags(), []
+    for kind, needed in KINDS.items():
+        if not needed <= flags:
+            continue
+        other_kind(needed)
+        path = library_path()
+        if path is None or f"_{kind}." not in path.name:
+            continue
+        tried.append(kind)
+        for dtype in (torch.float32, torch.bfloat16):
+            forward, is_exact = choose_forward(load("qwen3", dtype), 16, 1)
+            assert isinstance(forward, CpuForward)
+            assert is_exact
+            assert forward.facts[0] == libraries.library_fingerprint()
+    assert tried
+
+
+def test_rotary_tables_have_the_same_bits_however_they_grew(load: Load) -> None:
+    loaded = load("gemma3", torch.float32)
+    kinds = list(loaded.model.config.layer_types)
+    layers = compile_program(loaded, 16).layers
+    step_by_step, at_once = (Rotary(loaded.model.model.rotary_emb, kinds, None) for _ in range(2))
+    with torch.inference_mode():
+        for size in (1, POSITIONS + 1, 2 * POSITIONS + 7):
+            step_by_step.grow(size, layers)
+        at_once.grow(3 * POSITIONS, layers)
+    for kind in kinds:
+        ours, theirs = (torch.cat(rotary._tables[kind], 1) for rotary in (step_by_step, at_once))
+        assert torch.equal(ours, theirs)
+
+
+def test_a_model_without_numbers_is_an_error(load: Load) -> None:
+    loaded = load("llama", torch.float32)
+    broken = replace(loaded, model=copy.deepcopy(loaded.model))
+    with torch.inference_mode():
+        own = cpu_forward(broken, 16, 1)
+        assert own
+        own.program.kept[0].fill_(float("nan"))
+        with pytest.raises(StreamprocError, match=r"not finite in torch.float32; try engine.dtype"):
+            prefill(own)
+        assert not agrees(own, 16)
