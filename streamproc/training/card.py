@@ -6,7 +6,7 @@ from typing import Any
 
 from streamproc.evaluate.report import percent
 from streamproc.market.questions import KINDS
-from streamproc.training.cycles import CYCLES, MATRIX_LR, OTHER_LR, WARMUP, Cycle, Phase, place_of
+from streamproc.training.cycles import CYCLES, MATRIX_LR, NEW_LAYER, OTHER_LR, WARMUP, Cycle, Phase, place_of
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
@@ -40,15 +40,16 @@ def cycles_text(cycles: Sequence[Cycle], num_steps: int) -> str:
 
 
 def cycle_text(cycle: Cycle, before: Sequence[str]) -> str:
-    """In sentences, with what its layers have lost of those before."""
-    opened = [number for number in windows(before) if number not in windows(cycle.layers)]
-    lost = f"; layer {listed(opened)} had one before and sees the whole context from here on" if opened else ""
+    """In sentences, with what its layers have that those before had not."""
     fall = f"; in the last {cycle.decay:.0%} of the steps they fall to nothing" if cycle.decay else ""
+    opened = [number for number in windows(before) if number not in windows(cycle.layers)]
+    news = f"; {layers_text(opened)} had one before and sees the whole context from here on" if opened else ""
+    if before and len(before) < len(cycle.layers):
+        news = f"; layer {NEW_LAYER + 1} is new, a copy of the one below that adds nothing at first"
     return (
         f"Streams of {', '.join(map(phase_text, cycle.phases))}. Learning rates of {cycle.peak * MATRIX_LR:g} "
         f"(matrices) and {cycle.peak * OTHER_LR:g}, after a rise of {WARMUP} steps{fall}. "
-        f"A window in {layers_text(windows(cycle.layers))}{lost}. "
-        f"Hints: {', '.join(cycle.hints)}.")
+        f"A window in {layers_text(windows(cycle.layers))}{news}. Hints: {', '.join(cycle.hints)}.")
 
 
 def phase_text(phase: Phase) -> str:
@@ -76,9 +77,10 @@ def card(log: list[dict[str, Any]], sets: dict[str, dict[str, Any]], facts: dict
     end = log[-1]
     tables = "\n\n".join(f"**{name}**, {found['asked']:,} questions:\n\n{table(found)}" for name, found in sets.items())
     examples = "\n".join(f"| `{kind.name}` | {kind.question('BTCUSDT', '39430.5')} |" for kind in KINDS.values())
-    text = TEMPLATE.read_text()
-    values = {"tables": tables, "cycles": cycles_text(CYCLES, end["step"]), "examples": examples, **facts,
-              "windows": layers_text(windows(place_of(CYCLES, end["step"] - 1).cycle.layers)),
+    text, layers = TEMPLATE.read_text(), place_of(CYCLES, end["step"] - 1).cycle.layers
+    values = {"layers": str(len(layers)), "tables": tables, "cycles": cycles_text(CYCLES, end["step"]),
+              "examples": examples, **facts,
+              "windows": layers_text(windows(layers)),
               "minutes": f"{end['seconds'] / 60:.0f}", "steps": f"{end['step']:,}",
               "tokens": f"{end['tokens'] / 1e6:.0f} million"}  # fmt: skip
     for name, value in values.items():

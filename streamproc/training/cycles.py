@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from streamproc.training.examples import Stage
-from streamproc.training.model import FIRST_LAYERS, LAYERS, SECOND_LAYERS
+from streamproc.training.model import FIRST_LAYERS, LAYERS, SECOND_LAYERS, THIRD_LAYERS
 
 MATRIX_LR, OTHER_LR = 4e-3, 3e-3
 WARMUP = 100        # steps
@@ -86,6 +86,10 @@ LENGTHEN = Cycle(   # all long contexts at once, with one more layer that sees e
     phases=(Phase(4_400, LONG, LATER_WEIGHTS),),
     peak=0.75, decay=0.0, layers=SECOND_LAYERS, hints=("signs", "steps", "pointers"))
 COMPARE = Cycle(    # what a highest of five needs: every price beside the four before it, one layer earlier
-    phases=(Phase(3_500, LONG, LATER_WEIGHTS),),
+    phases=(Phase(750, LONG, LATER_WEIGHTS),),
+    peak=0.75, decay=0.0, layers=THIRD_LAYERS, hints=("signs", "steps", "pointers", "lags", "orders"))
+DEEPEN = Cycle(     # that was a layer too early: a second layer for what lies near
+    phases=(Phase(2_600, LONG, LATER_WEIGHTS),),
     peak=0.75, decay=0.5, layers=LAYERS, hints=("signs", "steps", "pointers", "lags", "orders"))
-CYCLES = (LEARN, LENGTHEN, COMPARE)
+NEW_LAYER = 1       # where a cycle with one layer more than the one before has it
+CYCLES = (LEARN, LENGTHEN, COMPARE, DEEPEN)

@@ -6,6 +6,7 @@ in a layer with a window only this unit and the one before; the questions see th
 not computed, but for the rest of its segment, a quarter of a long stream.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +23,16 @@ from streamproc.training.hints import IGNORED, LAGS, NUMBERS, SIGNS, STEPS
 NAME = "streamproc_training"
 WINDOW = UNIT               # so it never reaches beyond the unit before, and never cuts a question, which fits a unit
 STD = 0.02                  # of fresh weights
-LAG_LAYERS, SIGN_LAYERS, ORDER_LAYERS, STEP_LAYERS, POINTER_LAYERS = 2, 3, 3, 4, 5  # layers below the hints
+LAG_LAYERS, SIGN_LAYERS, ORDER_LAYERS, STEP_LAYERS, POINTER_LAYERS = -4, -3, -3, -2, -1     # before the last: the hints
 HIDDEN = -1e4               # added to the score of a key that is not seen
 SEGMENTS, LEAST_UNITS = 4, 4    # the most parts of a stream, each of which sees the stream up to its own end
 FIRST_LAYERS = ("sliding", "sliding", "full", "sliding", "full", "full")
 SECOND_LAYERS = ("sliding", "full", "full", "sliding", "full", "full")
-LAYERS = ("sliding", "full", "full", "full", "full", "full")
+THIRD_LAYERS = ("sliding", "full", "full", "full", "full", "full")
+LAYERS = ("sliding", "sliding", "full", "full", "full", "full", "full")
 SHAPE: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-    "num_hidden_layers": len(LAYERS), "use_sliding_window": True, "sliding_window": WINDOW,
+    "use_sliding_window": True, "sliding_window": WINDOW,
     "max_position_embeddings": 8192, "tie_word_embeddings": True, "initializer_range": STD, "max_window_layers": 0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
 }
@@ -73,6 +75,7 @@ class Hints(nn.Module):  # type: ignore[misc]
 
     def forward(self, hidden: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         """hidden: [rows, length, width] after each layer -> mean losses by the hint's name; 0 where there is none."""
+        hidden = hidden[:-1]        # the last has been normed
         return {"signs": self._loss(hidden[SIGN_LAYERS], 0, [self.signs], batch.signs[..., None]),
                 "steps": self._loss(hidden[STEP_LAYERS], 1, self.steps, batch.steps),
                 "pointers": self._loss(hidden[POINTER_LAYERS], 2, [self.pointers], batch.pointers[..., None]),
@@ -113,8 +116,8 @@ def layer_types(layers: tuple[str, ...]) -> list[str]:
 def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int,
                layers: tuple[str, ...] = LAYERS) -> Qwen3ForCausalLM:
     """Fresh weights from torch's global seed."""
-    config = Qwen3Config(**SHAPE, layer_types=layer_types(layers), vocab_size=len(vocab), bos_token_id=bos_id,
-                         eos_token_id=eos_id, pad_token_id=None)
+    config = Qwen3Config(**SHAPE, num_hidden_layers=len(layers), layer_types=layer_types(layers),
+                         vocab_size=len(vocab), bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=None)
     config._attn_implementation = NAME
     model = Qwen3ForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
@@ -122,6 +125,28 @@ def make_model(vocab: dict[str, int], bos_id: int, eos_id: int, seed: int,
         for i, row in digit_rows(vocab, config.hidden_size, generator).items():
             model.get_input_embeddings().weight[i] = row
     return model
+
+
+def grown(model: Qwen3ForCausalLM, layers: tuple[str, ...], at: int) -> Qwen3ForCausalLM:
+    """The same function with a layer more: a copy of the one below, which adds nothing until it is trained."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers, config.layer_types = len(layers), layer_types(layers)
+    config._attn_implementation = NAME
+    with torch.random.fork_rng(devices=[]):
+        new = Qwen3ForCausalLM(config)
+    state = {}
+    for name, value in model.state_dict().items():
+        head, _, rest = name.partition("model.layers.")
+        number, _, part = rest.partition(".")
+        if head or not rest:
+            state[name] = value
+            continue
+        if int(number) == at - 1:
+            adds = part in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            state[f"model.layers.{at}.{part}"] = torch.zeros_like(value) if adds else value.clone()
+        state[f"model.layers.{int(number) + (int(number) >= at)}.{part}"] = value
+    new.load_state_dict(state)
+    return new
 
 
 def sights(batch: Batch, dtype: torch.dtype, layers: tuple[str, ...] = LAYERS) -> Sights:

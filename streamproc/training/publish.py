@@ -61,13 +61,14 @@ def _bound(outcome: Any) -> int:
     return bound_of(outcome.context_tokens)
 
 
-def export(run: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Weights and tokenizer of a run's checkpoint in transformers' own format."""
+def export(run: Path, folder: Path, dtype: torch.dtype) -> int:
+    """Weights and tokenizer of a run's checkpoint in transformers' own format -> number of parameters."""
     trainer = Trainer(CYCLES, seed=0)
     trainer.load(run / "checkpoint.pt")
     trainer.model.to(dtype)
     export_model(trainer, folder)
     shutil.copy(run / "train.jsonl", folder / "train.jsonl")
+    return int(trainer.model.num_parameters())
 
 
 def main() -> None:
@@ -78,14 +79,15 @@ def main() -> None:
     parser.add_argument("--machine", default="two cores", help="what it was trained on, for the card")
     given = parser.parse_args()
     folder = market_model()
-    export(given.run, folder, getattr(torch, given.dtype))
+    num_parameters = export(given.run, folder, getattr(torch, given.dtype))
     log = read_log(folder / "train.jsonl")
     title = "Share of right answers while it trained"
     (folder / "accuracy.svg").write_text(accuracy_svg(log, list(KINDS), title, CYCLES))
     sets = {name: figures(measure(settings, given.dtype)) for name, settings in SETS.items()}
     quality = {name: figures(measure(settings, given.dtype)) for name, settings in QUALITY.items()}
     (folder / "figures.json").write_text(json.dumps({"sets": sets, "quality": quality}, indent=1) + "\n")
-    (folder / "README.md").write_text(card(log, sets, {"machine": given.machine, "seed": given.seed}))
+    facts = {"machine": given.machine, "seed": given.seed, "parameters": f"{num_parameters / 1e6:.1f}"}
+    (folder / "README.md").write_text(card(log, sets, facts))
 
 
 if __name__ == "__main__":

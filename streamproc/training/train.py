@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import Qwen3ForCausalLM
 
 from streamproc.market.questions import KINDS
-from streamproc.training.cycles import CYCLES, MATRIX_LR, OTHER_LR, Cycle, place_of
+from streamproc.training.cycles import CYCLES, MATRIX_LR, NEW_LAYER, OTHER_LR, Cycle, place_of
 from streamproc.training.examples import NAMES, Batch, Examples
-from streamproc.training.model import Hints, layer_types, make_model, sights
+from streamproc.training.model import Hints, grown, layer_types, make_model, sights
 from streamproc.training.tokenizer import make_tokenizer, vocabulary
 
 LOG_EVERY, SAVE_EVERY = 50, 250
@@ -39,13 +40,22 @@ class Trainer:
         self.tokenizer = make_tokenizer()
         bos_id, eos_id = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         self.examples = Examples(self.tokenizer.backend_tokenizer, bos_id)
-        self.model = make_model(vocabulary(), bos_id, eos_id, seed)
+        self.compiled = compiled
+        self._use(make_model(vocabulary(), bos_id, eos_id, seed, cycles[0].layers))
         self.hints = Hints()
         self.optimizers = self._optimizers()
-        self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.step = 0
         self.seconds = 0.0
         self.num_tokens = 0
+
+    def _use(self, model: Qwen3ForCausalLM) -> None:
+        self.model = model
+        self.forward = torch.compile(model, dynamic=False) if self.compiled else model
+
+    def _deepen(self, cycle: Cycle) -> None:
+        """Give the model as many layers as the cycle has."""
+        if len(cycle.layers) > len(self.model.model.layers):
+            self._use(grown(self.model, cycle.layers, NEW_LAYER))
 
     def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         """Fresh ones: of matrices and of everything else."""
@@ -68,6 +78,7 @@ class Trainer:
         """-> the loss of the answers and those of the hints, the batch, and which target tokens were right"""
         started, place = time.perf_counter(), place_of(self.cycles, self.step)
         if place.step == 0:
+            self._deepen(place.cycle)
             self.optimizers = self._optimizers()
         batch = self.examples.batch(self.rng, place.stage, place.phase.weights)
         losses, hits = self._losses(batch, place.cycle)
@@ -110,6 +121,8 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=False)
+        self._deepen(place_of(self.cycles, max(0, state["step"] - 1)).cycle)
+        self.optimizers = self._optimizers()
         self.model.load_state_dict(state["model"])
         self.hints.load_state_dict(state["hints"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -27,7 +27,7 @@ def log(last: int) -> list[dict[str, object]]:
 
 
 def written(last: int) -> str:
-    return card(log(last), {"synthetic": FIGURES}, {"machine": "two cores", "seed": "7"})
+    return card(log(last), {"synthetic": FIGURES}, {"machine": "two cores", "seed": "7", "parameters": "1.4"})
 
 
 def test_the_card_leaves_no_place_of_its_template_empty():
@@ -38,7 +38,7 @@ def test_the_card_leaves_no_place_of_its_template_empty():
 
 
 def test_the_card_tells_contexts_steps_rates_and_windows_of_every_cycle():
-    first, second, third = cycles_text(CYCLES, ALL).splitlines()
+    first, second, third, fourth = cycles_text(CYCLES, ALL).splitlines()
     assert first.startswith("1. 6,850 steps. Streams of 128 tokens (1,200 steps), 256 tokens (1,300 steps)")
     assert "2,048 tokens (350 steps)" in first
     assert "0.004 (matrices) and 0.003" in first
@@ -47,13 +47,14 @@ def test_the_card_tells_contexts_steps_rates_and_windows_of_every_cycle():
     assert second.startswith("2. 4,400 steps. Streams of 512 / 2,048 / 1,024 / 2,048 tokens in turn (4,400 steps)")
     assert "0.003 (matrices) and 0.00225, after a rise of 100 steps. A window in layers 1 and 4; layer 2 had" in second
     assert second.endswith("Hints: signs, steps, pointers.")
-    assert "last 50% of the steps they fall to nothing. A window in layer 1; layer 4 had one before" in third
-    assert third.endswith("Hints: signs, steps, pointers, lags, orders.")
+    assert "A window in layer 1; layer 4 had one before" in third
+    assert "last 50% of the steps they fall to nothing. A window in layers 1 and 2; layer 2 is new, a copy" in fourth
+    assert fourth.endswith("Hints: signs, steps, pointers, lags, orders.")
 
 
 @pytest.mark.parametrize(
     ("last", "windows", "told"),
-    [(LEARN.steps, "layers 1, 2 and 4", []), (LEARN.steps + 50, "layers 1 and 4", ["50"]), (ALL, "layer 1", [])],
+    [(LEARN.steps, "layers 1, 2 and 4", []), (LEARN.steps + 50, "layers 1 and 4", ["50"]), (ALL, "layers 1 and 2", [])],
 )
 def test_a_training_that_was_stopped_is_told_as_far_as_it_came(last: int, windows: str, told: list[str]):
     text = written(last)

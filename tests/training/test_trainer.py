@@ -1,6 +1,7 @@
 """A training that was stopped goes on as if it had not been, and a cycle begins afresh."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from streamproc.training.cycles import MATRIX_LR, OTHER_LR, Cycle, Phase, place_of
+from streamproc.training.cycles import MATRIX_LR, NEW_LAYER, OTHER_LR, Cycle, Phase, place_of
 from streamproc.training.examples import EVEN, Batch, Stage
-from streamproc.training.model import FIRST_LAYERS, LAYERS, layer_types
+from streamproc.training.model import FIRST_LAYERS, LAYERS, grown, layer_types, sights
 from streamproc.training.train import Trainer, export, means, train
 
 SMALL, OTHER = Stage(64, 1, 2), Stage(128, 1, 2)
@@ -82,9 +83,25 @@ def test_a_hint_is_learned_only_in_the_cycles_that_give_it(whole):
 @pytest.mark.parametrize(("steps", "layers"), [(0, FIRST_LAYERS), (2, FIRST_LAYERS), (3, LAYERS)])
 def test_a_model_is_exported_with_the_layers_that_it_was_trained_with(tmp_path: Path, steps: int, layers):
     found = trainer(1)
-    found.step = steps
+    for _ in range(steps):
+        found.train_step()
     export(found, tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).layer_types == layer_types(layers)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.layer_types == layer_types(layers)
+    assert config.num_hidden_layers == len(layers)
+
+
+def test_a_layer_more_changes_nothing_until_it_is_trained():
+    model, batch = trainer(1).model, trainer(1).examples.batch(random.Random(1), OTHER)
+    deeper = grown(model, LAYERS, NEW_LAYER)
+    assert len(deeper.model.layers) == len(model.model.layers) + 1
+    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
+    before = [*FIRST_LAYERS[:NEW_LAYER], *LAYERS[NEW_LAYER + 1:]]
+    with torch.no_grad():
+        logits = [found(input_ids=ids, position_ids=positions, use_cache=False,
+                        sights=sights(batch, torch.float32, tuple(layers))).logits
+                  for found, layers in ((model, before), (deeper, LAYERS))]  # fmt: skip
+    assert torch.equal(*logits)
 
 
 def test_the_log_says_what_each_stretch_was_trained_on_and_forgets_what_is_done_again(tmp_path: Path, monkeypatch):
