@@ -3,7 +3,7 @@
     blocks    [num_blocks + 1, num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]
 
 All layers of a block are one contiguous piece: the same bytes on the device, in memory and on disk; our own code on the
-CPU lays K of a block down as [head_dim, block_size] (cpu/forward.cpp). The pool is zero where nothing was written,
+CPU lays K and V of a block down in its own order (cpu/forward.cpp). The pool is zero where nothing was written,
 hence finite: masked cells are read and multiplied by zero. The last block is nobody's: it stays zero and fills up the
 block tables of short sequences.
 """

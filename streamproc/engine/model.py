@@ -140,7 +140,7 @@ def _digest(weight: torch.Tensor) -> str:
 def _load_config(folder: Path, name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except Exception as problem:        # transformers and huggingface_hub raise many kinds: all are this file's
         raise Usage(f"engine.model: {name}: its config.json cannot be used: {one_line(problem)}") from problem
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from streamproc.config import state_dir
+from streamproc.errors import Unavailable
 
 NAME = "random-tiny"
 VERSION = 1
@@ -32,15 +34,16 @@ def folder() -> Path:
     target = state_dir() / "models" / f"{NAME}-{VERSION}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as parent:
-        made = Path(parent) / NAME
-        write(made)
-        try:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as parent:
+            made = Path(parent) / NAME
+            write(made)
             made.rename(target)
-        except OSError:
-            if not target.is_dir():     # else another process was first, with the same bytes
-                raise
+    except (OSError, SafetensorError) as problem:
+        if not target.is_dir():     # else another process was first, with the same bytes
+            raise Unavailable(f"{target.parent}: the model {NAME} cannot be written there: {problem}; "
+                              "make room, or set STREAMPROC_STATE_DIR to another folder") from problem
     return target
 
 

@@ -108,6 +108,7 @@ class ModelRunner:
         """Let the step on its way finish and end the thread; harmless when repeated."""
         self._pool.shutdown()
         self.close_lanes()
+        self.forward.close()
 
     def close_lanes(self) -> None:
         """Compute everything in one part from now on."""

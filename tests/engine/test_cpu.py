@@ -5,11 +5,21 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from streamproc.config import Config
 from streamproc.engine import forward as forwards
@@ -21,6 +31,7 @@ from streamproc.engine.cpu.program import POSITIONS, Rotary, Unknown, compile_pr
 from streamproc.engine.forward import Forward, TorchForward, agrees, choose_forward, cpu_forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel, describe
+from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError
 from streamproc.schedule.plan import Chunk, Plan
 
@@ -120,6 +131,80 @@ def test_other_shapes_are_computed_too(config: Any) -> None:
     assert found[1]
 
 
+@pytest.mark.parametrize("config", [
+    GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300),
+    SmolLM3Config(**SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    GraniteConfig(**SHAPE, residual_multiplier=0.22),
+])  # fmt: skip
+def test_other_families_are_left_to_torch(config: Any) -> None:
+    """Their parts may bear the same names and compute something else."""
+    forward, _ = choose_forward(made(config), 16, 1)
+    assert isinstance(forward, TorchForward)
+
+
+def test_threads_end_with_the_runner(load: Load) -> None:
+    loaded, before = load("qwen3", torch.float32), len(list(Path("/proc/self/task").iterdir()))
+    for _ in range(3):
+        runner = ModelRunner(loaded, KVCache(loaded.layout(16), 8, loaded.device), threads=4)
+        assert isinstance(runner.forward, CpuForward)
+        runner.close()
+        runner.close()
+    assert len(list(Path("/proc/self/task").iterdir())) < before + 6
+
+
+def test_gemma_scales_embeddings_in_the_dtype_of_its_weights(load: Load) -> None:
+    scale = compile_program(load("gemma3", torch.bfloat16), 16).model.embedding_scale
+    assert scale == float(torch.tensor(64**0.5).bfloat16())
+    wide = made(Gemma3TextConfig(**{**SHAPE, "hidden_size": 80}, head_dim=32, sliding_window=64), torch.bfloat16)
+    assert compile_program(wide, 16).model.embedding_scale == float(torch.tensor(80**0.5).bfloat16())
+
+
+def test_cells_that_are_no_numbers_are_an_error(load: Load) -> None:
+    loaded = load("llama", torch.float32)
+    with torch.inference_mode():
+        own = cpu_forward(loaded, 16, 1)
+        assert own
+        kv = KVCache(loaded.layout(16), 8, loaded.device)
+        run_step(own, kv, Plan((), (Chunk(0, 0, IDS[:40], (0, 1, 2), False),)))
+        kv.blocks[1, :, 0].fill_(float("nan"))
+        with pytest.raises(StreamprocError, match="not finite"):
+            run_step(own, kv, Plan((), (Chunk(0, 40, IDS[40:41], (0, 1, 2), True),)))
+
+
+def test_a_window_longer_than_any_context_is_none() -> None:
+    loaded = made(Qwen3Config(**SHAPE, head_dim=16, sliding_window=2**32 + 64, use_sliding_window=True,
+                              layer_types=["sliding_attention"] * 2))  # fmt: skip
+    assert [layer.window for layer in compile_program(loaded, 16).layers] == [0, 0]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", None])
+def test_a_damaged_library_is_left_to_torch(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            other_kind: Callable[[set[str]], None]) -> None:
+    path = library_path()
+    assert path
+    damaged = tmp_path / path.name
+    damaged.write_bytes(path.read_bytes()[:-20_000] if content is None else content)
+    other_kind(processor_flags())
+    monkeypatch.setattr(libraries, "library_path", lambda: damaged)
+    assert libraries.library() is None
+
+
+def test_a_library_of_another_layout_is_not_used(monkeypatch: pytest.MonkeyPatch,
+                                                 other_kind: Callable[[set[str]], None]) -> None:
+    other_kind(processor_flags())
+    monkeypatch.setattr(libraries, "LAYOUT", libraries.LAYOUT + 1)
+    assert libraries.library() is None
+
+
+def test_memory_that_runs_out_in_a_step_is_one_line(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        own = cpu_forward(load("llama", torch.float32), 16, 1)
+        assert own
+    own.library = SimpleNamespace(streamproc_forward=lambda *_: 1, streamproc_disband=lambda _: None)
+    with pytest.raises(StreamprocError, match=r"out of memory on cpu in a step of 200 tokens; lower engine"):
+        prefill(own)
+
+
 def test_a_program_that_computes_something_else_is_not_used(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = forwards.compile_program
 
@@ -177,7 +262,7 @@ def test_rotary_tables_have_the_same_bits_however_they_grew(load: Load) -> None:
             step_by_step.grow(size, layers)
         at_once.grow(3 * POSITIONS, layers)
     for kind in kinds:
-        ours, theirs = (torch.cat(rotary._tables[kind], 1) for rotary in (step_by_step, at_once))
+        ours, theirs = (torch.cat(rotary._tables[kind], 1)[:, :2 * POSITIONS + 7] for rotary in (step_by_step, at_once))
         assert torch.equal(ours, theirs)
 
 

@@ -26,6 +26,7 @@ from streamproc.engine import support
 from streamproc.engine.build import Engine
 from streamproc.engine.model import LoadedModel, fingerprint, load_model, max_positions, resolve_device, stored_dtype
 from streamproc.errors import StreamprocError, Unavailable, Usage
+from streamproc.market.rendering import market_model
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
                          "num_key_value_heads": 2, "vocab_size": 100, "head_dim": 8}
@@ -187,3 +188,10 @@ def test_the_fingerprint_sees_one_changed_weight_or_setting(load: Callable[..., 
     with torch.no_grad():
         model.lm_head.weight[3, 4] += 1e-3
     assert len({before, changed, fingerprint(model)}) == 3
+
+
+@pytest.mark.parametrize("change", [{"layer_types": ["x"] * 7}, {"sliding_window": "64"}, {"head_dim": 31}])
+def test_a_config_that_transformers_refuses_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    copied = Path(shutil.copytree(market_model(), tmp_path / "model"))
+    edit(copied, **change)
+    assert "\n" not in refusal(Settings(model=str(copied)))

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from streamproc.config import Prompts
 from streamproc.engine import random_model
 from streamproc.engine.build import Engine, stateless_answer
+from streamproc.errors import Unavailable
 from streamproc.prompts import Renderer, load_tokenizer
 from streamproc.records import Trade
 
@@ -46,3 +49,11 @@ def test_its_answers_depend_on_the_context(engine: Engine) -> None:
         answers.add(stateless_answer(engine, [*prefix, *stream, *tail], 12, ()))
     assert len(answers) > 4
     assert all(len(set(answer)) > 2 for answer in answers)
+
+
+def test_a_state_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STREAMPROC_STATE_DIR", str(tmp_path / "file" / "state"))
+    with pytest.raises(Unavailable, match="the model random-tiny cannot be written there") as raised:
+        random_model.folder()
+    assert "\n" not in str(raised.value)

@@ -1,6 +1,6 @@
 // One step of a decoder on the CPU: packed rows of many sequences through all layers in one call, KV read in place.
 //
-// A row's bits depend on its own sequence alone. Every sum over weights goes through k in ascending order in one
+// A row's bits depend on its own sequence alone, as long as its cells are numbers. Every sum over weights goes through k in ascending order in one
 // accumulator; keys are taken in tiles of KEYS at absolute positions, in ascending order, and a key that a row does not
 // see adds exactly nothing. So rows may come in any chunks, beside any company, on any thread.
 //
@@ -20,6 +20,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -37,6 +38,7 @@ constexpr int LANES = 16;       // floats of a vector; narrower machines take se
 constexpr int PANEL = 32;       // outputs whose weights lie together
 constexpr int KEYS = 64;        // of a tile of attention
 constexpr int MAX_HEAD_DIM = 256;
+constexpr int LAYOUT = 2;        // of packed weights and of KV; library.py has it too
 constexpr float UNSEEN = -2e30f, LOWEST = -1e30f;   // score of a key that a row does not see; maximum of no keys
 
 using bfloat16 = uint16_t;
@@ -131,7 +133,7 @@ inline float largest(Floats x) {
 
 // e^x for x <= 88; 0 below -87, 1 at 0. Cody and Waite's reduction, Cephes' polynomial; within 2 units of the last place.
 inline Floats exp(Floats x) {
-    const Floats clamped = larger(x, all(-87.0f));
+    const Floats clamped = x < -87.0f ? all(-87.0f) : x;     // what is no number stays none
     const Floats n = fma(clamped, all(1.44269504f), all(12582912.0f)) - 12582912.0f;     // to nearest
     Floats r = fma(n, all(-0.693359375f), clamped);
     r = fma(n, all(2.12194440e-4f), r);
@@ -146,7 +148,7 @@ inline Floats exp(Floats x) {
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What cpu/program.py and cpu/runner.py hand over; the fields lie as their ctypes.Structure says.
+// What cpu/program.py and cpu/forward.py hand over; the fields lie as their ctypes.Structure says.
 
 extern "C" {
 
@@ -192,12 +194,10 @@ struct Team;
 }  // extern "C"
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Threads that share the tasks of one caller.
+// Threads that share the tasks of one caller at a time. They do not outlive a fork.
 
 struct Team {
-    explicit Team(int size) {
-        for (int i = 1; i < size; i++) threads.emplace_back([this] { work(); });
-    }
+    void add() { threads.emplace_back([this] { work(); }); }
     ~Team() {
         job = nullptr;
         round.fetch_add(1);
@@ -217,7 +217,8 @@ struct Team {
 
     static constexpr int SPINS = 4000;      // some microseconds: the next tasks mostly come at once
     std::vector<std::thread> threads;
-    std::atomic<int> round{0}, next{0}, busy{0};
+    std::atomic<uint32_t> round{0};
+    std::atomic<int> next{0}, busy{0};
     void (*job)(const void*, int) = nullptr;
     const void* argument = nullptr;
     int num_tasks = 0;
@@ -227,7 +228,7 @@ private:
         for (int task; (task = next.fetch_add(1)) < num_tasks;) job(argument, task);
     }
     void work() {
-        for (int seen = 0;;) {
+        for (uint32_t seen = 0;;) {
             for (int spins = 0; round.load() == seen;)
                 if (++spins > SPINS) round.wait(seen);
             seen++;
@@ -644,12 +645,33 @@ template <class Number> struct Forward {        // of weights and of KV
 
 extern "C" {
 
-void streamproc_forward(const Model* model, const Step* step, Team* team) {
-    if (model->is_bfloat16) Forward<bfloat16>{*model, *step, team}.run();
-    else Forward<float>{*model, *step, team}.run();
+// 0, or 1 where memory ran out. Tasks allocate nothing, so whatever is thrown is thrown here.
+int streamproc_forward(const Model* model, const Step* step, Team* team) {
+    try {
+        if (model->is_bfloat16) Forward<bfloat16>{*model, *step, team}.run();
+        else Forward<float>{*model, *step, team}.run();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
 }
 
-Team* streamproc_team(int size) { return size > 1 ? new Team(size) : nullptr; }
+// Null for one thread, and where no more can be had.
+Team* streamproc_team(int size) {
+    if (size < 2) return nullptr;
+    Team* team = nullptr;
+    try {
+        team = new Team;
+        for (int i = 1; i < size; i++) team->add();
+        return team;
+    } catch (...) {
+        delete team;
+        return nullptr;
+    }
+}
+
+// Changes with whatever changes between the tables of program.py and this code.
+int streamproc_layout() { return LAYOUT * 10'000 + int(sizeof(Model) + sizeof(Layer) + sizeof(Step) + sizeof(Chunk)); }
 
 void streamproc_disband(Team* team) { delete team; }
 

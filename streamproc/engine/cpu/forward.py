@@ -9,23 +9,17 @@ import transformers
 
 from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
+from streamproc.engine.cpu.tables import CHUNK, Step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
 from streamproc.schedule.plan import Chunk
 
-CHUNK = np.dtype([("block_table", np.uintp), *((name, np.int32) for name in ("start", "rows", "first", "samples"))])
-
-
-class Step(ctypes.Structure):
-    """As in forward.cpp."""
-
-    _fields_ = [*((name, ctypes.c_void_p) for name in ("blocks", "token_ids", "chunks", "sampled_ids",
-                                                       "sampled_logits")),
-                *((name, ctypes.c_int32) for name in ("num_rows", "num_chunks"))]
-
 
 class CpuForward:
-    """forward.cpp: no work in Python per layer or per row. Safe to call from several threads, on different chunks."""
+    """forward.cpp: no work in Python per layer or per row. 
+
+    Without a team it may be called from several threads, on different chunks; a team has one caller at a time.
+    """
 
     def __init__(self, code: ctypes.CDLL, loaded: LoadedModel, program: Program, threads: int) -> None:
         self.library = code
@@ -59,7 +53,9 @@ class CpuForward:
         best, logits = np.empty(num_samples, np.int32), np.empty(num_samples, np.float32)
         step = Step(kv.blocks.data_ptr(), token_ids.ctypes.data, described.ctypes.data, best.ctypes.data,
                     logits.ctypes.data, row, len(chunks))
-        self.library.streamproc_forward(ctypes.addressof(self.program.model), ctypes.addressof(step), self.team)
+        model = self.program.model
+        if self.library.streamproc_forward(ctypes.addressof(model), ctypes.addressof(step), self.team):
+            raise MemoryError
         return best, logits
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:

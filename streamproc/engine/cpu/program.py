@@ -1,22 +1,22 @@
 """A loaded model as the tables that forward.cpp reads: weights packed, norms folded, rotary tables filled.
 
-Known are decoders made of the parts of Llama, Qwen2, Qwen3, Mistral, Phi3, Gemma2 and Gemma3, told by what their
-modules are called. Whether a part does what its name says is not taken on trust: forward.py compares the program's
-answers with the model's own before it is used.
+Known are the families of FAMILIES, and of them what is made of the parts below. That the program computes what the
+model does is not taken on trust: engine/forward.py compares their logits before it is used.
 """
 
 import ctypes
 import threading
-from ctypes import c_float, c_int32, c_void_p
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamproc.engine.cpu.tables import Layer, Matrix, Model
 from streamproc.engine.model import LoadedModel
 
-LANES, PANEL, MAX_HEAD_DIM = 16, 32, 256    # as in forward.cpp
+LANES, PANEL, MAX_HEAD_DIM, MAX_WINDOW = 16, 32, 256, 2**30     # as in forward.cpp; a longer window is none
+FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text"}    # others compute more than their parts tell
 ATTENTION = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"},
              {"qkv_proj", "o_proj"})
 MLP = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
@@ -28,23 +28,6 @@ POSITIONS = 1024            # of the rotary tables, computed at once
 
 class Unknown(Exception):
     """A model that is not made of the known parts."""
-
-
-class Matrix(ctypes.Structure):
-    _fields_ = [("packed", c_void_p), ("bias", c_void_p), ("outputs", c_int32), ("inputs", c_int32)]
-
-
-class Layer(ctypes.Structure):
-    _fields_ = [*((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
-                *((name, c_void_p) for name in ("input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm",
-                                                "after_mlp_norm", "cosines", "sines")), ("window", c_int32)]
-
-
-class Model(ctypes.Structure):
-    _fields_ = [*((name, c_void_p) for name in ("embedding", "final_norm", "layers")), ("head", Matrix),
-                *((name, c_int32) for name in ("num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim",
-                                               "rotary_dim", "intermediate", "block_size", "is_bfloat16", "is_gelu")),
-                *((name, c_float) for name in ("epsilon", "scaling", "embedding_scale"))]
 
 
 @dataclass
@@ -60,6 +43,7 @@ class Program:
         """Have rotary tables for so many positions."""
         if positions > self.rotary.size:
             self.rotary.grow(positions, self.layers)
+            assert positions <= self.rotary.size, "a position beyond the model's"
 
 
 class Rotary:
@@ -77,10 +61,11 @@ class Rotary:
     def grow(self, positions: int, layers: Any) -> None:
         """At least to so many positions; `layers` then point to the new tables."""
         with self._lock:
-            size = self.size
+            size, positions = self.size, max(positions, 2 * self.size)     # doubled: all old tables are one at most
+            if self.limit is not None:
+                positions = min(positions, self.limit)
             while size < positions:
                 end = size + POSITIONS if self.limit is None else min(size + POSITIONS, self.limit)
-                assert end > size, "a position beyond the model's"
                 for kind in self._tables:
                     self._tables[kind].append(self._piece(kind, range(size, end)))
                 size = end
@@ -129,18 +114,22 @@ class _Compiler:
         final_norm = self._norm(self.body.norm)
         if len(self.epsilons) > 1 or len(self.scalings) > 1:
             raise Unknown("its norms or its attention differ from layer to layer")
+        if len({(layer.down.inputs, layer.gate_up.outputs) for layer in layers}) > 1:
+            raise Unknown("its layers differ in size")
         intermediate = layers[0].down.inputs
         head = self._matrix([self.loaded.model.lm_head])
         model = Model(
             self._keep(embedding.weight), final_norm, ctypes.addressof(layers), head,
             shapes.num_layers, embedding.weight.shape[1], shapes.num_heads, shapes.num_kv_heads, shapes.head_dim,
             rotary.dim, intermediate, self.block_size, self.loaded.dtype == torch.bfloat16, self._is_gelu(),
-            self.epsilons.pop(), self.scalings.pop(), float(getattr(embedding, "scalar_embed_scale", 1.0)))
+            self.epsilons.pop(), self.scalings.pop(), embedding_scale(embedding))
         return Program(model, layers, rotary, self.kept)
 
     def _check(self) -> None:
         """What forward.cpp takes for granted."""
         loaded, shapes = self.loaded, self.loaded.shapes
+        if self.config.model_type not in FAMILIES:
+            raise Unknown(f"{self.config.model_type} is another family")
         parts = ("layers", "rotary_emb", "embed_tokens", "norm")
         sizes = (shapes.head_dim, self.config.hidden_size, self.config.intermediate_size, self.block_size)
         for is_missing, reason in (
@@ -182,7 +171,8 @@ class _Compiler:
             self._norm(module.input_layernorm), *(self._norm(getattr(attention, name, None))
                                                   for name in ("q_norm", "k_norm")),
             self._norm(module.post_attention_layernorm if has_after else None), self._norm(between),
-            self._norm(module.post_feedforward_layernorm if has_after else None), None, None, window or 0)
+            self._norm(module.post_feedforward_layernorm if has_after else None), None, None,
+            window if window and window < MAX_WINDOW else 0)
 
     def _matrix(self, linears: list[Any]) -> Matrix:
         if any(type(linear) is not nn.Linear for linear in linears):
@@ -218,6 +208,12 @@ class _Compiler:
     def _keep(self, tensor: Tensor) -> int:
         self.kept.append(tensor.detach().contiguous())
         return int(self.kept[-1].data_ptr())
+
+
+def embedding_scale(embedding: Any) -> float:
+    """Gemma's, as it multiplies: in the dtype of the weights."""
+    scale = getattr(embedding, "embed_scale", None)
+    return 1.0 if scale is None else float(scale.to(embedding.weight.dtype))
 
 
 def children(module: Any) -> set[str]:
