@@ -16,7 +16,7 @@ from streamproc.schedule.plan import Chunk
 
 
 class CpuForward:
-    """forward.cpp: no work in Python per layer or per row. 
+    """forward.cpp: Python lays out a step, nothing is done in it for each layer.
 
     Without a team it may be called from several threads, on different chunks; a team has one caller at a time.
     """
