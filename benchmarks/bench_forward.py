@@ -35,7 +35,7 @@ SHAPE: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 2048, "num_hid
 def step(forward: Forward, kv: KVCache, start: int, count: int) -> float:
     """Seconds of one step of `count` tokens."""
     ids = tuple((start + i) * 7919 % 32_000 for i in range(count))
-    plan = Plan((), (Chunk(0, start, ids, tuple(range(kv.num_blocks)), True),))
+    plan = Plan((), (Chunk(0, start, ids, tuple(range(kv.num_blocks)), 1),))
     started = time.perf_counter()
     run_step(forward, kv, plan)
     return time.perf_counter() - started

@@ -135,7 +135,7 @@ class StreamProcessor:
             (plan, flight), self._flight = self._flight, None
             self._apply(plan, flight.wait())
 
-    def _apply(self, plan: Plan, sampled: dict[int, int]) -> None:
+    def _apply(self, plan: Plan, sampled: dict[int, tuple[int, ...]]) -> None:
         now = self.clock.now()
         for chunk in plan.chunks:
             fork = self.workload.running.get(chunk.seq_id)
@@ -144,8 +144,9 @@ class StreamProcessor:
             else:
                 fork.started_at = now if fork.started_at is None else fork.started_at
                 fork.advance(len(chunk.token_ids))
-                if chunk.sample:
-                    self._extend(fork, sampled[chunk.seq_id], now)
+                for token_id in sampled.get(chunk.seq_id, ()):
+                    if fork.text is None:
+                        self._extend(fork, token_id, now)
         self.counters.steps += bool(plan.chunks)
         self.counters.tokens += plan.num_tokens
 

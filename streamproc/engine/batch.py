@@ -4,7 +4,7 @@
     spans     a chunk's rows, cut into at most SPAN_ROWS; spans of equal size are attended together. Under a sliding
               window they are cut at absolute positions, where a row's keys lie at the same places of a short tile
               whatever the chunk: few keys are read and the bits are the row's own.
-    sampled   the last rows of the chunks that sample, padded to the multiple too
+    sampled   the rows that are sampled, chunk after chunk, padded to the multiple too
 
 Padding rows repeat token 0 at position 0; their K and V are not written and nobody reads what they give.
 """
@@ -40,7 +40,7 @@ class Batch:
     token_ids: torch.Tensor        # [1, rows]
     positions: torch.Tensor        # [1, rows]
     sampled_rows: torch.Tensor     # [padded number of samples]
-    sampled_ids: tuple[int, ...]   # sequences, in the order of sampled_rows
+    num_samples: int
     step: PagedStep
 
 
@@ -70,10 +70,10 @@ def build_batch(chunks: Sequence[Chunk], kv: KVCache, geometry: Geometry) -> Bat
     num_rows = len(token_ids)
     padding = [0] * (-num_rows % geometry.row_multiple)
     reaches = {window: builder.reach(chunks, window, num_rows + len(padding)) for window in geometry.windows}
-    rows, ids = _sampled(chunks)
+    rows = _sampled(chunks)
     return Batch(torch.tensor([token_ids + padding], device=device), torch.tensor([positions + padding], device=device),
                  torch.tensor(rows + rows[:1] * (-len(rows) % geometry.row_multiple), dtype=torch.int64, device=device),
-                 ids, PagedStep(kv, num_rows, builder.write_cells(chunks), reaches))
+                 len(rows), PagedStep(kv, num_rows, builder.write_cells(chunks), reaches))
 
 
 def check_chunks(chunks: Sequence[Chunk], kv: KVCache) -> None:
@@ -81,7 +81,7 @@ def check_chunks(chunks: Sequence[Chunk], kv: KVCache) -> None:
     assert len({chunk.seq_id for chunk in chunks}) == len(chunks), "two chunks of one sequence"
     for chunk in chunks:
         end = chunk.start + len(chunk.token_ids)
-        assert chunk.token_ids, "an empty chunk"
+        assert len(chunk.token_ids) >= max(1, chunk.num_samples), "a chunk with too few tokens"
         assert end <= len(chunk.block_table) * kv.layout.block_size, "a chunk without cells"
         assert all(0 <= block < kv.num_blocks for block in chunk.block_table), "a block outside the pool"
 
@@ -99,14 +99,13 @@ def cut_spans(chunks: Iterable[Chunk], unit: int | None = None) -> Iterable[Span
         row += len(chunk.token_ids)
 
 
-def _sampled(chunks: Iterable[Chunk]) -> tuple[list[int], tuple[int, ...]]:
-    rows, ids, row = [], [], -1
+def _sampled(chunks: Iterable[Chunk]) -> list[int]:
+    rows: list[int] = []
+    end = 0
     for chunk in chunks:
-        row += len(chunk.token_ids)
-        if chunk.sample:
-            rows.append(row)
-            ids.append(chunk.seq_id)
-    return rows, tuple(ids)
+        end += len(chunk.token_ids)
+        rows += range(end - chunk.num_samples, end)
+    return rows
 
 
 def window_unit(block_size: int) -> int:

@@ -126,8 +126,8 @@ def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple
     answer: list[int] = []
     new, start = ids, 0
     while not answer or finished_text(renderer, answer, stop, max_tokens) is None:
-        plan = Plan((), (Chunk(0, start, new, table, True),))
-        token = run_step(engine.runner.forward, kv, plan)[0]
+        plan = Plan((), (Chunk(0, start, new, table, 1),))
+        token, = run_step(engine.runner.forward, kv, plan)[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return tuple(answer)

@@ -61,12 +61,12 @@ def attention_is_exact(shapes: Shapes, like: torch.Tensor, row_multiple: int, bl
     geometry = Geometry(shapes.num_heads, frozenset(shapes.windows), row_multiple)
     query = noise((shapes.num_heads, num_rows, shapes.head_dim), like)
     table = tuple(range(num_blocks))
-    company = Chunk(1, 0, (0,) * 9, tuple(range(num_blocks, 2 * num_blocks)), False)
-    whole = _attend([Chunk(0, START, (0,) * num_rows, table, False)], query, kv, geometry)
+    company = Chunk(1, 0, (0,) * 9, tuple(range(num_blocks, 2 * num_blocks)))
+    whole = _attend([Chunk(0, START, (0,) * num_rows, table)], query, kv, geometry)
     for cut in CUTS:
         for i in range(0, num_rows, max(cut, num_rows // 4)):
             rows = min(cut, num_rows - i)
-            chunks = [company, Chunk(0, START + i, (0,) * rows, table, False)]
+            chunks = [company, Chunk(0, START + i, (0,) * rows, table)]
             part = torch.cat([query[:, :9], query[:, i:i + rows]], 1)
             outs = _attend(chunks, part, kv, geometry)
             if not all(torch.equal(outs[w][9:9 + rows], whole[w][i:i + rows]) for w in geometry.windows):

@@ -1,6 +1,6 @@
 """One step's chunks through the model: by torch, on any device, or by our own code on the CPU.
 
-Both write exactly the cells that the chunks name and give the greedy token of every chunk that samples. Which one runs
+Both write exactly the cells that the chunks name and give the greedy tokens of every chunk that samples. Which one runs
 is decided once, at start, and is part of the fingerprint: they agree in all but the last bits.
 """
 
@@ -20,7 +20,7 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
 from streamproc.engine.support import Recorder
 from streamproc.errors import StreamprocError
-from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.plan import Chunk, Plan, verify
 
 CHECK_TOKENS = 24
 CHECK_CUTS = (1, 3, 8, 12)
@@ -42,8 +42,8 @@ class Forward(Protocol):
         """Everything of the computation, besides the model, that a cell's bits depend on."""
         ...
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, int]:
-        """-> the greedy token of every sequence that samples. `chunks` is not empty."""
+    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, tuple[int, ...]]:
+        """-> the tokens that follow every chunk with samples (plan.verify). `chunks` is not empty."""
         ...
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
@@ -55,8 +55,8 @@ class Forward(Protocol):
         ...
 
 
-def run_step(forward: Forward, kv: KVCache, plan: Plan) -> dict[int, int]:
-    """One step -> the greedy token of every sequence that samples.
+def run_step(forward: Forward, kv: KVCache, plan: Plan) -> dict[int, tuple[int, ...]]:
+    """One step -> the tokens that follow, by sequence, as plan.Flight says.
 
     Raises StreamprocError where memory runs out or the model gives no number.
     """
@@ -84,14 +84,14 @@ class TorchForward:
     def facts(self) -> tuple[str, ...]:
         return (torch.__version__, transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, int]:
+    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, tuple[int, ...]]:
         geometry = Geometry(self.loaded.shapes.num_heads, frozenset(self.loaded.shapes.windows), self.row_multiple)
         batch = build_batch(chunks, kv, geometry)
         logits = self.loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
                                    logits_to_keep=batch.sampled_rows, streamproc_step=batch.step).logits
-        best = logits[0, :len(batch.sampled_ids)].max(-1)
+        best = logits[0, :batch.num_samples].max(-1)
         self.loaded.require_finite(bool(torch.isfinite(best.values).all()))
-        return dict(zip(batch.sampled_ids, best.indices.tolist(), strict=True))
+        return verify(chunks, iter(best.indices.tolist()))
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
         return kv.gather(block_table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
@@ -146,7 +146,7 @@ def agrees(forward: CpuForward, block_size: int) -> bool:
                           streamproc_step=Recorder()).logits[0].float()
     per_table = -(-len(ids) // block_size)
     kv = KVCache(loaded.layout(block_size), len(ids) * per_table, loaded.device)
-    chunks = [Chunk(i, 0, ids[:i + 1], tuple(range(i * per_table, (i + 1) * per_table)), True) for i in range(len(ids))]
+    chunks = [Chunk(i, 0, ids[:i + 1], tuple(range(i * per_table, (i + 1) * per_table)), 1) for i in range(len(ids))]
     found, logits = forward.best(kv, chunks)
     expected = theirs[torch.arange(len(ids)), torch.from_numpy(found).long()]
     allowed = AGREEMENT[loaded.dtype] * theirs.std(dim=-1)
@@ -160,12 +160,12 @@ def whole_is_exact(forward: Forward, block_size: int) -> bool:
     num_blocks = -(-CHECK_TOKENS // block_size)
     tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
     kv = KVCache(loaded.layout(block_size), 3 * num_blocks, loaded.device)
-    last = run_step(forward, kv, Plan((), (Chunk(0, 0, ids, tables[0], True),)))
-    found: dict[int, int] = {}
+    last = run_step(forward, kv, Plan((), (Chunk(0, 0, ids, tables[0], 1),)))
+    found: dict[int, tuple[int, ...]] = {}
     start = 0
     for cut in CHECK_CUTS:
-        company = Chunk(2, 0, ids[:cut + 2], tables[2], False)
-        piece = Chunk(0, start, ids[start:start + cut], tables[1], True)
+        company = Chunk(2, 0, ids[:cut + 2], tables[2])
+        piece = Chunk(0, start, ids[start:start + cut], tables[1], 1)
         found = run_step(forward, kv, Plan((), (company, piece)))
         start += cut
     return found == last and bool(torch.equal(kv.gather(tables[0]), kv.gather(tables[1])))

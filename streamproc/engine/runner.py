@@ -1,7 +1,7 @@
 """Carries out plans on a loaded model, in a thread of its own: torch computes while the loop goes on.
 
     launch(plan)    copies blocks, then one forward over the packed chunks, which writes their cells
-    wait()          the greedy token of every chunk that samples
+    wait()          the greedy tokens of every chunk that samples
 
 The runner decides nothing: it reads and writes exactly the cells that a plan names.
 """
@@ -28,9 +28,9 @@ LANE_TOKENS = 32         # fewer are not worth a lane
 class ModelFlight:
     """A plan on its way."""
 
-    future: Future[dict[int, int]]
+    future: Future[dict[int, tuple[int, ...]]]
 
-    def wait(self) -> dict[int, int]:
+    def wait(self) -> dict[int, tuple[int, ...]]:
         """Block until the step is done; raises what the step raised."""
         return self.future.result()
 
@@ -84,7 +84,7 @@ class ModelRunner:
         """Start a step and return at once."""
         return ModelFlight(self._pool.submit(self._run, plan))
 
-    def _run(self, plan: Plan) -> dict[int, int]:
+    def _run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
         check_chunks(plan.chunks, self.kv)
         first, *rest = split(plan, self.num_lanes)

@@ -1,5 +1,6 @@
 """What the next step computes: frozen values, decided by the scheduler and carried out by a runner."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,13 @@ class Chunk:
     start: int  # position of the first token; the cells before it are already written
     token_ids: tuple[int, ...]
     block_table: tuple[int, ...]  # block i holds positions [i * block_size, (i + 1) * block_size)
-    sample: bool  # also return the greedy token that follows the last one
+    num_samples: int = 0  # greedy tokens to return: those that follow each of the last so many tokens of the chunk
+    after: int | None = None  # an earlier chunk's sequence, of this plan, whose cells this one reads
+
+    @property
+    def draft(self) -> tuple[int, ...]:
+        """The tokens at the end that are only guessed: each has to be the greedy one after those before it."""
+        return self.token_ids[len(self.token_ids) - self.num_samples + 1 :] if self.num_samples else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +34,29 @@ class Plan:
         return sum(len(chunk.token_ids) for chunk in self.chunks)
 
 
+def verify(chunks: Iterable[Chunk], samples: Iterator[int]) -> dict[int, tuple[int, ...]]:
+    """All samples of a step, in the order of its chunks -> what a flight returns."""
+    return {
+        chunk.seq_id: verified(chunk.draft, [next(samples) for _ in range(chunk.num_samples)])
+        for chunk in chunks
+        if chunk.num_samples
+    }
+
+
 class Flight(Protocol):
     """A plan on the device."""
 
-    def wait(self) -> dict[int, int]:
-        """Block until the step is done -> the next token id of every sequence that asked to sample."""
+    def wait(self) -> dict[int, tuple[int, ...]]:
+        """Block until the step is done -> for every chunk with samples, by sequence, the tokens that follow what is
+        certain in it: those of its draft that held, and one more.
+        """
         ...
+
+
+def verified(draft: Sequence[int], samples: Sequence[int]) -> tuple[int, ...]:
+    """The samples that are greedy tokens, given the tokens that followed each draft token: up to the first surprise."""
+    held = next((i for i, (guess, token) in enumerate(zip(draft, samples, strict=False)) if guess != token), len(draft))
+    return tuple(samples[: held + 1])
 
 
 class Runner(Protocol):

@@ -76,7 +76,7 @@ class Scheduler:
         start = fork.num_computed
         ids = tuple(fork.token_ids[start : start + draft.room])
         done = start + len(ids) == fork.num_tokens
-        draft.add(Chunk(fork.seq_id, fork.base + start, ids, tuple(fork.block_table), done))
+        draft.add(Chunk(fork.seq_id, fork.base + start, ids, tuple(fork.block_table), int(done)))
 
     def _start(self, draft: _Draft, waiting: list[Fork], younger: list[Generation]) -> None:
         for fork in waiting:
@@ -123,7 +123,7 @@ class Scheduler:
                 return False
             start = generation.num_computed
             ids = tuple(generation.token_ids[start : start + num_tokens])
-            draft.add(Chunk(generation.seq_id, start, ids, tuple(generation.block_table), False))
+            draft.add(Chunk(generation.seq_id, start, ids, tuple(generation.block_table)))
             self.workload.touch(generation)
             room -= num_tokens
         return True

@@ -83,11 +83,11 @@ def test_an_answer_in_pieces_equals_the_stateless_one(engine: Engine, asked: tup
     start, new = 0, asked
     while len(answer) < 20:
         part, new = new[:100], new[100:]
-        found = engine.runner.launch(Plan((), (Chunk(1, start, part, table, not new),))).wait()
+        found = engine.runner.launch(Plan((), (Chunk(1, start, part, table, int(not new)),))).wait()
         start += len(part)
         if not new:
-            answer.append(found[1])
-            new = (found[1],)
+            new = found[1]
+            answer += new
     assert tuple(answer) == expected
 
 

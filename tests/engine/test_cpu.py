@@ -70,7 +70,7 @@ def prefill(forward: Forward, ids: tuple[int, ...] = IDS) -> tuple[torch.Tensor,
     """Cells and next token of one sequence in one chunk."""
     loaded, table = forward.loaded, tuple(range(-(-len(ids) // 16)))
     kv = KVCache(loaded.layout(16), len(table), loaded.device)
-    token = run_step(forward, kv, Plan((), (Chunk(0, 0, ids, table, True),)))[0]
+    (token,) = run_step(forward, kv, Plan((), (Chunk(0, 0, ids, table, 1),)))[0]
     return forward.cells(kv, table, len(ids)), token
 
 
@@ -165,10 +165,10 @@ def test_cells_that_are_no_numbers_are_an_error(load: Load) -> None:
         own = cpu_forward(loaded, 16, 1)
         assert own
         kv = KVCache(loaded.layout(16), 8, loaded.device)
-        run_step(own, kv, Plan((), (Chunk(0, 0, IDS[:40], (0, 1, 2), False),)))
+        run_step(own, kv, Plan((), (Chunk(0, 0, IDS[:40], (0, 1, 2)),)))
         kv.blocks[1, :, 0].fill_(float("nan"))
         with pytest.raises(StreamprocError, match="not finite"):
-            run_step(own, kv, Plan((), (Chunk(0, 40, IDS[40:41], (0, 1, 2), True),)))
+            run_step(own, kv, Plan((), (Chunk(0, 40, IDS[40:41], (0, 1, 2), 1),)))
 
 
 def test_a_window_longer_than_any_context_is_none() -> None:

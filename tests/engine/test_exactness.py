@@ -74,14 +74,14 @@ class Walk:
         found = run_step(self.forward, self.kv, Plan(tuple(copies), tuple(chunks)))
         for sequence, chunk in zip(chosen, chunks, strict=True):
             sequence.num_computed += len(chunk.token_ids)
-            sequence.next_token = found.get(sequence.seq_id)
+            (sequence.next_token,) = found.get(sequence.seq_id, (None,))
 
     def chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
         start = sequence.num_computed
         ids = tuple(sequence.ids[start:start + num_tokens])
         while len(sequence.table) * BLOCK_SIZE < start + len(ids):
             sequence.table.append(self.free.pop())
-        return Chunk(sequence.seq_id, start, ids, tuple(sequence.table), start + len(ids) == len(sequence.ids))
+        return Chunk(sequence.seq_id, start, ids, tuple(sequence.table), int(start + len(ids) == len(sequence.ids)))
 
     def cells(self, sequence: Sequence) -> torch.Tensor:
         return self.forward.cells(self.kv, sequence.table, len(sequence.ids))
@@ -91,7 +91,7 @@ def alone(forward: Forward, ids: list[int]) -> tuple[torch.Tensor, int]:
     """Cells and next token of one sequence in one chunk, from nothing."""
     table, loaded = list(range(-(-len(ids) // BLOCK_SIZE))), forward.loaded
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
-    token = run_step(forward, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), True),)))[0]
+    (token,) = run_step(forward, kv, Plan((), (Chunk(0, 0, tuple(ids), tuple(table), 1),)))[0]
     return forward.cells(kv, table, len(ids)), token
 
 
@@ -111,6 +111,24 @@ def test_cells_and_tokens_are_bit_equal_to_one_chunk_alone(path: str, name: str,
         cells, token = alone(walk.forward, sequence.ids)
         assert torch.equal(walk.cells(sequence), cells)
         assert sequence.next_token == token
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_draft_holds_as_far_as_it_is_what_would_have_been_decoded(path: str, name: str, dtype: torch.dtype,
+                                                                    forward: GetForward) -> None:
+    computes, ids = forward(path, name, dtype), random.Random(9).choices(range(3, 90), k=75)
+    expected = greedy(computes, ids, 9)
+    table = tuple(range(-(-(len(ids) + 9) // BLOCK_SIZE)))
+    kv = KVCache(computes.loaded.layout(BLOCK_SIZE), 2 * len(table), computes.loaded.device)
+    others = tuple(block + len(table) for block in table)
+    for num_right in range(9):
+        draft = (*expected[:num_right], *((token + 1) % 90 for token in expected[num_right:8]))
+        chunks = (Chunk(0, 0, (*ids, *draft), table, 9), Chunk(1, 0, tuple(ids[:40]), others, 1))
+        found = run_step(computes, kv, Plan((), chunks))
+        assert found[0] == tuple(expected[:num_right + 1])
+        assert len(found[1]) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -144,7 +162,7 @@ def test_lanes_give_the_bits_of_one(dtype: torch.dtype, load: Load) -> None:
     for _ in range(6):
         sizes = [rng.choice((1, 20, 60)) for _ in starts]
         chunks = [
-            Chunk(i, start, tuple(rng.choices(range(3, 90), k=size)), tuple(range(15 * i, 15 * i + 15)), size > 1)
+            Chunk(i, start, tuple(rng.choices(range(3, 90), k=size)), tuple(range(15 * i, 15 * i + 15)), int(size > 1))
             for i, (start, size) in enumerate(zip(starts, sizes, strict=True)) if start + size <= 15 * BLOCK_SIZE
         ]  # fmt: skip
         for chunk in chunks:
@@ -158,7 +176,7 @@ def test_lanes_give_the_bits_of_one(dtype: torch.dtype, load: Load) -> None:
 
 
 def test_a_plan_is_split_evenly_and_keeps_its_chunks_whole() -> None:
-    chunks = tuple(Chunk(i, 0, (1,) * size, (i,), False) for i, size in enumerate((90, 40, 40, 8)))
+    chunks = tuple(Chunk(i, 0, (1,) * size, (i,)) for i, size in enumerate((90, 40, 40, 8)))
     plan = Plan(((1, 2),), chunks)
     parts = split(plan, 2)
     assert sorted(chunk.seq_id for part in parts for chunk in part.chunks) == [0, 1, 2, 3]
@@ -199,10 +217,10 @@ def greedy(forward: Forward, ids: list[int], num_tokens: int) -> list[int]:
     table, loaded = tuple(range(-(-(len(ids) + num_tokens) // BLOCK_SIZE))), forward.loaded
     kv = KVCache(loaded.layout(BLOCK_SIZE), len(table), loaded.device)
     half = len(ids) // 2
-    run_step(forward, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table, False),)))
+    run_step(forward, kv, Plan((), (Chunk(0, 0, tuple(ids[:half]), table),)))
     answer, start, new = [], half, tuple(ids[half:])
     for _ in range(num_tokens):
-        token = run_step(forward, kv, Plan((), (Chunk(0, start, new, table, True),)))[0]
+        (token,) = run_step(forward, kv, Plan((), (Chunk(0, start, new, table, 1),)))[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return answer

@@ -16,14 +16,14 @@ from streamproc.schedule.plan import Chunk, Plan
 IDS = tuple(range(3, 40))
 
 
-def chunk(seq_id: int = 1, table: tuple[int, ...] = (0, 1, 2), sample: bool = True) -> Chunk:
-    return Chunk(seq_id, 0, IDS, table, sample)
+def chunk(seq_id: int = 1, table: tuple[int, ...] = (0, 1, 2), num_samples: int = 1) -> Chunk:
+    return Chunk(seq_id, 0, IDS, table, num_samples)
 
 
 def test_only_what_samples_gets_a_token(engine: Engine) -> None:
-    plan = Plan((), (chunk(7), chunk(8, (3, 4, 5), sample=False)))
+    plan = Plan((), (chunk(7), chunk(8, (3, 4, 5), num_samples=0)))
     assert list(engine.runner.launch(plan).wait()) == [7]
-    assert engine.runner.launch(Plan((), (chunk(sample=False),))).wait() == {}
+    assert engine.runner.launch(Plan((), (chunk(num_samples=0),))).wait() == {}
 
 
 def test_an_empty_plan_is_done_at_once(engine: Engine) -> None:

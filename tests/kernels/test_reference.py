@@ -43,7 +43,7 @@ def test_the_engines_attention_equals_the_reference(window: int | None, dtype: t
     chunks, used = [], 0
     for i, (start, rows) in enumerate(spans):
         num_blocks = -(-(start + rows) // BLOCK_SIZE)
-        chunks.append(Chunk(i, start, (0,) * rows, tuple(order[used:used + num_blocks]), False))
+        chunks.append(Chunk(i, start, (0,) * rows, tuple(order[used:used + num_blocks])))
         used += num_blocks
     num_rows = sum(rows for _, rows in spans)
     query, key, value = (torch.randn(heads, num_rows + 3, HEAD_DIM).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))

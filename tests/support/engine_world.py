@@ -144,7 +144,7 @@ def check_cells(world: World) -> int:
         num_tokens = generation.num_computed
         table = tuple(range(-(-num_tokens // runner.block_size)))
         fresh = KVCache(runner.kv.layout, len(table), runner.kv.blocks.device)
-        plan = Plan((), (Chunk(0, 0, tuple(generation.token_ids[:num_tokens]), table, False),))
+        plan = Plan((), (Chunk(0, 0, tuple(generation.token_ids[:num_tokens]), table),))
         runner.call(lambda fresh=fresh, plan=plan: run_step(forward, fresh, plan))
         ours = forward.cells(runner.kv, generation.block_table[: len(table)], num_tokens)
         expected = forward.cells(fresh, table, num_tokens)

@@ -13,7 +13,7 @@ from streamproc.messages import Head, decode_head
 from streamproc.past import Past
 from streamproc.ports import Clock
 from streamproc.records import Record, encode_record
-from streamproc.schedule.plan import Plan
+from streamproc.schedule.plan import Plan, verified
 from streamproc.state.epoch import Epoch, Message, Outgoing
 from streamproc.state.partition import Recovery
 from streamproc.state.publish import head_key
@@ -55,7 +55,7 @@ class FakeRunner:
     def launch(self, plan: Plan) -> "FakeFlight":
         return FakeFlight(self, plan)
 
-    def run(self, plan: Plan) -> dict[int, int]:
+    def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         size = self.block_size
         self.num_steps += bool(plan.chunks)
         for source, target in plan.copies:
@@ -65,6 +65,7 @@ class FakeRunner:
         sampled = {}
         for chunk in plan.chunks:
             kv = self._cell(chunk.block_table, chunk.start - 1) if chunk.start else 0
+            follows: list[int] = []
             for position, token_id in enumerate(chunk.token_ids, chunk.start):
                 assert kv is not None, "read a cell that nobody wrote"
                 kv = next_kv(kv, token_id)
@@ -72,8 +73,9 @@ class FakeRunner:
                 assert slot not in written, "two chunks write one cell"
                 written.add(slot)
                 self.cells[slot] = kv
-            if chunk.sample:
-                sampled[chunk.seq_id] = greedy(kv)
+                follows.append(greedy(kv))
+            if chunk.num_samples:
+                sampled[chunk.seq_id] = verified(chunk.draft, follows[-chunk.num_samples :])
         return sampled
 
     def _cell(self, block_table: Sequence[int], position: int) -> int | None:
@@ -87,7 +89,7 @@ class FakeFlight:
     runner: FakeRunner
     plan: Plan
 
-    def wait(self) -> dict[int, int]:
+    def wait(self) -> dict[int, tuple[int, ...]]:
         return self.runner.run(self.plan)
 
 

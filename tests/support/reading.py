@@ -10,7 +10,7 @@ from streamproc.market.questions import KINDS
 from streamproc.market.rendering import Rendering
 from streamproc.market.tape import Tape, Tapes
 from streamproc.records import Quote, Record, Trade
-from streamproc.schedule.plan import Plan
+from streamproc.schedule.plan import Plan, verified
 
 TRADE = re.compile(r"[-+=]?n*T (.+) (\S+) (\S+) (buy|sell|-)")
 QUOTE = re.compile(r"[-+=]?n*Q (.+) (\S+) (\S+)")
@@ -75,7 +75,7 @@ class ReadingRunner(FakeRunner):
         super().__init__(num_blocks=4_000, block_size=16)
         self.alter, self.forgets = alter, forgets
 
-    def run(self, plan: Plan) -> dict[int, int]:
+    def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         size, sampled = self.block_size, {}
         for source, target in plan.copies:
             self.cells[target * size : (target + 1) * size] = self.cells[source * size : (source + 1) * size]
@@ -84,8 +84,10 @@ class ReadingRunner(FakeRunner):
             slots = [chunk.block_table[position // size] * size + position % size for position in range(end)]
             for slot, token_id in zip(slots[chunk.start :], chunk.token_ids, strict=True):
                 self.cells[slot] = token_id
-            if chunk.sample:
-                sampled[chunk.seq_id] = self.next_token("".join(chr(self.cells[slot] or 0) for slot in slots))
+            if chunk.num_samples:
+                text = "".join(chr(self.cells[slot] or 0) for slot in slots)
+                ends = range(len(text) - len(chunk.draft), len(text) + 1)
+                sampled[chunk.seq_id] = verified(chunk.draft, [self.next_token(text[:end]) for end in ends])
         return sampled
 
     def next_token(self, text: str) -> int:
@@ -93,7 +95,8 @@ class ReadingRunner(FakeRunner):
         question, _, said = tail.partition("\n= ")
         lines = context.splitlines()
         kind, truth = reading_oracle("\n".join(lines[: len(lines) - self.forgets]), question)
-        return ord((self.alter(kind, truth) + "\n")[len(said)])
+        answer = self.alter(kind, truth) + "\n"
+        return ord(answer[len(said) : len(said) + 1] or "\n")
 
 
 @dataclass

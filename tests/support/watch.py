@@ -25,7 +25,11 @@ class WatchedRunner:
     def launch(self, plan: Plan) -> "WatchedFlight":
         for source, target in plan.copies:
             self._copy(source, target)
-        seen = {chunk.seq_id: ids for chunk in plan.chunks if (ids := self._take(chunk)) and chunk.sample}
+        seen = {}
+        for chunk in plan.chunks:
+            ids = self._take(chunk)
+            if chunk.num_samples:
+                seen[chunk.seq_id] = ids[: len(ids) - len(chunk.draft)]
         return WatchedFlight(self, self.runner.launch(plan), seen)
 
     def answers(self, context: Ids) -> Iterator[int]:
@@ -57,9 +61,10 @@ class WatchedFlight:
     flight: Flight
     seen: dict[int, Ids]
 
-    def wait(self) -> dict[int, int]:
+    def wait(self) -> dict[int, Ids]:
         found = self.flight.wait()
         assert found.keys() == self.seen.keys()
         for seq_id, ids in self.seen.items():
-            assert self.watch.sampled.setdefault(ids, found[seq_id]) == found[seq_id]
+            for i, token in enumerate(found[seq_id]):
+                assert self.watch.sampled.setdefault((*ids, *found[seq_id][:i]), token) == token
         return found

@@ -177,14 +177,14 @@ struct Model {
 
 struct Chunk {
     const int32_t* block_table;
-    int32_t start, num_rows, first_row, samples;
+    int32_t start, num_rows, first_row, samples;     // of how many of its last rows the next token is wanted
 };
 
 struct Step {
     void* blocks;               // the KV pool
     const int32_t* token_ids;   // [num_rows]
     const Chunk* chunks;
-    int32_t* sampled_ids;       // [chunks that sample]
+    int32_t* sampled_ids;       // [samples of all chunks]
     float* sampled_logits;      // of those ids
     int32_t num_rows, num_chunks;
 };
@@ -619,9 +619,9 @@ template <class Number> struct Forward {        // of weights and of KV
         int count = 0;
         for (int c = 0; c < step.num_chunks; c++) {
             const Chunk& chunk = step.chunks[c];
-            if (!chunk.samples) continue;
-            const float* from = residual + size_t(chunk.first_row + chunk.num_rows - 1) * model.hidden;
-            normalise(x + size_t(count++) * model.hidden, from, model.final_norm, model.hidden, model.epsilon);
+            for (int row = chunk.first_row + chunk.num_rows - chunk.samples; row < chunk.first_row + chunk.num_rows; row++)
+                normalise(x + size_t(count++) * model.hidden, residual + size_t(row) * model.hidden, model.final_norm,
+                          model.hidden, model.epsilon);
         }
         if (!count) return;
         const int stride = (model.head.outputs + PANEL - 1) / PANEL * PANEL;

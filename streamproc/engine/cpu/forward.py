@@ -12,7 +12,7 @@ from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import Chunk, verify
 
 
 class CpuForward:
@@ -32,13 +32,13 @@ class CpuForward:
     def facts(self) -> tuple[str, ...]:
         return (library_fingerprint(), torch.__version__, transformers.__version__)     # they fill the rotary tables
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, int]:
+    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, tuple[int, ...]]:
         best, logits = self.best(kv, chunks)
         self.loaded.require_finite(bool(np.isfinite(logits).all()))
-        return dict(zip((chunk.seq_id for chunk in chunks if chunk.sample), best.tolist(), strict=True))
+        return verify(chunks, iter(best.tolist()))
 
     def best(self, kv: KVCache, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-        """The greedy token of every chunk that samples, and its logit; NaN where one is not finite."""
+        """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
         self.program.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks))
         assert kv.layout.block_size == self.program.model.block_size, "a cache of other blocks"
         tables = np.fromiter((block for chunk in chunks for block in chunk.block_table), np.int32)
@@ -46,10 +46,10 @@ class CpuForward:
         assert ((token_ids >= 0) & (token_ids < self.loaded.vocab_size)).all(), "a token outside the vocabulary"
         described, table, row = np.empty(len(chunks), CHUNK), tables.ctypes.data, 0
         for i, chunk in enumerate(chunks):
-            described[i] = (table, chunk.start, len(chunk.token_ids), row, chunk.sample)
+            described[i] = (table, chunk.start, len(chunk.token_ids), row, chunk.num_samples)
             table += len(chunk.block_table) * tables.itemsize
             row += len(chunk.token_ids)
-        num_samples = sum(chunk.sample for chunk in chunks)
+        num_samples = sum(chunk.num_samples for chunk in chunks)
         best, logits = np.empty(num_samples, np.int32), np.empty(num_samples, np.float32)
         step = Step(kv.blocks.data_ptr(), token_ids.ctypes.data, described.ctypes.data, best.ctypes.data,
                     logits.ctypes.data, row, len(chunks))
