@@ -165,7 +165,7 @@ class StreamProcessor:
             self.scheduler.retreat(plan)
         else:
             self._was_out_of_memory &= not plan.chunks
-            self.scheduler.landed(plan, flight.seconds)
+            self.scheduler.landed(flight.seconds)
             self._apply(plan, sampled)
 
     def _apply(self, plan: Plan, sampled: dict[int, tuple[int, ...]]) -> None:

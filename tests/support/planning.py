@@ -75,7 +75,7 @@ class Planning:
         assert plan.num_tokens <= self.scheduler.step_tokens
         assert plan.chunks or self.workload.is_idle, "there is something to do, and nothing is done"
         sampled = self.runner.run(plan)
-        self.scheduler.landed(plan, self.seconds_of(plan))
+        self.scheduler.landed(self.seconds_of(plan))
         self.num_plans += 1
         self.num_tokens += plan.num_tokens
         for fork in self.progress.apply(plan, sampled, 0.0):

@@ -8,7 +8,7 @@ from planning import Planning
 from streamproc.messages import Ask, Query
 from streamproc.schedule.plan import Plan
 from streamproc.schedule.scheduler import FEWEST, share
-from streamproc.schedule.steptime import Load, StepTimes, load_of
+from streamproc.schedule.steptime import Load, StepTimes
 from streamproc.state.fork import Fork
 from streamproc.state.session import Session, Shape
 
@@ -219,6 +219,13 @@ def test_guesses_that_never_hold_are_given_up_where_many_share_a_step() -> None:
     assert 0 <= guessed[-1] < guessed[1] / 4
 
 
+def load_of(*parts: tuple[int, int, int]) -> Load:
+    load = Load()
+    for part in parts:
+        load.add(*part)
+    return load
+
+
 def test_how_long_a_step_takes_is_learned() -> None:
     times, rng = StepTimes(), random.Random(9)
     cost = (5e-3, 4e-5, 2e-6, 1e-5, 3e-5)
@@ -228,14 +235,17 @@ def test_how_long_a_step_takes_is_learned() -> None:
         values = (1.0, load.rows, load.pairs, load.reads, load.samples)
         return sum(a * b for a, b in zip(cost, values, strict=True))
 
+    def learned(load: Load) -> float:
+        return times.fixed + times.seconds((load.rows, load.pairs, load.reads, load.samples))
+
     for _ in range(200):
-        parts = [load_of(rng.randrange(8_000), rng.choice((1, 1, 20, 300)), 1) for _ in range(rng.randrange(1, 9))]
-        load = sum(parts, Load())
+        sizes = [rng.choice((1, 1, 20, 300)) for _ in range(rng.randrange(1, 9))]
+        load = load_of(*((rng.randrange(8_000), size, 1) for size in sizes))
         times.observe(load, seconds(load) * rng.uniform(0.9, 1.1))
-    for load in (load_of(0, 512, 1), load_of(4_000, 1, 1), load_of(8_000, 200, 0)):
-        assert times.seconds(load) == pytest.approx(seconds(load), rel=0.15)
+    for load in (load_of((0, 512, 1)), load_of((4_000, 1, 1)), load_of((8_000, 200, 0))):
+        assert learned(load) == pytest.approx(seconds(load), rel=0.15)
     most = times.most_tokens(0.05, 4_000)
-    assert times.seconds(load_of(4_000, most)) - times.seconds(Load()) == pytest.approx(0.05, rel=0.02)
+    assert learned(load_of((4_000, most, 0))) - times.fixed == pytest.approx(0.05, rel=0.02)
 
 
 def test_a_step_takes_as_much_as_fits_its_time() -> None:
