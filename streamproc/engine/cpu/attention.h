@@ -1,4 +1,7 @@
-// Attention of ROWS query rows of one KV head.
+// Attention of query rows over the keys of one KV head, a tile of keys at a time.
+//
+// What a row has summed up lies in memory between the tiles, so that many rows can take one tile of keys after the
+// other while it is in the cache. A row takes its tiles in ascending order, whoever else takes them with it.
 
 #pragma once
 
@@ -22,26 +25,65 @@ template <class Cell> struct Keys {
     const Cell* v(int position) const { return block(position) + to_values + size_t(position % block_size) * head_dim; }
 };
 
+// Rows of queries of one KV head: row by row of the step, its query heads beside each other.
+template <class Cell> struct Queries {
+    const typename Sum<Cell>::Operand* scaled;      // [query rows][head_dim]
+    float* out;                                     // [query rows][head_dim]: of what they have seen
+    Floats* sums;                                   // of the weights of what they have seen
+    float* highest;                                 // score of what they have seen
+    const int* positions;
+    int head_dim, window;                           // a row sees `window` keys, its own the last
+
+    Queries from(int i) const {
+        return {scaled + size_t(i) * head_dim, out + size_t(i) * head_dim, sums + i, highest + i, positions + i, head_dim, window};
+    }
+    void begin(int count) const {
+        std::fill(out, out + size_t(count) * head_dim, 0.0f);
+        std::fill(sums, sums + count, Floats{});
+        std::fill(highest, highest + count, LOWEST);
+    }
+    int start(int count) const {        // of the first tile that one of so many rows sees
+        return std::max(0, *std::min_element(positions, positions + count) + 1 - window) / KEYS * KEYS;
+    }
+    int end(int count) const { return *std::max_element(positions, positions + count) + 1; }
+};
+
 template <int ROWS, class Cell> struct Tile {
     using S = Sum<Cell>;
     using Operand = typename S::Operand;
 
+    const Queries<Cell> rows;
+    const Keys<Cell>& keys;
+
     Operand queries[ROWS][MAX_HEAD_DIM];
-    float out[ROWS][MAX_HEAD_DIM];
     float scores[ROWS][KEYS];
     Operand weights[ROWS][KEYS];
-    float highest[ROWS];
-    Floats sums[ROWS];
 
-    // Scores of `count` keys from `first` on, and of what else their last vector holds.
-    void score(const Keys<Cell>& keys, int first, int count) {
-        constexpr int WIDTH = ROWS == 8 ? 2 : 4;    // vectors of keys at once: sums enough to hide each other's latency
-        int j = 0;
-        for (; j + (WIDTH - 1) * LANES < count; j += WIDTH * LANES) score_part<WIDTH>(keys, first, j);
-        for (; j < count; j += LANES) score_part<1>(keys, first, j);
+    // The keys from `first` on, a multiple of KEYS.
+    void run(int first) {
+        const int end = rows.end(ROWS);
+        if (first >= end || first < rows.start(ROWS)) return;
+        const int count = std::min(KEYS, end - first), head_dim = keys.head_dim;
+        for (int r = 0; r < ROWS; r++)
+            std::memcpy(queries[r], rows.scaled + r * head_dim, head_dim * sizeof(Operand));
+        score(first, count);
+        for (int r = 0; r < ROWS; r++) soften(r, first, (count + LANES - 1) / LANES * LANES);
+        int d = 0;
+        if constexpr (ROWS < 8)
+            for (; d + 4 * LANES <= head_dim; d += 4 * LANES) gather<4>(first, count, d);
+        for (; d + 2 * LANES <= head_dim; d += 2 * LANES) gather<2>(first, count, d);
+        if (d < head_dim) gather<1>(first, count, d);
     }
 
-    template <int WIDTH> void score_part(const Keys<Cell>& keys, int first, int j) {
+    // Scores of `count` keys from `first` on, and of what else their last vector holds.
+    void score(int first, int count) {
+        constexpr int WIDTH = ROWS == 8 ? 2 : 4;    // vectors of keys at once: sums enough to hide each other's latency
+        int j = 0;
+        for (; j + (WIDTH - 1) * LANES < count; j += WIDTH * LANES) score_part<WIDTH>(first, j);
+        for (; j < count; j += LANES) score_part<1>(first, j);
+    }
+
+    template <int WIDTH> void score_part(int first, int j) {
         const Cell* k[WIDTH];
         for (int w = 0; w < WIDTH; w++) k[w] = keys.k(first + j + w * LANES);
         Floats dots[ROWS][WIDTH] = {};
@@ -58,44 +100,47 @@ template <int ROWS, class Cell> struct Tile {
             for (int w = 0; w < WIDTH; w++) store(&scores[r][j + w * LANES], dots[r][w]);
     }
 
-    // Weights from scores; what was summed so far is scaled to the new maximum.
-    void soften(const int* positions, int window, int first, int count, int head_dim) {
-        const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        for (int r = 0; r < ROWS; r++) {
-            const int last = positions[r] - first, before = last - window;      // seen: before < j <= last
-            Floats top = all(highest[r]);
-            for (int j = 0; j < count; j += LANES) {
-                Floats x = load(&scores[r][j]);
-                if (j + LANES - 1 > last || j <= before) {
-                    x = (lane + j > last) | (lane + j <= before) ? all(UNSEEN) : x;
-                    store(&scores[r][j], x);
-                }
-                top = larger(top, x);
-            }
-            const float now = largest(top);
-            const Floats scale = exp(all(highest[r] - now));
-            Floats total = sums[r] * scale;
-            for (int j = 0; j < count; j += LANES) {
-                const Floats weight = exp(load(&scores[r][j]) - now);
-                S::narrow(weight, &weights[r][j]);
-                total += weight;
-            }
-            sums[r] = total;
-            if (now != highest[r])
-                for (int d = 0; d < head_dim; d += LANES) store(&out[r][d], load(&out[r][d]) * scale);
-            highest[r] = now;
+    // Weights from the scores of a row; what was summed so far is scaled to the new maximum.
+    void soften(int r, int first, int count) {
+        const int last = rows.positions[r] - first, before = last - rows.window;      // seen: before < j <= last
+        if (last < count - 1 || before >= 0) hide(scores[r], last, before, count);
+        const float was = rows.highest[r];
+        Floats top = all(was);
+        for (int j = 0; j < count; j += LANES) top = larger(top, load(&scores[r][j]));
+        const float now = largest(top);
+        Floats total = rows.sums[r];
+        if (now != was) {
+            const Floats scale = exp(all(was - now));
+            total *= scale;
+            float* out = rows.out + r * keys.head_dim;
+            for (int d = 0; d < keys.head_dim; d += LANES) store(out + d, load(out + d) * scale);
+            rows.highest[r] = now;
         }
+        for (int j = 0; j < count; j += LANES) {
+            const Floats weight = exp(load(&scores[r][j]) - now);
+            S::narrow(weight, &weights[r][j]);
+            total += weight;
+        }
+        rows.sums[r] = total;
+    }
+
+    static void hide(float* scores, int last, int before, int count) {
+        const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        for (int j = 0; j < count; j += LANES)
+            store(scores + j, (lane + j > last) | (lane + j <= before) ? all(UNSEEN) : load(scores + j));
     }
 
     // WIDTH vectors of the head's dimensions from d on.
-    template <int WIDTH> void gather(const Keys<Cell>& keys, int first, int count, int d) {
+    template <int WIDTH> void gather(int first, int count, int d) {
+        float* const out = rows.out + d;
+        const int head_dim = keys.head_dim;
         Floats sums[ROWS][WIDTH];
         for (int r = 0; r < ROWS; r++)
-            for (int w = 0; w < WIDTH; w++) sums[r][w] = load(&out[r][d + w * LANES]);
+            for (int w = 0; w < WIDTH; w++) sums[r][w] = load(out + r * head_dim + w * LANES);
         for (int j = 0; j < count;) {
             const int end = std::min(count, j + keys.block_size - (first + j) % keys.block_size);
             const Cell* v = keys.v(first + j) + d * S::PAIR;
-            for (; j < end; j += S::PAIR, v += keys.head_dim * S::PAIR) {
+            for (; j < end; j += S::PAIR, v += head_dim * S::PAIR) {
 #pragma GCC unroll 4
                 for (int w = 0; w < WIDTH; w++) {
                     auto cells = S::take(v + w * LANES * S::PAIR);
@@ -107,30 +152,28 @@ template <int ROWS, class Cell> struct Tile {
             }
         }
         for (int r = 0; r < ROWS; r++)
-            for (int w = 0; w < WIDTH; w++) store(&out[r][d + w * LANES], sums[r][w]);
-    }
-
-    // ROWS query rows at ascending positions, each of which sees `window` keys, its own the last.
-    void run(const Keys<Cell>& keys, const int* positions, int window) {
-        std::memset(out, 0, sizeof out);
-        for (int r = 0; r < ROWS; r++) highest[r] = LOWEST, sums[r] = Floats{};
-        const int end = positions[ROWS - 1] + 1;
-        const int start = std::max(0, positions[0] + 1 - window) / KEYS * KEYS;
-        for (int first = start; first < end; first += KEYS) {
-            const int count = std::min(KEYS, end - first);
-            score(keys, first, count);
-            soften(positions, window, first, (count + LANES - 1) / LANES * LANES, keys.head_dim);
-            int d = 0;
-            if constexpr (ROWS < 8)
-                for (; d + 4 * LANES <= keys.head_dim; d += 4 * LANES) gather<4>(keys, first, count, d);
-            for (; d + 2 * LANES <= keys.head_dim; d += 2 * LANES) gather<2>(keys, first, count, d);
-            if (d < keys.head_dim) gather<1>(keys, first, count, d);
-        }
-        for (int r = 0; r < ROWS; r++) {
-            const float inverse = 1.0f / sum(sums[r]);
-            for (int d = 0; d < keys.head_dim; d += LANES) store(&out[r][d], load(&out[r][d]) * inverse);
-        }
+            for (int w = 0; w < WIDTH; w++) store(out + r * head_dim + w * LANES, sums[r][w]);
     }
 };
+
+template <int ROWS, class Cell> void attend_tile(const Queries<Cell>& rows, const Keys<Cell>& keys, int first) {
+    Tile<ROWS, Cell> tile{rows, keys};
+    tile.run(first);
+}
+
+// `count` query rows over the keys from `start`, a multiple of KEYS, to `end`.
+template <class Cell> void attend_keys(const Queries<Cell>& queries, int count, const Keys<Cell>& keys, int start, int end) {
+    end = std::min(end, queries.end(count));
+    for (int first = std::max(start, queries.start(count)); first < end; first += KEYS) {
+        int i = 0;
+        for (; i + 8 <= count; i += 8) attend_tile<8>(queries.from(i), keys, first);
+        if (i + 4 <= count) attend_tile<4>(queries.from(i), keys, first), i += 4;
+        switch (count - i) {
+            case 3: attend_tile<3>(queries.from(i), keys, first); break;
+            case 2: attend_tile<2>(queries.from(i), keys, first); break;
+            case 1: attend_tile<1>(queries.from(i), keys, first); break;
+        }
+    }
+}
 
 }  // namespace

@@ -16,6 +16,7 @@
 // one KV head folded into the rows of a tile.
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "groups.h"
 #include "product.h"
 #include "tables.h"
 #include "team.h"
@@ -64,32 +66,61 @@ template <class Number> struct Forward {        // of weights and of KV
         });
     }
 
-    void run() const {
+    // Of one step; what a row or a query row has lies together.
+    struct Memory {
+        float *residual, *x, *qkv, *attended, *inner;
+        float *out, *sums, *highest;            // [kv_heads][query rows], as in Queries
+        typename Sum<Number>::Operand* queries;
+        int* positions;                         // [query rows]
+        std::vector<Group> groups;
+    };
+
+    Memory reserve() const {
         static thread_local std::vector<float> memory;
+        const size_t num_rows = step.num_rows, hidden = model.hidden, query_rows = num_rows * model.num_heads;
+        memory.resize(num_rows * (2 * hidden + qkv_size + 3 * q_size + model.intermediate + groups)
+                      + query_rows * (LANES + 1) + 4 * LANES);
+        float* free = memory.data();
+        const auto take = [&free](size_t size) { return std::exchange(free, free + size); };
+        Memory m{take(num_rows * hidden), take(num_rows * hidden), take(num_rows * qkv_size), take(num_rows * q_size),
+                 take(num_rows * model.intermediate), take(num_rows * q_size), take(query_rows * LANES), take(query_rows),
+                 reinterpret_cast<typename Sum<Number>::Operand*>(take(num_rows * q_size)),
+                 reinterpret_cast<int*>(take(num_rows * groups)),
+                 find_groups(step.chunks, step.num_chunks, model.block_size, rows_at_once())};
+        for (int c = 0; c < step.num_chunks; c++)
+            for (int i = 0; i < step.chunks[c].num_rows * groups; i++)
+                m.positions[step.chunks[c].first_row * groups + i] = step.chunks[c].start + i / groups;
+        return m;
+    }
+
+    // Rows of a task of attention: enough that keys are read for many, few enough that every thread has some tasks.
+    int rows_at_once() const {
+        constexpr int TASKS = 4, FEWEST = 24, MOST = 128;       // of a thread; query rows
+        const int threads = team ? int(team->threads.size()) + 1 : 1;
+        const int even = step.num_rows * model.num_heads / (threads * TASKS);
+        return (std::clamp(even, FEWEST, MOST) / groups + 7) / 8 * 8;
+    }
+
+    void run() const {
+        const Memory m = reserve();
         const size_t hidden = model.hidden;
-        memory.resize(step.num_rows * (2 * hidden + qkv_size + q_size + model.intermediate) + 4 * LANES);
-        float* residual = memory.data();
-        float* x = residual + step.num_rows * hidden;
-        float* qkv = x + step.num_rows * hidden;
-        float* attended = qkv + size_t(step.num_rows) * qkv_size;
-        float* inner = attended + size_t(step.num_rows) * q_size;
         rows([&](int row) {
             const Number* from = static_cast<const Number*>(model.embedding) + step.token_ids[row] * hidden;
-            for (size_t i = 0; i < hidden; i++) residual[row * hidden + i] = widen(from[i]) * model.embedding_scale;
+            for (size_t i = 0; i < hidden; i++) m.residual[row * hidden + i] = widen(from[i]) * model.embedding_scale;
         });
         for (int i = 0; i < model.num_layers; i++) {
             const Layer& layer = model.layers[i];
-            rows([&](int row) { norm(x, residual, layer.input_norm, row); });
-            multiply<Number>(team, {layer.qkv, x, qkv, step.num_rows, qkv_size, Then::STORE});
-            write(layer, i, qkv);
-            attend(layer, i, qkv, attended);
-            add(layer.out, attended, layer.attention_norm, residual, x);
-            rows([&](int row) { norm(x, residual, layer.mlp_norm, row); });
-            multiply<Number>(team, {layer.gate_up, x, inner, step.num_rows, model.intermediate,
+            rows([&](int row) { norm(m.x, m.residual, layer.input_norm, row); });
+            multiply<Number>(team, {layer.qkv, m.x, m.qkv, step.num_rows, qkv_size, Then::STORE});
+            write(layer, i, m);
+            attend(layer, i, m);
+            add(layer.out, m.attended, layer.attention_norm, m.residual, m.x);
+            rows([&](int row) { norm(m.x, m.residual, layer.mlp_norm, row); });
+            multiply<Number>(team, {layer.gate_up, m.x, m.inner, step.num_rows, model.intermediate,
                                     model.is_gelu ? Then::GATE_GELU : Then::GATE_SILU});
-            add(layer.down, inner, layer.after_mlp_norm, residual, x);
+            add(layer.down, m.inner, layer.after_mlp_norm, m.residual, m.x);
         }
-        sample(residual, x);
+        sample(m.residual, m.x);
     }
 
     void norm(float* to, const float* from, const float* weight, int row) const {
@@ -111,72 +142,77 @@ template <class Number> struct Forward {        // of weights and of KV
         });
     }
 
-    // Norms and rotation of Q and K in place; K and V into their cells. A chunk at a time: its rows have cells of their own.
-    void write(const Layer& layer, int index, float* qkv) const {
+    // Norms and rotation of Q and K in place; K and V into their cells, Q to where it is attended.
+    void write(const Layer& layer, int index, const Memory& m) const {
         share(team, step.num_chunks, [&](int task) {
             const Chunk& chunk = step.chunks[task];
             for (int i = 0; i < chunk.num_rows; i++) {
-                float* row = qkv + size_t(chunk.first_row + i) * qkv_size;
                 const int position = chunk.start + i, half = model.rotary_dim / 2;
+                float* row = m.qkv + size_t(chunk.first_row + i) * qkv_size;
                 for (int head = 0; head < model.num_heads + model.num_kv_heads; head++) {
                     float* at = row + head * model.head_dim;
                     const float* weight = head < model.num_heads ? layer.q_norm : layer.k_norm;
                     if (weight) normalise(at, at, weight, model.head_dim, model.epsilon);
                     rotate(at, layer.cosines + size_t(position) * half, layer.sines + size_t(position) * half, half);
                 }
-                Number* block = pool + chunk.block_table[position / model.block_size] * block_cells + index * layer_cells;
-                const int cell = position % model.block_size;
-                for (int head = 0; head < model.num_kv_heads; head++) {
-                    const float* from = row + q_size + head * model.head_dim;
-                    Number* k = block + head * head_cells + cell * PAIR;
-                    Number* v = block + (model.num_kv_heads + head) * head_cells
-                        + size_t(cell / PAIR) * PAIR * model.head_dim + cell % PAIR;
-                    for (int d = 0; d < model.head_dim; d++) {
-                        narrow(from[d], k + size_t(d / PAIR) * PAIR * model.block_size + d % PAIR);
-                        narrow(from[kv_size + d], v + d * PAIR);
-                    }
-                }
+                write_cells(chunk.block_table[position / model.block_size], index, position % model.block_size, row + q_size);
+                write_queries(row, chunk.first_row + i, m);
             }
         });
     }
 
-    void attend(const Layer& layer, int index, const float* qkv, float* attended) const {
-        constexpr int AT_ONCE = 32;     // rows of a chunk in a task
-        std::vector<std::pair<int, int>> parts;
-        for (int c = 0; c < step.num_chunks; c++)
-            for (int row = 0; row < step.chunks[c].num_rows; row += AT_ONCE) parts.emplace_back(c, row);
-        share(team, int(parts.size()) * model.num_kv_heads, [&](int task) {
-            const auto [c, first] = parts[parts.size() - 1 - task / model.num_kv_heads];     // the longest first
-            const Chunk& chunk = step.chunks[c];
-            const int head = task % model.num_kv_heads, last = std::min(chunk.num_rows, first + AT_ONCE) * groups;
-            const Keys<Number> keys{pool, chunk.block_table, block_cells, index * layer_cells + head * head_cells,
+    void write_cells(int block_id, int index, int cell, const float* from) const {
+        Number* block = pool + block_id * block_cells + index * layer_cells;
+        for (int head = 0; head < model.num_kv_heads; head++, from += model.head_dim) {
+            Number* k = block + head * head_cells + cell * PAIR;
+            Number* v = block + (model.num_kv_heads + head) * head_cells
+                + size_t(cell / PAIR) * PAIR * model.head_dim + cell % PAIR;
+            for (int d = 0; d < model.head_dim; d++) {
+                narrow(from[d], k + size_t(d / PAIR) * PAIR * model.block_size + d % PAIR);
+                narrow(from[kv_size + d], v + d * PAIR);
+            }
+        }
+    }
+
+    void write_queries(const float* from, int row, const Memory& m) const {
+        for (int head = 0; head < model.num_heads; head++, from += model.head_dim) {
+            const auto to = m.queries + query_row(head / groups, row, head % groups) * model.head_dim;
+            for (int d = 0; d < model.head_dim; d += LANES) Sum<Number>::narrow(load(from + d) * model.scaling, to + d);
+        }
+    }
+
+    size_t query_row(int kv_head, int row, int group) const {
+        return (size_t(kv_head) * step.num_rows + row) * groups + group;
+    }
+
+    void attend(const Layer& layer, int index, const Memory& m) const {
+        share(team, int(m.groups.size()) * model.num_kv_heads, [&](int task) {
+            const Group& group = m.groups[task / model.num_kv_heads];
+            const int head = task % model.num_kv_heads, count = (group.last_row - group.first_row) * groups;
+            const auto keys = [&](int chunk) {
+                return Keys<Number>{pool, step.chunks[chunk].block_table, block_cells, index * layer_cells + head * head_cells,
                                     model.num_kv_heads * head_cells, model.block_size, model.head_dim};
-            int i = first * groups;
-            for (; i + 8 <= last; i += 8) tile<8>(layer, chunk, keys, head, i, qkv, attended);
-            if (i + 4 <= last) tile<4>(layer, chunk, keys, head, i, qkv, attended), i += 4;
-            if (i + 2 <= last) tile<2>(layer, chunk, keys, head, i, qkv, attended), i += 2;
-            if (i < last) tile<1>(layer, chunk, keys, head, i, qkv, attended);
+            };
+            const size_t first = query_row(head, group.first_row, 0);
+            const Queries<Number> queries{
+                m.queries + first * model.head_dim, m.out + first * model.head_dim,
+                reinterpret_cast<Floats*>(m.sums) + first, m.highest + first, m.positions + group.first_row * groups,
+                model.head_dim, layer.window ? layer.window : 1 << 30};
+            queries.begin(count);
+            attend_keys(queries, count, keys(group.first_chunk), 0, group.shared);
+            for (int c = group.first_chunk; c < group.last_chunk && group.num_chunks() > 1; c++) {
+                const int row = std::max(step.chunks[c].first_row, group.first_row);
+                const int own = (step.chunks[c].first_row + step.chunks[c].num_rows - row) * groups;
+                attend_keys(queries.from((row - group.first_row) * groups), own, keys(c), group.shared, INT_MAX);
+            }
+            for (int i = 0; i < count; i++) finish(queries.from(i), head, group.first_row * groups + i, m.attended);
         });
     }
 
-    // Query rows i .. of a chunk: row by row, the heads of this KV head beside each other.
-    template <int ROWS> void tile(const Layer& layer, const Chunk& chunk, const Keys<Number>& keys, int head, int i,
-                                  const float* qkv, float* attended) const {
-        Tile<ROWS, Number> tile;
-        int positions[ROWS];
-        for (int r = 0; r < ROWS; r++) {
-            const int row = (i + r) / groups, query_head = head * groups + (i + r) % groups;
-            positions[r] = chunk.start + row;
-            const float* from = qkv + size_t(chunk.first_row + row) * qkv_size + query_head * model.head_dim;
-            for (int d = 0; d < model.head_dim; d += LANES)
-                Sum<Number>::narrow(load(from + d) * model.scaling, &tile.queries[r][d]);
-        }
-        tile.run(keys, positions, layer.window ? layer.window : 1 << 30);
-        for (int r = 0; r < ROWS; r++) {
-            const int row = (i + r) / groups, query_head = head * groups + (i + r) % groups;
-            std::memcpy(attended + size_t(chunk.first_row + row) * q_size + query_head * model.head_dim, tile.out[r],
-                        model.head_dim * sizeof(float));
-        }
+    void finish(const Queries<Number>& query, int head, int i, float* attended) const {
+        float* to = attended + size_t(i / groups) * q_size + (head * groups + i % groups) * model.head_dim;
+        const float inverse = 1.0f / sum(*query.sums);
+        for (int d = 0; d < model.head_dim; d += LANES) store(to + d, load(query.out + d) * inverse);
     }
 
     void sample(const float* residual, float* x) const {
