@@ -11,7 +11,8 @@ KINDS = {  # by machine: name of a kind, and what its processors can
 }
 FOLDER = Path("streamproc/engine/cpu")
 HEADERS = sorted(map(str, FOLDER.glob("*.h")))
-FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-pthread", "-Wno-psabi"]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-pthread", "-Wno-psabi",
+         "-Wno-maybe-uninitialized"]      # of GCC's own headers
 
 setup(ext_modules=[
     Extension(f"streamproc.engine.cpu._forward_{kind}", [str(FOLDER / "forward.cpp")], depends=HEADERS,

@@ -59,6 +59,8 @@ template <int ROWS, class Cell> struct Tile {
     float scores[ROWS][KEYS];
     Operand weights[ROWS][KEYS];
 
+    Tile(const Queries<Cell>& rows, const Keys<Cell>& keys) : rows(rows), keys(keys) {}     // nothing is filled in
+
     // The keys from `first` on, a multiple of KEYS.
     void run(int first) {
         const int end = rows.end(ROWS);
@@ -117,7 +119,7 @@ template <int ROWS, class Cell> struct Tile {
             rows.highest[r] = now;
         }
         for (int j = 0; j < count; j += LANES) {
-            const Floats weight = exp(load(&scores[r][j]) - now);
+            const Floats weight = S::weight(load(&scores[r][j]), now);
             S::narrow(weight, &weights[r][j]);
             total += weight;
         }
@@ -157,8 +159,7 @@ template <int ROWS, class Cell> struct Tile {
 };
 
 template <int ROWS, class Cell> void attend_tile(const Queries<Cell>& rows, const Keys<Cell>& keys, int first) {
-    Tile<ROWS, Cell> tile{rows, keys};
-    tile.run(first);
+    Tile<ROWS, Cell>(rows, keys).run(first);
 }
 
 // `count` query rows over the keys from `start`, a multiple of KEYS, to `end`.

@@ -144,11 +144,13 @@ template <class Number> struct Forward {        // of weights and of KV
 
     // Norms and rotation of Q and K in place; K and V into their cells, Q to where it is attended.
     void write(const Layer& layer, int index, const Memory& m) const {
-        share(team, step.num_chunks, [&](int task) {
-            const Chunk& chunk = step.chunks[task];
-            for (int i = 0; i < chunk.num_rows; i++) {
-                const int position = chunk.start + i, half = model.rotary_dim / 2;
-                float* row = m.qkv + size_t(chunk.first_row + i) * qkv_size;
+        share(team, int(m.groups.size()), [&](int task) {
+            const Group& group = m.groups[task];
+            for (int i = group.first_row, c = group.first_chunk; i < group.last_row; i++) {
+                while (i >= step.chunks[c].first_row + step.chunks[c].num_rows) c++;
+                const Chunk& chunk = step.chunks[c];
+                const int position = m.positions[i * groups], half = model.rotary_dim / 2;
+                float* row = m.qkv + size_t(i) * qkv_size;
                 for (int head = 0; head < model.num_heads + model.num_kv_heads; head++) {
                     float* at = row + head * model.head_dim;
                     const float* weight = head < model.num_heads ? layer.q_norm : layer.k_norm;
@@ -156,7 +158,7 @@ template <class Number> struct Forward {        // of weights and of KV
                     rotate(at, layer.cosines + size_t(position) * half, layer.sines + size_t(position) * half, half);
                 }
                 write_cells(chunk.block_table[position / model.block_size], index, position % model.block_size, row + q_size);
-                write_queries(row, chunk.first_row + i, m);
+                write_queries(row, i, m);
             }
         });
     }

@@ -63,7 +63,40 @@ inline void narrow(float x, bfloat16* to) {     // to nearest, ties to even
     *to = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Sums of products, a vector of them at once: `add` takes PAIR operands and a vector of PAIR cells each.
+// e^x for x <= 88; 0 below -87, 1 at 0. Cody and Waite's reduction, Cephes' polynomial; within 2 units of the last place.
+inline Floats exp(Floats x) {
+    const Floats clamped = x < -87.0f ? all(-87.0f) : x;     // what is no number stays none
+    const Floats n = fma(clamped, all(1.44269504f), all(12582912.0f)) - 12582912.0f;     // to nearest
+    Floats r = fma(n, all(-0.693359375f), clamped);
+    r = fma(n, all(2.12194440e-4f), r);
+    Floats y = all(1.9875691500e-4f);
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        y = fma(y, r, all(c));
+    y = fma(y, r * r, r) + 1.0f;
+    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+    return x < -87.0f ? Floats{} : y * (Floats)power;
+}
+
+// 2^x for x <= 126, within 3 millionths: finer than bfloat16 by far; 0 below -126.
+inline Floats power_of_two(Floats x) {
+#ifdef __AVX512F__
+    const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 0);     // to nearest
+#else
+    const Floats clamped = x < -126.0f ? all(-126.0f) : x;
+    const Floats n = clamped + 12582912.0f - 12582912.0f;
+#endif
+    const Floats r = x - n;
+    Floats y = all(0.009570101f);
+    for (float c : {0.05591786f, 0.24024744f, 0.69312179f, 0.99999928f}) y = fma(y, r, all(c));
+#ifdef __AVX512F__
+    return (Floats)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+    return x < -126.0f ? Floats{} : y * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+#endif
+}
+
+// Sums of products, a vector of them at once: `add` takes PAIR operands and a vector of PAIR cells each. `weight` is
+// e^(score - top), as finely as an operand shows.
 template <class Cell> struct Sum;
 
 template <> struct Sum<float> {
@@ -73,6 +106,7 @@ template <> struct Sum<float> {
     static Cells take(const float* from) { return load(from); }
     static Floats add(Floats sum, const Operand* x, Cells cells) { return fma(all(*x), cells, sum); }
     static void narrow(Floats x, Operand* to) { store(to, x); }
+    static Floats weight(Floats score, float top) { return exp(score - top); }
 };
 
 template <> struct Sum<bfloat16> {
@@ -80,6 +114,10 @@ template <> struct Sum<bfloat16> {
     using Cells = Ints;
     static Cells take(const bfloat16* from) { Ints x; std::memcpy(&x, from, sizeof x); return x; }
     static Cells first(Cells cells) { return cells & 0xffff; }
+    static Floats weight(Floats score, float top) {
+        constexpr float LOG2_E = 1.44269504f;
+        return power_of_two(fma(score, all(LOG2_E), all(-top * LOG2_E)));
+    }
 #ifdef __AVX512BF16__
     using Operand = bfloat16;
     static Floats add(Floats sum, const Operand* x, Cells cells) {
@@ -101,29 +139,21 @@ template <> struct Sum<bfloat16> {
 };
 
 inline float sum(Floats x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)x);
+#endif
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) x[i] += x[i + half];
     return x[0];
 }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline float largest(Floats x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) x[i] = std::max(x[i], x[i + half]);
     return x[0];
-}
-
-// e^x for x <= 88; 0 below -87, 1 at 0. Cody and Waite's reduction, Cephes' polynomial; within 2 units of the last place.
-inline Floats exp(Floats x) {
-    const Floats clamped = x < -87.0f ? all(-87.0f) : x;     // what is no number stays none
-    const Floats n = fma(clamped, all(1.44269504f), all(12582912.0f)) - 12582912.0f;     // to nearest
-    Floats r = fma(n, all(-0.693359375f), clamped);
-    r = fma(n, all(2.12194440e-4f), r);
-    Floats y = all(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        y = fma(y, r, all(c));
-    y = fma(y, r * r, r) + 1.0f;
-    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-    return x < -87.0f ? Floats{} : y * (Floats)power;
 }
 
 }  // namespace
