@@ -54,9 +54,14 @@ def is_cut(path: Path) -> bool:
 
 def library_path() -> Path | None:
     """Where it lies; None where none was built."""
-    here, flags = Path(__file__).parent, processor_flags()
-    paths = (here / f"_forward_{kind}{SUFFIX}" for kind, needed in KINDS.items() if needed <= flags)
+    flags = processor_flags()
+    paths = (kind_path(kind) for kind, needed in KINDS.items() if needed <= flags)
     return next((path for path in paths if path.is_file()), None)
+
+
+def kind_path(kind: str) -> Path:
+    """Where the library of this kind is, if it was built."""
+    return Path(__file__).parent / f"_forward_{kind}{SUFFIX}"
 
 
 def library_kind() -> str:
