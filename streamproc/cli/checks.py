@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from streamproc.config import Config, known_settings
 from streamproc.market.rendering import market_model
+from streamproc.memory import MIB, free_memory_bytes, mib
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
-MIB = 2**20
 BUILT_IN_MODEL, NOISE_MODEL = "market-tiny", "random-tiny"
-MEMINFO = Path("/proc/meminfo")
 GPU_QUERY = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
 MIN_DISK_BYTES, LOW_DISK_BYTES = 100 * MIB, 2**30
 
@@ -125,16 +124,6 @@ def check_state_dir(folder: Path) -> Check:
     return Check("state", OK, detail)
 
 
-def free_memory_bytes(meminfo: Path = MEMINFO) -> int | None:
-    """Memory that programs can still get; None where the system does not tell."""
-    try:
-        lines = meminfo.read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return found[0] * 1024 if found else None
-
-
 def find_gpu() -> Gpu | None:
     """The first GPU that nvidia-smi shows."""
     try:
@@ -160,7 +149,3 @@ def check_machine(config: Config, state_dir: Path, environ: Mapping[str, str]) -
     else:
         yield check_memory(config.engine.kv_bytes, free_memory_bytes(), "this machine")
     yield check_state_dir(state_dir)
-
-
-def mib(num_bytes: int) -> str:
-    return f"{num_bytes // MIB:,} MiB"

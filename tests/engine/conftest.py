@@ -1,6 +1,7 @@
 """Tiny random models of several architectures, and the built-in one in a state folder of the tests' own."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def engine(config: Config) -> Any:
     engine = build_engine(config)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def folder(engine: Any, tmp_path: Path) -> Path:
+    """A copy of the built-in model, to be spoilt."""
+    return Path(shutil.copytree(engine.loaded.folder, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")
