@@ -16,6 +16,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from streamproc.cli.common import COMMAND, command_name, envelope
 from streamproc.errors import StreamprocError, Usage
+from streamproc.values import printable
 
 INTERRUPTED = 130
 
@@ -133,7 +134,7 @@ def report(failure: Failure, as_json: bool) -> int:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def wants_json(args: Sequence[str]) -> bool:

@@ -33,9 +33,10 @@ finally:
 @shared_options
 def probe(call: Call, deed: str) -> None:
     """Does as it is told."""
-    errors = {"usage": Usage, "gone": Unavailable, "no": Refused, "bad": BadInput, "fenced": Fenced}
+    errors = {"usage": Usage, "gone": Unavailable, "no": Refused, "bad": BadInput, "fenced": Fenced,
+              "binary": Usage}  # fmt: skip
     if deed in errors:
-        raise errors[deed]("it is\nso")
+        raise errors[deed]("it is \udcff\x1b[31mso" if deed == "binary" else "it is\nso")
     if deed == "interrupt":
         raise KeyboardInterrupt
     if deed == "answer-no":
@@ -159,6 +160,12 @@ def test_an_error_is_one_line_and_its_exit_code(command_line, deed, code, status
     result = command_line("noun", "verb", deed, "--json")
     assert (result.exit_code, result.stderr) == (status, "streamproc: it is so\n")
     assert json.loads(result.stdout) == {"_command": "noun verb", "_version": 1, "error": code, "message": "it is so"}
+
+
+def test_what_a_terminal_would_obey_is_written_out_in_an_error(command_line):
+    result = command_line("probe", "binary", "--json")
+    assert (result.exit_code, result.stderr) == (2, "streamproc: it is \\udcff\\x1b[31mso\n")
+    assert json.loads(result.stdout)["message"] == "it is \\udcff\\x1b[31mso"
 
 
 @pytest.mark.parametrize(

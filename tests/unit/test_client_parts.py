@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from streamproc.answers import AnswerStream, Received, Wanted, answer_in, timings_in
-from streamproc.cli.answers import one_line, row_of
+from streamproc.cli.answers import row_of
 from streamproc.cli.ask import parse_timeout_s
 from streamproc.cli.main import cli
 from streamproc.cli.query import query_doc
@@ -14,6 +14,7 @@ from streamproc.errors import BadQuery, BadRecord, Usage
 from streamproc.kafka.tailing import Message
 from streamproc.messages import Answer, AsOf, Query
 from streamproc.records import Trade
+from streamproc.values import printable
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -198,7 +199,7 @@ def test_an_answer_is_one_line_whose_columns_awk_can_split():
 
 
 def test_printable_text_stays_as_it_is():
-    assert one_line("über €5 ✓") == "über €5 ✓"
+    assert printable("über €5 ✓") == "über €5 ✓"
 
 
 @pytest.mark.parametrize(
