@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
 
 from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
+from streamproc.engine.cpu import library as libraries
 from streamproc.engine.forward import Forward, TorchForward, cpu_forward
 from streamproc.engine.model import LoadedModel, describe
 
@@ -114,3 +116,18 @@ def plain(engine: Any) -> Any:
         return model
 
     return plain
+
+
+@pytest.fixture
+def other_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[set[str]], None]]:
+    """Have the library looked for on a processor with these flags."""
+
+    def other(flags: set[str]) -> None:
+        monkeypatch.setattr(libraries, "processor_flags", lambda: flags)
+        for cached in (libraries.best, libraries.library_fingerprint):
+            cached.cache_clear()
+
+    yield other
+    monkeypatch.undo()
+    for cached in (libraries.best, libraries.library_fingerprint):
+        cached.cache_clear()
