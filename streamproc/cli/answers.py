@@ -27,7 +27,7 @@ HEADER = ROW.format("TIME", "SESSION", "QUERY", "AS-OF", "TEXT")
 @click.option("-n", "--count", metavar="N", type=click.IntRange(min=1), help="Stop after N answers.")
 @shared_options
 def answers(call: Call, follow: bool, from_: str | None, count: int | None, **which: str | None) -> None:
-    """Read the answers: all so far, or with --follow the new ones.
+    """Read the answers: all so far, oldest first, or with --follow the new ones.
 
     `state` is the newest answer of every query and session, then what follows. A position is one of 0:10482,1:99
     (as Ctrl-C prints it), 100, -100, @2026-01-15T10:00Z or @-1h.

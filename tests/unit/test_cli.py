@@ -191,6 +191,16 @@ def test_wrong_usage_is_one_line_and_exit_code_2_in_json_too(command_line, args,
     assert said in doc["message"]
 
 
+@pytest.mark.parametrize("args", [["config", "show"], ["config", "show", "--json"], ["nonsense", "--json"]])
+def test_an_output_that_is_full_is_one_line(args, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "streamproc", *args]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "streamproc: the output cannot be written: No space left on device"
+    assert "Traceback" not in result.stderr
+
+
 def test_a_command_may_answer_no_and_may_be_interrupted(command_line):
     assert command_line("probe", "answer-no").exit_code == 3
     assert command_line("probe", "interrupt").exit_code == 130
