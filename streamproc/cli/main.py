@@ -104,7 +104,8 @@ class Root(click.Group):
         except OSError as problem:
             if problem.errno not in FULL:
                 raise
-            click.echo(f"streamproc: {problem.filename or 'the output'} cannot be written: {problem.strerror}", err=True)
+            where = problem.filename or "the output"
+            click.echo(f"streamproc: {where} cannot be written: {problem.strerror}", err=True)
             sys.exit(FAILED)
 
     def _main(
