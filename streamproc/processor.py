@@ -78,7 +78,7 @@ class StreamProcessor:
             settings.max_question_tokens,
             settings.max_answer_tokens,
         )
-        self.intake = Intake(self.workload, self.renderer, self.queries, self.rules)
+        self.intake = Intake(self.workload, self.renderer, self.queries, self.rules, engine.why_not)
         self.publisher = Publisher(config.topics, settings.group, engine.fingerprint, settings.slot)
         self.desk = AskDesk(self.intake, self.publisher, clock.unix_ms)
         self.registrar = Registrar(config.topics.control, self.queries, self._why_not)

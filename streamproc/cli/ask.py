@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
+from streamproc.answertypes import ANSWER_TYPES, parse_answer_type
 from streamproc.cli.common import Call, shared_options
 from streamproc.cli.query import answer_fields, open_client
 from streamproc.errors import BadAsk, Usage
-from streamproc.messages import ANSWER_TYPES, parse_answer_type
 from streamproc.values import parse_span_ms
 
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamproc.answertypes import ANSWER_TYPES
 from streamproc.cli.common import Call, shared_options
 from streamproc.errors import Refused, Usage
-from streamproc.messages import ANSWER_TYPES, EMITS, Query, parse_query
+from streamproc.messages import EMITS, Query, parse_query
 from streamproc.queryfile import load_queries
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ the oldest need or a waiting question further, and there is no deadlock: `_unsti
 
 from collections.abc import Iterator
 
-from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.plan import Chunk, Constraint, Plan
 from streamproc.state.fork import Fork
 from streamproc.state.session import Generation
 from streamproc.state.workload import Workload
@@ -76,7 +76,10 @@ class Scheduler:
         start = fork.num_computed
         ids = tuple(fork.token_ids[start : start + draft.room])
         done = start + len(ids) == fork.num_tokens
-        draft.add(Chunk(fork.seq_id, fork.base + start, ids, tuple(fork.block_table), int(done)))
+        grammar = fork.question.grammar
+        constraint = Constraint(grammar, tuple(fork.answer_ids)) if grammar and done else None
+        table = tuple(fork.block_table)
+        draft.add(Chunk(fork.seq_id, fork.base + start, ids, table, int(done), constraint=constraint))
 
     def _start(self, draft: _Draft, waiting: list[Fork], younger: list[Generation]) -> None:
         for fork in waiting:

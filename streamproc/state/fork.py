@@ -24,6 +24,7 @@ class Question:
     max_tokens: int
     stop: tuple[str, ...]
     as_of: AsOf
+    grammar: str | None = None  # of its answer; None where any text may be written
 
     @property
     def is_ask(self) -> bool:

@@ -131,6 +131,10 @@ class FakeEngine:
     renderer: FakeRenderer
     fingerprint: str = "fake"
 
+    def why_not(self, grammar: str) -> str | None:
+        """The fake model's answers are held to nothing."""
+        return None
+
 
 @dataclass
 class FakeClock:

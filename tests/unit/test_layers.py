@@ -18,6 +18,7 @@ LEVELS = {
     3: ["kernels", "schedule"],
     2: ["market", "prompts", "queryfile", "state", "topics"],
     1: [
+        "answertypes",
         "config",
         "errors",
         "javaproperties",
@@ -35,6 +36,7 @@ WORDS_OF_EVERYONE = 1
 
 HOMES = {
     "torch": {"engine", "kernels", "training"},
+    "llguidance": {"engine"},
     "triton": {"kernels"},
     "safetensors": {"engine", "snapshots"},
     "transformers": {"engine", "prompts", "training"},

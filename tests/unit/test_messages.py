@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamproc.answertypes import AnswerType
 from streamproc.errors import BadAsk, BadInput, BadQuery, StreamprocError
 from streamproc.messages import (
     MAX_QUESTION_CHARS,
     PLACEHOLDERS,
     Answer,
-    AnswerType,
     Ask,
     AsOf,
     Head,

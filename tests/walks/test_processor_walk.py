@@ -8,8 +8,9 @@ import pytest
 from fakes import FakeClock, FakeControl, FakeEngine, FakeRenderer, FakeRunner, FakeSink, FakeSource, Log
 from oracle import Expected, expected_answers
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config, Engine, Worker
-from streamproc.messages import Answer, AnswerType, Ask, Query, decode_answer
+from streamproc.messages import Answer, Ask, Query, decode_answer
 from streamproc.processor import StreamProcessor
 from streamproc.records import Quote, Record, Trade
 
