@@ -127,10 +127,11 @@ class Constrainer:
     def __init__(self, renderer: Renderer, vocab_size: int) -> None:
         self._renderer = renderer
         self._vocab_size = vocab_size
-        self._end_ids = sorted(token for token in renderer.eos_ids if token < vocab_size)
+        self._end_ids: list[int] = sorted(token for token in renderer.eos_ids if token < vocab_size)
         self._num_words = -(-vocab_size // 32)
         self._ends = self._row_of(self._end_ids)
         self._end = self._row_of(self._end_ids[:1])
+        self._writable = ~self._row_of(token for token in renderer.control.values() if token < vocab_size)
         self._tokenizer: LLTokenizer | None = None
         self._grammars: OrderedDict[str, Grammar | str] = OrderedDict()    # or why there is none
         self._lock = threading.Lock()
@@ -147,7 +148,7 @@ class Constrainer:
         return found if isinstance(found, str) else None
 
     def masks(self, chunks: Iterable[Chunk]) -> Rows:
-        """A row for every sample; those after a token of the draft that is not allowed are free, nobody gets there."""
+        """A row for every sample; those after a token of the draft that is not allowed matter to nobody."""
         rows: Rows = []
         for chunk in chunks:
             rows += self._chunk_rows(chunk) if chunk.constraint else [None] * chunk.num_samples
@@ -192,25 +193,25 @@ class Constrainer:
         row = self._row(walk) if walk.matcher.compute_ff_bytes() else None
         if row is None or int(np.bitwise_count(row).sum()) != 1:
             return None
-        word, = row.nonzero()[0].tolist()
-        return int(word) * 32 + int(row[word]).bit_length() - 1
+        word = int(row.argmax())
+        return word * 32 + int(row[word]).bit_length() - 1
 
-    def _row(self, walk: Walk) -> Row | None:
+    def _row(self, walk: Walk) -> Row:
         if walk.after:
             return self._row_after(walk)
         matcher = walk.matcher
-        row = self._row_from(matcher)
+        row = self._row_from(matcher) & self._writable     # for text that it lacks, a tokenizer has a control token
         if matcher.is_stopped():
             return self._end
         if matcher.is_accepting():
             row |= walk.grammar.ends
         return row if row.any() else self._end       # the vocabulary lacks what comes next: nothing can be done
 
-    def _row_after(self, walk: Walk) -> Row | None:
-        """Inside a stop text; None where the answer is over, or went another way."""
+    def _row_after(self, walk: Walk) -> Row:
+        """Inside a stop text; where the answer is over, or went another way, it ends."""
         endings = walk.grammar.endings.deep_copy() if walk.grammar.endings else None
         if endings is None or endings.try_consume_tokens(walk.after) < len(walk.after) or endings.is_accepting():
-            return None
+            return self._end
         return self._row_from(endings)
 
     def _row_from(self, matcher: LLMatcher) -> Row:
@@ -250,7 +251,7 @@ class Constrainer:
                 except CannotConstrain as problem:
                     self._grammars[grammar] = str(problem)
             self._grammars.move_to_end(grammar)
-            if len(self._grammars) > MAX_GRAMMARS:
+            while len(self._grammars) > MAX_GRAMMARS:
                 self._grammars.popitem(last=False)
             return self._grammars[grammar]
 
@@ -259,7 +260,7 @@ class Constrainer:
             raise CannotConstrain("answer: only text, this model has no end-of-sequence token to end others with")
         name = {"regex": "answer.pattern", "json": "answer.schema"}.get(grammar["type"], "answer")
         first = self._matcher(lark(grammar), name)
-        if not (self._row_from(first) & ~self._ends).any() and not first.is_accepting():
+        if not (self._row_from(first) & self._writable).any() and not first.is_accepting():
             raise CannotConstrain(f"{name}: no text that this model can write satisfies it")
         if not grammar["stop"]:
             return Grammar(first, None, self._ends)

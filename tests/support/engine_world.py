@@ -7,6 +7,7 @@ import torch
 from fakes import FakeClock, FakeControl, FakeEngine, FakeSink, FakeSource, Log
 from watch import WatchedRunner
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config, Engine, Prompts, Worker
 from streamproc.engine import build
 from streamproc.engine.forward import run_step
@@ -18,7 +19,12 @@ from streamproc.schedule.plan import Chunk, Plan
 from streamproc.state.session import Generation
 
 PROMPTS = Prompts(system="Feed\n", trade="{sym} {px} {sz}\n", quote="{sym} {bid_px} {ask_px}\n", stop=("\n", "~"))
-MAX_QUESTION, MAX_ANSWER = 48, 8
+MAX_QUESTION, MAX_ANSWER = 48, 26
+SIGNAL = """{"type": "object", "properties": {"up": {"type": "boolean"}, "by": {"enum": [1, 2, 15]}},
+            "required": ["up", "by"], "additionalProperties": false}"""
+SIGNALS = tuple(f'{{"up": {up}, "by": {by}}}' for up in ("true", "false") for by in (1, 2, 15))
+NUMBER, BOOLEAN = AnswerType("number"), AnswerType("boolean")
+SIDE, SIGNAL_TYPE = AnswerType("choice", ("up", "down", "up a lot")), AnswerType("json", schema=SIGNAL)
 
 
 class Size(NamedTuple):
@@ -41,6 +47,11 @@ QUERIES = (
     Query("every-5", "{session} high {high}?", "S0", every=5, max_tokens=4, stop=("e", "7", "Q")),
     Query("change-2", "up?", "S*", every=2, emit="change", max_tokens=1),
     Query("idle", "now {mid}?", "*", max_tokens=3),
+    Query("choice-4", "which way {last}?", "*", every=4, answer=SIDE, max_tokens=12),
+    Query("number-3", "how many {high}?", "S*", every=3, answer=NUMBER, max_tokens=6),
+    Query("json-5", "tell {vwap}", "*", every=5, answer=SIGNAL_TYPE, max_tokens=26, stop=("\n",)),
+    Query("cut-5", "tell some {vwap}", "S1", every=5, answer=SIGNAL_TYPE, max_tokens=9, stop=()),
+    Query("idle-boolean", "is it {mid}?", "*", answer=BOOLEAN, max_tokens=8),
 )
 
 
@@ -70,7 +81,7 @@ class World:
 
     def start(self) -> None:
         """A new worker; what the one before held in memory is gone, its cells hold what they held."""
-        engine = FakeEngine(self.watch, self.engine.renderer, self.engine.fingerprint)
+        engine = FakeEngine(self.watch, self.engine.renderer, self.engine.fingerprint, self.engine.why_not)
         sink = FakeSink(self.log, lambda: self.fate)
         self.processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
         self.source = FakeSource(self.log, batch=self.rng.choice((1, 4, 30)))
@@ -106,7 +117,9 @@ class World:
         """A question to a session of which there is a record."""
         sym, partition = f"S{number}", number % 2
         offset = self.log.produce(partition, self.record(sym))
-        ask = Ask(f"ask-{len(self.asks)}", sym, "how is {last}?", min_offset=offset, max_tokens=MAX_ANSWER)
+        answer = self.rng.choice((AnswerType(), NUMBER))
+        words = "how is {last}?" if answer.type == "text" else "what number is {last}?"
+        ask = Ask(f"ask-{len(self.asks)}", sym, words, min_offset=offset, max_tokens=8, answer=answer)
         self.log.append(self.config.topics.asks, partition, sym.encode(), ask.encode())
         self.asks[ask.id] = ask
         return ask

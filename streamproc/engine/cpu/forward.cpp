@@ -187,7 +187,7 @@ struct Step {
     int32_t* sampled_ids;       // [samples of all chunks]
     float* sampled_logits;      // of those ids
     float* sampled_rows;        // [samples][hidden] what the head sees of them: written by the layers, read by the sampler
-    const uint32_t* const* masks;   // [samples] the tokens allowed, a bit each; null where all are
+    const uint32_t* const* masks;   // [samples] the tokens allowed, a bit each; null where all are, for a sample or at all
     int32_t num_rows, num_chunks;
 };
 
@@ -635,7 +635,7 @@ template <class Number> struct Forward {        // of weights and of KV
         multiply<Number>(team, {model.head, step.sampled_rows, logits.data(), count, stride, Then::STORE});
         for (int i = 0; i < count; i++) {
             const float* row = logits.data() + size_t(i) * stride;
-            const uint32_t* mask = step.masks[i];
+            const uint32_t* mask = step.masks ? step.masks[i] : nullptr;
             int best = -1;
             bool is_number = true;
             for (int n = 0; n < model.head.outputs; n++) {

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from streamproc.engine.constrain import Masks, Rows
+from streamproc.engine.constrain import Masks
 from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
@@ -57,9 +57,9 @@ class CpuForward:
                     logits.ctypes.data, rows.ctypes.data, None, row, len(chunks))
         self._call(self.library.streamproc_layers, step)
         if num_samples:
-            allowed: Rows = masks() if masks else [None] * num_samples
-            pointers = np.fromiter((0 if mask is None else mask.ctypes.data for mask in allowed), np.uintp, num_samples)
-            step.masks = pointers.ctypes.data
+            allowed = masks() if masks else []
+            pointers = np.array([0 if mask is None else mask.ctypes.data for mask in allowed], np.uintp)
+            step.masks = pointers.ctypes.data if allowed else None
             self._call(self.library.streamproc_sample, step)
         return best, logits
 
