@@ -27,7 +27,7 @@ RUNS_HERE = [kind for kind, needed in KINDS.items()
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every machine code that runs here."""
     monkeypatch.setattr(libraries, "processor_flags", lambda: KINDS[request.param])
-    caches = (libraries.library, libraries.library_fingerprint)
+    caches = (libraries.best, libraries.library_fingerprint)
     for cached in caches:
         cached.cache_clear()
     assert libraries.library_kind() == request.param

@@ -1,12 +1,13 @@
 """Steps through forward.cpp."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import transformers
 
+from streamproc.engine.constrain import Masks
 from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
@@ -32,12 +33,12 @@ class CpuForward:
     def facts(self) -> tuple[str, ...]:
         return (library_fingerprint(), torch.__version__, transformers.__version__)     # they fill the rotary tables
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, tuple[int, ...]]:
-        best, logits = self.best(kv, chunks)
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
+        best, logits = self.best(kv, chunks, masks)
         self.loaded.require_finite(bool(np.isfinite(logits).all()))
         return verify(chunks, iter(best.tolist()))
 
-    def best(self, kv: KVCache, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+    def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
         self.program.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks))
         assert kv.layout.block_size == self.program.model.block_size, "a cache of other blocks"
@@ -51,12 +52,20 @@ class CpuForward:
             row += len(chunk.token_ids)
         num_samples = sum(chunk.num_samples for chunk in chunks)
         best, logits = np.empty(num_samples, np.int32), np.empty(num_samples, np.float32)
+        rows = np.empty((num_samples, self.program.model.hidden), np.float32)
         step = Step(kv.blocks.data_ptr(), token_ids.ctypes.data, described.ctypes.data, best.ctypes.data,
-                    logits.ctypes.data, row, len(chunks))
-        model = self.program.model
-        if self.library.streamproc_forward(ctypes.addressof(model), ctypes.addressof(step), self.team):
-            raise MemoryError
+                    logits.ctypes.data, rows.ctypes.data, None, row, len(chunks))
+        self._call(self.library.streamproc_layers, step)
+        if num_samples:
+            allowed = masks() if masks else []
+            pointers = np.array([0 if mask is None else mask.ctypes.data for mask in allowed], np.uintp)
+            step.masks = pointers.ctypes.data if allowed else None
+            self._call(self.library.streamproc_sample, step)
         return best, logits
+
+    def _call(self, function: Callable[..., int], step: Step) -> None:
+        if function(ctypes.addressof(self.program.model), ctypes.addressof(step), self.team):
+            raise MemoryError
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
         blocks, layout = kv.gather(block_table), kv.layout      # as in forward.cpp

@@ -26,5 +26,6 @@ class Model(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    _fields_ = [*((name, c_void_p) for name in ("blocks", "token_ids", "chunks", "sampled_ids", "sampled_logits")),
+    _fields_ = [*((name, c_void_p) for name in ("blocks", "token_ids", "chunks", "sampled_ids", "sampled_logits",
+                                               "sampled_rows", "masks")),
                 *((name, c_int32) for name in ("num_rows", "num_chunks"))]
