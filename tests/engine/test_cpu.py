@@ -200,7 +200,7 @@ def test_memory_that_runs_out_in_a_step_is_one_line(load: Load, monkeypatch: pyt
     with torch.inference_mode():
         own = cpu_forward(load("llama", torch.float32), 16, 1)
         assert own
-    own.library = SimpleNamespace(streamproc_forward=lambda *_: 1, streamproc_disband=lambda _: None)
+    own.library = SimpleNamespace(streamproc_layers=lambda *_: 1, streamproc_disband=lambda _: None)
     with pytest.raises(StreamprocError, match=r"out of memory on cpu in a step of 200 tokens; lower engine"):
         prefill(own)
 
