@@ -132,7 +132,7 @@ class Constrainer:
             if token is None:
                 break
             found.append(token)
-        if self._is_over((*sampled, *found)):
+        if walk.after or self._is_over((*sampled, *found)):
             self._drop(seq_id)
         return tuple(found)
 

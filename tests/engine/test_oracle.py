@@ -233,10 +233,10 @@ def test_in_bfloat16_answers_and_cells_are_those_of_one_chunk(name: str, seed: i
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_answers_are_right_where_torch_computes(dtype: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_right_where_torch_computes(dtype: str, engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "cpu_forward", lambda *_: None)
-    settings = replace(make_config(SIZES[0]).engine, model="random-tiny", dtype=dtype)
-    engine = build.build_engine(replace(config, engine=settings))
+    settings = make_config(SIZES[0])
+    engine = build.build_engine(replace(settings, engine=replace(settings.engine, model="random-tiny", dtype=dtype)))
     world = World(engine, 3)
     world.walk(12)
     Oracle(world, in_one_chunk(engine)).check()
