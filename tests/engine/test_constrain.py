@@ -346,5 +346,5 @@ def test_matchers_do_not_pile_up(constrainers: dict[str, Constrainer], monkeypat
         constraint = Constraint(grammar_of(TYPES["number"]), ())
         constrainer.masks([chunk(constraint.grammar, (), seq_id=i)])
         constrainer.forced(i, constraint, constrainers["characters"]._renderer.text_ids(("5", "5\n")[i % 2]))
-    assert [seq_id % 2 for seq_id in constrainer._walks] == [0] * 8
+    assert {seq_id % 2 for seq_id in constrainer._walks} == {0}
     assert len(constrainer._grammars) <= 4
