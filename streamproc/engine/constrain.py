@@ -7,10 +7,10 @@ A mask is a function of the grammar and the answer's tokens so far. Where the an
 Masks are computed beside the forward, on a thread of the runner's; matchers are kept from step to step and moved along.
 """
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import orjson
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from streamproc.answertypes import UNKNOWN
+from streamproc.engine.grammars import BOOLEAN, NUMBER, CannotConstrain, lark, literal, make_tokenizer, one_line
 from streamproc.errors import StreamprocError
 from streamproc.prompts import Renderer
 from streamproc.schedule.plan import Chunk, Constraint
@@ -35,43 +35,6 @@ MAX_GRAMMARS = 256                      # compiled at once
 MAX_WALKS = 1024                        # answers under way whose matchers are kept
 MAX_FORCED = 256                        # tokens at once without a choice
 LIMITS = LLParserLimits(initial_lexer_fuel=200_000, verbose_errors=False)
-NUMBER = f"-?[0-9]+(\\.[0-9]+)?|{UNKNOWN}"
-BOOLEAN = f"[Yy]es|[Nn]o|[Tt]rue|[Ff]alse|{UNKNOWN}"
-PLACE = re.compile(r'(at \d+\(\d+\): )?(invalid regex ".*" \(in regex\): |failed to compile JSON schema: )?')
-IN_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-
-
-class CannotConstrain(Exception):
-    """Why a grammar, or any, cannot be used with this model."""
-
-
-def lark(grammar: dict[str, Any]) -> str:
-    """llguidance's form of AnswerType.grammar. Raises CannotConstrain."""
-    kind, stop = grammar["type"], grammar["stop"]
-    if kind == "json":
-        if inside := next((text for text in stop if min(text) >= " "), None):
-            raise CannotConstrain(f'stop: {inside!r} may stand inside JSON, use stop = ["\\n"] or []')
-        schema = orjson.dumps({**grammar["schema"], "x-guidance": IN_ONE_LINE}).decode()
-        return f'start: SPACE? body\nSPACE: " "\nbody: %json {schema}'
-    choices = [choice.strip() for choice in grammar.get("choices", ())]
-    if found := [choice for choice in choices if any(text in choice for text in stop)]:
-        raise CannotConstrain(f"answer.choices: {found[0]!r} holds a stop text, it would be cut there")
-    body = {"number": NUMBER, "boolean": BOOLEAN, "choice": "|".join(map(literal, choices))}.get(kind)
-    allowed = f"/ ?({body or regex_to_lark(without_anchors(grammar['pattern']), 'd')})/"
-    if not stop:
-        return f"start: TEXT\nTEXT: {allowed}"
-    stopped = f"/(?s:.*)({'|'.join(map(literal, stop))})(?s:.*)/"
-    return f"start: TEXT\nTEXT: BODY & ~STOPPED\nBODY: {allowed}\nSTOPPED: {stopped}"
-
-
-def without_anchors(pattern: str) -> str:
-    """The whole text has to match anyhow."""
-    return re.sub(r"(?<!\\)((\\\\)*)\$$", r"\1", pattern.removeprefix("^"))
-
-
-def literal(text: str) -> str:
-    """A regex of this very text."""
-    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):X}}}" for c in text)
 
 
 def unpacked(row: Row, size: int) -> NDArray[np.bool_]:
@@ -169,7 +132,7 @@ class Constrainer:
             if token is None:
                 break
             found.append(token)
-        if self._is_over((*sampled, *found)):
+        if walk.after or self._is_over((*sampled, *found)):
             self._drop(seq_id)
         return tuple(found)
 
@@ -268,45 +231,18 @@ class Constrainer:
         endings = self._matcher(f"start: TEXT\nTEXT: /({stop})(?s:.*)/", "stop")
         return Grammar(first, endings, self._ends | self._row_from(endings))
 
-    def _matcher(self, text: str, name: str) -> LLMatcher:
+    def prepare(self) -> None:
+        """Read the vocabulary: seconds for a large one, of which the first constrained question need not wait."""
+        with self._lock, suppress(CannotConstrain):
+            if self._end_ids:
+                self._vocabulary()
+
+    def _vocabulary(self) -> LLTokenizer:
         self._tokenizer = self._tokenizer or make_tokenizer(self._renderer, self._vocab_size, self._end_ids)
-        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(text), log_level=0, limits=LIMITS)
+        return self._tokenizer
+
+    def _matcher(self, text: str, name: str) -> LLMatcher:
+        matcher = LLMatcher(self._vocabulary(), LLMatcher.grammar_from_lark(text), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise CannotConstrain(f"{name}: {one_line(matcher.get_error())}")
         return matcher
-
-
-def one_line(problem: str) -> str:
-    """What is wrong, without the place in a grammar that its sender did not write."""
-    lines = [line.strip() for line in problem.splitlines()]
-    told = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return PLACE.sub("", told).partition(" in regex /")[0][:200]
-
-
-class Spelling:
-    """A tokenizer whose decoder llguidance does not know, as the bytes of its tokens."""
-
-    def __init__(self, renderer: Renderer, texts: list[str], end_id: int) -> None:
-        self.tokens = [text.encode() for text in texts]
-        self.special_token_ids = [i for i, text in enumerate(texts) if not text]
-        self.eos_token_id = end_id
-        self.bos_token_id: int | None = None
-        self.is_tokenizer_wrapper = True
-        self._renderer = renderer
-
-    def __call__(self, text: str) -> list[int]:
-        return list(self._renderer.text_ids(text))
-
-
-def make_tokenizer(renderer: Renderer, vocab_size: int, end_ids: list[int]) -> LLTokenizer:
-    """Raises CannotConstrain where a token's text is not to be had from it alone."""
-    try:
-        return LLTokenizer(renderer.tokenizer_json(), n_vocab=vocab_size, eos_token=end_ids)
-    except ValueError:
-        pass
-    texts = [renderer.decode([i]) for i in range(renderer.max_id + 1)]
-    ids = range(0, len(texts), max(1, len(texts) // 64))
-    if any(renderer.decode([a, b]) != texts[a] + texts[b] for a in ids for b in ids):
-        raise CannotConstrain("answer: only text, this model's tokenizer writes tokens differently side by side")
-    spelling: Any = Spelling(renderer, texts, end_ids[0])
-    return LLTokenizer(spelling, n_vocab=vocab_size, eos_token=end_ids)

@@ -63,6 +63,8 @@ class ModelRunner:
         self.kv = kv
         self.constrainer = constrainer
         self._masks = ThreadPoolExecutor(1, "streamproc-masks")
+        if constrainer:
+            self._masks.submit(constrainer.prepare)
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip

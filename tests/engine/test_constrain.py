@@ -341,5 +341,10 @@ def test_matchers_do_not_pile_up(constrainers: dict[str, Constrainer], monkeypat
     for i in range(50):
         kind = AnswerType("choice", (f"a{i % 7}", "b"))
         constrainer.masks([chunk(grammar_of(kind), (), seq_id=i)])
-    assert len(constrainer._walks) <= 8
+    assert 0 < len(constrainer._walks) <= 8
+    for i in range(50):
+        constraint = Constraint(grammar_of(TYPES["number"]), ())
+        constrainer.masks([chunk(constraint.grammar, (), seq_id=i)])
+        constrainer.forced(i, constraint, constrainers["characters"]._renderer.text_ids(("5", "5\n")[i % 2]))
+    assert {seq_id % 2 for seq_id in constrainer._walks} == {0}
     assert len(constrainer._grammars) <= 4

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, 
 
 from streamproc.answertypes import AnswerType
 from streamproc.config import Config
-from streamproc.engine import build, random_model
+from streamproc.engine import build, forward, random_model
 from streamproc.messages import Answer
 from streamproc.records import encode_record
 
@@ -238,6 +238,18 @@ def test_in_bfloat16_answers_and_cells_are_those_of_one_chunk(name: str, seed: i
     check_variety(Oracle(world, in_one_chunk(world.engine)).check())
     assert check_cells(world)
     assert world.num_hopped
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_are_right_where_torch_computes(dtype: str, engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "cpu_forward", lambda *_: None)
+    settings = make_config(SIZES[0])
+    engine = build.build_engine(replace(settings, engine=replace(settings.engine, model="random-tiny", dtype=dtype)))
+    world = World(engine, 3)
+    world.walk(12)
+    Oracle(world, in_one_chunk(engine)).check()
+    assert engine.runner.forward.name == "torch"
+    engine.close()
 
 
 @pytest.fixture
