@@ -8,11 +8,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
+    Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from streamproc.config import Config, Engine
@@ -32,6 +35,13 @@ CONFIGS: dict[str, Any] = {
     "gemma3": Gemma3TextConfig(**SHAPE, head_dim=32, sliding_window=64,
                                layer_types=["sliding_attention", "full_attention"]),
     "phi3": Phi3Config(**SHAPE),
+    "gemma2": Gemma2Config(**SHAPE, head_dim=32, sliding_window=64, query_pre_attn_scalar=24,
+                           attn_logit_softcapping=20.0, final_logit_softcapping=30.0,
+                           layer_types=["sliding_attention", "full_attention"]),
+    "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0]),
+    "smollm2": LlamaConfig(**{**SHAPE, "tie_word_embeddings": True, "num_attention_heads": 9, "num_key_value_heads": 3,
+                              "hidden_size": 144}),
+    "qwen2": Qwen2Config(**SHAPE),
 }
 NAMES = (*CONFIGS, "random-tiny")
 
@@ -101,7 +111,7 @@ def plain(engine: Any) -> Any:
 
     def plain(name: str) -> Any:
         if name in CONFIGS:
-            return tiny(name, attention="sdpa")
+            return tiny(name, attention="eager" if name == "gemma2" else "sdpa")     # it has no other
         model = copy.deepcopy(engine.loaded.model)
         model.set_attn_implementation("sdpa")
         return model
