@@ -50,7 +50,9 @@ def build_engine(config: Config) -> Engine:
         raise rendering.blame(config, loaded.folder, problem) from None
     check_fit(config, loaded, renderer)
     threads, lanes = share_threads(config.engine.threads, loaded)
-    return Engine(ModelRunner(loaded, make_cache(config, loaded), threads, lanes), renderer, loaded, rendering)
+    runner = ModelRunner(loaded, make_cache(config, loaded), threads, lanes)
+    runner.forward.release()
+    return Engine(runner, renderer, loaded, rendering)
 
 
 def share_threads(given: int, loaded: LoadedModel) -> tuple[int, int]:

@@ -26,7 +26,7 @@ WITHOUT_EFFECT = {"transformers_version", "dtype", "torch_dtype", "use_cache", "
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready for steps. Its parameters are never written."""
+    """A model ready for steps. Its parameters are never written; they are freed where our own code has packed them."""
 
     model: Any                      # transformers' PreTrainedModel
     folder: Path
@@ -118,6 +118,13 @@ def max_positions(config: Any) -> int | None:
     if "longrope" in support.rope_types(config):
         limits.append(config.rope_parameters.get("original_max_position_embeddings"))
     return min((limit for limit in limits if limit), default=None)
+
+
+def free_parameters(model: Any) -> None:
+    """Leave only their shapes; buffers, such as the rotary frequencies, stay."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(weight.detach().to("meta"), requires_grad=False))
 
 
 def fingerprint(model: Any) -> str:

@@ -21,7 +21,7 @@ from transformers import (
 from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
 from streamproc.engine.forward import Forward, TorchForward, cpu_forward
-from streamproc.engine.model import LoadedModel, describe
+from streamproc.engine.model import LoadedModel, describe, load_model
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -75,13 +75,19 @@ def engine(config: Config) -> Any:
 
 
 @pytest.fixture(scope="session")
-def load(engine: Any) -> Any:
+def random_tiny(config: Config) -> Any:
+    """The built-in model as it is loaded: the engine frees its weights."""
+    return load_model(config.engine).model
+
+
+@pytest.fixture(scope="session")
+def load(random_tiny: Any) -> Any:
     """(name, dtype) -> LoadedModel, made once."""
     made: dict[tuple[str, torch.dtype], LoadedModel] = {}
 
     def load(name: str, dtype: torch.dtype) -> LoadedModel:
         if (name, dtype) not in made:
-            model = tiny(name, dtype) if name in CONFIGS else copy.deepcopy(engine.loaded.model).to(dtype)
+            model = tiny(name, dtype) if name in CONFIGS else copy.deepcopy(random_tiny).to(dtype)
             made[name, dtype] = describe(model, Path(), name)
         return made[name, dtype]
 
@@ -106,13 +112,13 @@ def forward(load: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def plain(engine: Any) -> Any:
+def plain(random_tiny: Any) -> Any:
     """name -> the same model with transformers' own attention, float32."""
 
     def plain(name: str) -> Any:
         if name in CONFIGS:
             return tiny(name, attention="eager" if name == "gemma2" else "sdpa")     # it has no other
-        model = copy.deepcopy(engine.loaded.model)
+        model = copy.deepcopy(random_tiny)
         model.set_attn_implementation("sdpa")
         return model
 

@@ -231,6 +231,19 @@ def test_without_machine_code_torch_computes(config: Config, other_kind: Callabl
     engine.close()
 
 
+def test_weights_lie_in_memory_once(config: Config, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(engine.runner.forward, CpuForward)
+    assert all(weight.is_meta for weight in engine.loaded.model.parameters())
+    assert not any(buffer.is_meta for buffer in engine.loaded.model.buffers())
+    monkeypatch.setattr(forwards, "library", lambda: None)
+    other = build_engine(config)
+    assert not any(weight.is_meta for weight in other.loaded.model.parameters())
+    asked = (*engine.renderer.prefix_ids, *range(5, 60))
+    assert stateless_answer(engine, asked, 8, ()) == stateless_answer(other, asked, 8, ())
+    assert engine.loaded.fingerprint == other.loaded.fingerprint
+    other.close()
+
+
 def test_every_kind_of_machine_code_that_runs_here_is_right_and_exact(load: Load,
                                                                       other_kind: Callable[[set[str]], None]) -> None:
     flags, tried = processor_flags(), []

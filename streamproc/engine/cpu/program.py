@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from streamproc.engine.cpu.tables import Layer, Matrix, Model
+from streamproc.engine.memory import copied
 from streamproc.engine.model import LoadedModel
 
 LANES, PANEL, MAX_HEAD_DIM, MAX_WINDOW = 16, 32, 256, 2**30     # as in forward.cpp; a longer window is none
@@ -202,7 +203,7 @@ class _Compiler:
         if weight.dtype == torch.bfloat16:
             panels = panels.unflatten(1, (-1, 2)).transpose(2, 3)
         padded = None if bias is None else self._keep(pad(bias.float(), (0, padding)))
-        return Matrix(self._keep(panels), padded, outputs, inputs)
+        return Matrix(self._keep(copied(panels)), padded, outputs, inputs)
 
     def _norm(self, module: Any) -> int | None:
         """Weights of an RMS norm, in float32; Gemma's are kept less one."""
