@@ -11,6 +11,7 @@ from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.memory import give_back
 from streamproc.engine.model import LoadedModel, free_parameters
 from streamproc.schedule.plan import Chunk, verify
 
@@ -68,8 +69,9 @@ class CpuForward:
         return torch.stack(tuple(parts), 1)[:, :, :, :num_tokens]
 
     def release(self) -> None:
-        """Free the model's own weights: the program has all that it needs, the embedding among it."""
+        """Free the model's own weights: nothing of the program lies in them."""
         free_parameters(self.loaded.model)
+        give_back()
 
     def close(self) -> None:
         """End its threads; harmless when repeated."""

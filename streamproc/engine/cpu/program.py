@@ -123,7 +123,7 @@ class _Compiler:
         intermediate = layers[0].down.inputs
         head = self._matrix([self.loaded.model.lm_head])
         model = Model(
-            self._keep(embedding.weight), final_norm, ctypes.addressof(layers), head,
+            self._keep(copied(embedding.weight)), final_norm, ctypes.addressof(layers), head,
             shapes.num_layers, embedding.weight.shape[1], shapes.num_heads, shapes.num_kv_heads, shapes.head_dim,
             rotary.dim, intermediate, self.block_size, self.loaded.dtype == torch.bfloat16, self._is_gelu(),
             self.epsilons.pop(), self.scalings.pop(), embedding_scale(embedding), shapes.softcap or 0.0,
