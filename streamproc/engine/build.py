@@ -63,6 +63,7 @@ def build_engine(config: Config) -> Engine:
     threads, lanes = share_threads(config.engine.threads, loaded)
     constrainer = Constrainer(renderer, loaded.vocab_size)
     runner = ModelRunner(loaded, make_cache(config, loaded), threads, lanes, constrainer)
+    runner.forward.release()
     return Engine(runner, renderer, loaded, rendering, constrainer)
 
 

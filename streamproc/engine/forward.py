@@ -53,6 +53,10 @@ class Forward(Protocol):
         """A copy of a sequence's K and V: [layers, 2, kv_heads, num_tokens, head_dim]."""
         ...
 
+    def release(self) -> None:
+        """Free what of the loaded model it does not need; nothing else can compute with that model any more."""
+        ...
+
     def close(self) -> None:
         """End its threads; harmless when repeated."""
         ...
@@ -105,6 +109,9 @@ class TorchForward:
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
         return kv.gather(block_table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
+
+    def release(self) -> None:
+        """It needs all of it."""
 
     def close(self) -> None:
         """It has no threads of its own."""

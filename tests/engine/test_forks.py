@@ -15,7 +15,7 @@ from streamproc.engine.model import LoadedModel
 from streamproc.schedule.plan import Chunk, Plan
 
 SIZE = 16
-NAMES = ("llama", "mistral", "gemma3", "phi3")
+NAMES = ("llama", "mistral", "gemma2", "gemma3", "smollm3")
 DTYPES = (torch.float32, torch.bfloat16)
 BASES = (656, 640, 640, 600, 333, 600, 320, 20)      # where the forks leave their session, whose 600 grow to 656
 Load = Callable[[str, torch.dtype], LoadedModel]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from engine_world import PROMPTS, QUERIES, SIDE, SIGNALS, SIZES, World, check_cells, make_config
 from oracle import Context, Expected, contexts, expected_answers, rendered
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, Qwen3Config, SmolLM3Config
 
 from streamproc.answertypes import AnswerType
 from streamproc.config import Config
@@ -35,8 +35,12 @@ CONFIGS: dict[str, Any] = {
     "qwen3": Qwen3Config(**SHAPE),
     "gemma3": Gemma3TextConfig(**SHAPE, query_pre_attn_scalar=16, sliding_window=48,
                                layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "gemma2": Gemma2Config(**SHAPE, query_pre_attn_scalar=16, sliding_window=48,
+                           layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1]),
 }
-CASES = (("random-tiny", 0), ("random-tiny", 1), ("random-tiny", 2), ("qwen3", 1), ("gemma3", 0), ("gemma3", 2))
+CASES = (("random-tiny", 0), ("random-tiny", 1), ("random-tiny", 2), ("qwen3", 1), ("gemma3", 0), ("gemma3", 2),
+         ("gemma2", 0), ("smollm3", 1))
 
 
 def write_model(name: str, folder: Path) -> Path:

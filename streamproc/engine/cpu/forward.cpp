@@ -157,7 +157,8 @@ template <class Number> struct Forward {        // of weights and of KV
                     float* at = row + head * model.head_dim;
                     const float* weight = head < model.num_heads ? layer.q_norm : layer.k_norm;
                     if (weight) normalise(at, at, weight, model.head_dim, model.epsilon);
-                    rotate(at, layer.cosines + size_t(position) * half, layer.sines + size_t(position) * half, half);
+                    if (layer.cosines)
+                        rotate(at, layer.cosines + size_t(position) * half, layer.sines + size_t(position) * half, half);
                 }
                 write_cells(chunk.block_table[position / model.block_size], index, position % model.block_size, row + q_size);
                 write_queries(row, i, m);
@@ -201,7 +202,7 @@ template <class Number> struct Forward {        // of weights and of KV
             const Queries<Number> queries{
                 m.queries + first * model.head_dim, m.out + first * model.head_dim,
                 reinterpret_cast<Floats*>(m.sums) + first, m.highest + first, m.positions + group.first_row * groups,
-                model.head_dim, layer.window ? layer.window : 1 << 30};
+                model.head_dim, layer.window ? layer.window : 1 << 30, model.score_cap};
             queries.begin(count);
             attend_keys(queries, count, keys(group.first_chunk), 0, group.shared);
             for (int c = group.first_chunk; c < group.last_chunk && group.num_chunks() > 1; c++) {
@@ -235,6 +236,8 @@ template <class Number> struct Forward {        // of weights and of KV
         const int stride = (model.head.outputs + PANEL - 1) / PANEL * PANEL;
         std::vector<float> logits(size_t(count) * stride);
         multiply<Number>(team, {model.head, step.sampled_rows, logits.data(), count, stride, Then::STORE});
+        if (model.logit_cap > 0.0f)
+            for (size_t i = 0; i < logits.size(); i += LANES) store(&logits[i], capped(load(&logits[i]), model.logit_cap));
         for (int i = 0; i < count; i++) {
             const float* row = logits.data() + size_t(i) * stride;
             const uint32_t* mask = step.masks ? step.masks[i] : nullptr;

@@ -12,7 +12,8 @@ from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.memory import give_back
+from streamproc.engine.model import LoadedModel, free_parameters
 from streamproc.schedule.plan import Chunk, verify
 
 
@@ -75,6 +76,11 @@ class CpuForward:
         v = blocks[:, :, 1].reshape(*blocks.shape[:2], -1, size // pair, dim, pair).permute(1, 2, 0, 3, 5, 4)
         parts = (part.reshape(layout.num_layers, layout.num_kv_heads, -1, dim) for part in (k, v))
         return torch.stack(tuple(parts), 1)[:, :, :, :num_tokens]
+
+    def release(self) -> None:
+        """Free the model's own weights: nothing of the program lies in them."""
+        free_parameters(self.loaded.model)
+        give_back()
 
     def close(self) -> None:
         """End its threads; harmless when repeated."""
