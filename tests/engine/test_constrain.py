@@ -15,12 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from streamproc.answertypes import AnswerType
-from streamproc.config import Prompts
+from streamproc.config import Config, Prompts
 from streamproc.engine import random_model
 from streamproc.engine.build import Engine, stateless_answer
 from streamproc.engine.constrain import Constrainer, unpacked
 from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError
 from streamproc.market.rendering import market_model
@@ -276,7 +277,7 @@ def test_a_mask_hides_no_logit_that_is_no_number(path: str, forward: Callable[..
 
 
 def test_lanes_carry_constraints(engine: Engine) -> None:
-    loaded, results = engine.loaded, []
+    loaded, results = load_model(replace(Config().engine, model="random-tiny")), []
     constraints = [Constraint(grammar_of(kind)) for kind in (*TYPES.values(), *TYPES.values())]
     for lanes in (1, 3):
         kv = KVCache(loaded.layout(16), 60, loaded.device)
