@@ -21,7 +21,7 @@ class Draft:
     copies: list[tuple[int, int]] = field(default_factory=list)
     planned: set[int] = field(default_factory=set)  # sequences of this plan: their cells are not to be taken
     took_from_growing: bool = False  # cells of a generation that still needs them
-    leaning: set[int] = field(default_factory=set)  # generations with blocks that another makes full in this plan
+    after: dict[int, int] = field(default_factory=dict)  # sequence -> one of this plan that writes cells it reads
     writers: dict[int, int] = field(default_factory=dict)  # block that this plan makes full -> sequence
     _families: dict[int, list[Chunk]] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
@@ -60,6 +60,12 @@ class Draft:
     def writer(self, block_ids: Iterable[int]) -> int | None:
         """The sequence of this plan that makes the last of these blocks full, if any does."""
         return next((self.writers[block_id] for block_id in reversed([*block_ids]) if block_id in self.writers), None)
+
+    def come_after(self, seq_id: int, block_ids: Iterable[int]) -> None:
+        """This sequence reads these blocks."""
+        writer = self.writer(block_ids)
+        if writer is not None:
+            self.after[seq_id] = writer
 
     def add(self, chunk: Chunk, family: int) -> None:
         """Chunks of a family read the same cells: they go side by side."""

@@ -1,4 +1,4 @@
-"""Decides what the next step computes. State in, plan out; the only writer of block tables.
+"""Decides what the next step computes. State in, plan out.
 
 There is no prefill phase and no decode phase: every sequence has `num_tokens` and `num_computed`, and a step lets
 computed catch up. A step's tokens go, in this order, to
@@ -7,18 +7,17 @@ computed catch up. A step's tokens go, in this order, to
 A step takes as many tokens as, by what was learned of steps (steptime.py), it can compute in `step_s`; so nobody waits
 for long before what has just come is looked at.
 
-Memory: a fork starts only when the cells for its longest answer are reserved, so whatever runs can finish. Cells are
-taken, in this order, from generations that nobody waits for (they are computed again on demand) and from younger needs;
-a generation that is complete keeps its cells until the questions that wait for it have started. So a step always brings
-the oldest need or a waiting question further, and there is no deadlock: `_unstick` covers the one case that is left.
+Memory: a fork starts only when the cells for its longest answer are reserved, so whatever runs can finish; a
+generation keeps its cells until the questions that could start have (cells.py). So a step always brings the oldest need
+or a waiting question further, and there is no deadlock: `_unstick` covers the one case that is left.
 
 Fairness: sessions that are behind share a step and take turns where it is too small for all; so do sessions with
 questions (state/turns.py).
 """
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+from streamproc.schedule.cells import Cells
 from streamproc.schedule.draft import Draft
 from streamproc.schedule.plan import Chunk, Constraint, Plan
 from streamproc.schedule.speculation import Speculation
@@ -47,7 +46,7 @@ class Scheduler:
 
     def __init__(self, workload: Workload, step_tokens: int, step_s: float) -> None:
         self.workload = workload
-        self.pool = workload.pool
+        self.cells = Cells(workload)
         self.step_tokens = step_tokens
         self.step_s = step_s
         self.times = StepTimes()
@@ -82,15 +81,9 @@ class Scheduler:
         """The newest plan did not fit the device's memory: nothing is in the cells that it was to write. Flash queries
         let go of theirs and wait again, and from now on a step takes half of what was in this one.
         """
-        written = self._newest.writers.keys()
-        for fork in list(self.workload.running.values()):
-            if not fork.question.is_awaited or not written.isdisjoint(fork.block_table):
-                self.workload.start_over(fork)
-        for generation in [g for g in self.workload.resident.values() if not written.isdisjoint(g.block_table)]:
-            self.workload.evict(generation)
-            if not generation.is_retired and not generation.is_ahead:
-                self.workload.grow(generation)
-        self.pool.unname(list(written))
+        for fork in [fork for fork in self.workload.running.values() if not fork.question.is_awaited]:
+            self.workload.start_over(fork)
+        self.cells.take_back(self._newest)
         self.step_tokens = max(1, plan.num_tokens // 2)
 
     # Forks
@@ -101,7 +94,7 @@ class Scheduler:
                 return
             self._add_fork(draft, fork)
 
-    def _add_fork(self, draft: Draft, fork: Fork, after: int | None = None) -> None:
+    def _add_fork(self, draft: Draft, fork: Fork) -> None:
         """The next tokens of a running fork; where they are its last, also a guess at those that follow."""
         start, position = fork.num_computed, fork.base + fork.num_computed
         missing, room = fork.num_tokens - start, max(1, draft.tokens_at(position))
@@ -111,18 +104,18 @@ class Scheduler:
             ids, num_samples = [*ids, *guess], 1 + len(guess)
         grammar = fork.question.grammar if num_samples else None
         constraint = Constraint(grammar, tuple(fork.answer_ids)) if grammar else None
-        table = tuple(fork.block_table)
+        after, table = draft.after.get(fork.seq_id), tuple(fork.block_table)
         chunk = Chunk(fork.seq_id, position, tuple(ids), table, num_samples, after, constraint)
         draft.add(chunk, fork.generation.seq_id)
         if not fork.is_decoding:
             end = fork.base + min(start + len(ids), len(fork.question.tail_ids))
-            self._name(draft, fork, position, end)
+            self.cells.name(draft, fork, position, end)
 
     def _start(self, draft: Draft, turns: Turns, younger: list[Generation]) -> None:
         def start(fork: Fork) -> Verdict:
             if not draft.room:
                 return Verdict.FULL
-            if fork.generation.num_computed < fork.base or fork.generation.seq_id in draft.leaning:
+            if fork.generation.num_computed < fork.base or fork.generation.seq_id in draft.after:
                 return Verdict.NOT_YET
             return Verdict.STARTED if self._begin(draft, fork, younger) else Verdict.FULL
 
@@ -139,26 +132,13 @@ class Scheduler:
                     return
 
     def _begin(self, draft: Draft, fork: Fork, younger: list[Generation], is_stuck: bool = False) -> bool:
-        """Give a fork all the cells that it can ever need, shared and its own -> whether they could be had."""
-        size, table = self.pool.block_size, fork.generation.block_table
-        num_shared = fork.base // size
-        found, after = self._find(draft, fork, num_shared, (fork.base + len(fork.question.tail_ids) - 1) // size)
-        shared = [*table[:num_shared], *found]
-        self.pool.share(table[:num_shared])
-        own = self._allocate(self.pool.num_blocks_for(fork.max_cells) - len(shared),
-                             self._victims(draft, fork.generation, younger, is_stuck))  # fmt: skip
-        if own is None:
-            self.pool.release(shared)
+        """Start a fork -> whether the cells for it could be had."""
+        if not self.cells.give_fork(draft, fork, younger, is_stuck):
             return False
-        if found:
-            fork.num_computed = len(shared) * size - fork.base
-        elif fork.base % size and own:
-            draft.copies.append((table[num_shared], own[0]))
-        fork.block_table = shared + own
         fork.expected = expected_ids(fork.session, fork.question)
         self.workload.start(fork)
         self.workload.touch(fork.generation)
-        self._add_fork(draft, fork, after)
+        self._add_fork(draft, fork)
         return True
 
     # Generations
@@ -217,37 +197,20 @@ class Scheduler:
 
         `younger`: generations whose cells it may take besides those that nobody waits for; None: nobody's.
         """
-        after = self._reuse(draft, generation)
+        self.cells.reuse(draft, generation)
         start = generation.num_computed
-        num_tokens = min(most, draft.tokens_at(start), generation.num_tokens - start)
-        if not num_tokens:
+        end = start + min(most, draft.tokens_at(start), generation.num_tokens - start)
+        if end == start:
             return True
-        num_tokens = self._make_room(draft, generation, num_tokens, younger)
-        if not num_tokens:
+        end = self.cells.give_generation(draft, generation, end, younger)
+        if end == start:
             return False
-        ids = tuple(generation.token_ids[start : start + num_tokens])
-        table = tuple(generation.block_table)
+        ids, table = tuple(generation.token_ids[start:end]), tuple(generation.block_table)
+        after = draft.after.get(generation.seq_id)
         draft.add(Chunk(generation.seq_id, start, ids, table, after=after), generation.seq_id)
-        self._name(draft, generation, start, start + num_tokens)
+        self.cells.name(draft, generation, start, end)
         self.workload.touch(generation)
         return True
-
-    def _reuse(self, draft: Draft, generation: Generation) -> int | None:
-        """Take blocks that somebody has computed already -> the sequence of this plan that is to do so, if any is."""
-        size, start = self.pool.block_size, generation.num_computed
-        if start != len(generation.block_table) * size:
-            return None
-        found, after = self._find(draft, generation, start // size, generation.num_tokens // size)
-        if after is not None and start + len(found) * size == generation.num_tokens:
-            self.pool.release(found)    # it would have no chunk in the plan that computes them
-            return None
-        if after is not None:
-            draft.leaning.add(generation.seq_id)
-        if found:
-            generation.block_table += found
-            self.workload.advance(generation, len(found) * size)
-            self.workload.touch(generation)
-        return after
 
     def _asked(self) -> set[int]:
         """Generations that somebody waits for."""
@@ -260,73 +223,3 @@ class Scheduler:
         if not asked and turn is None:
             return growing
         return sorted(growing, key=lambda generation: (generation.seq_id != turn, generation.seq_id not in asked))
-
-    # Cells
-
-    def _find(self, draft: Draft, sequence: Generation | Fork, first: int, end: int) -> tuple[list[int], int | None]:
-        """Blocks from index `first` below `end` that hold, or in this plan will, what this sequence needs, each with
-        one more holder -> they, and the sequence of this plan that writes the last of them.
-        """
-        found: list[int] = []
-        for index in range(first, end):
-            block_id = self.pool.look_up(sequence.name(index, self.pool.block_size))
-            if block_id is None:
-                break
-            self.pool.take(block_id)
-            found.append(block_id)
-        return found, draft.writer(found)
-
-    def _name(self, draft: Draft, sequence: Generation | Fork, start: int, end: int) -> None:
-        """The blocks that a chunk of these positions makes full."""
-        size = self.pool.block_size
-        for index in range(start // size, end // size):
-            block_id = sequence.block_table[index]
-            if self.pool.name(block_id, sequence.name(index, size)):
-                draft.writers[block_id] = sequence.seq_id
-
-    def _make_room(
-        self, draft: Draft, generation: Generation, num_tokens: int, younger: list[Generation] | None
-    ) -> int:
-        """Blocks for the next `num_tokens` of a generation -> how many of them fit."""
-        end = generation.num_computed + num_tokens
-        missing = self.pool.num_blocks_for(end) - len(generation.block_table)
-        if missing > 0:
-            victims: Iterable[Generation] = () if younger is None else self._victims(draft, generation, younger)
-            candidates = list(victims)
-            most = self.pool.most([victim.block_table for victim in candidates])
-            generation.block_table += self._allocate(min(missing, most), candidates) or []
-        return min(end, len(generation.block_table) * self.pool.block_size) - generation.num_computed
-
-    def _allocate(self, num_blocks: int, victims: Iterable[Generation]) -> list[int] | None:
-        """So many blocks, or None; nobody loses cells in vain."""
-        victims = list(victims) if self.pool.num_free < num_blocks else []
-        num_chosen = self.pool.num_enough(num_blocks, [victim.block_table for victim in victims])
-        if num_chosen is None:
-            return None
-        for victim in victims[:num_chosen]:
-            self._newest.took_from_growing |= victim.seq_id in self.workload.growing
-            self.workload.evict(victim)
-        return self.pool.allocate(max(num_blocks, 0))
-
-    def _victims(
-        self, draft: Draft, needy: Generation, younger: list[Generation], is_stuck: bool = False
-    ) -> Iterator[Generation]:
-        """Generations whose cells may be taken, the least missed first. Those with a question that could start lose
-        theirs only where nothing else goes on.
-        """
-        growing = self.workload.growing
-        resident = self.workload.resident
-        kept = {*draft.planned, needy.seq_id}
-        free = [g for g in resident.values() if g.seq_id not in kept and not g.num_running_forks]
-        yield from [g for g in free if g.is_ahead]
-        idle = [g for g in free if not g.num_waiting_forks and not g.is_ahead]
-        yield from [g for g in idle if g.is_retired]
-        yield from [g for g in idle if not g.is_retired and g.seq_id not in growing]
-        last = [g for g in reversed(younger) if g in free and g.seq_id in resident and not g.is_ahead]
-        ready = self._ready() if last and not is_stuck else set()
-        yield from [g for g in last if g.seq_id not in ready]
-
-    def _ready(self) -> set[int]:
-        """Generations with a question that could start: it would be asked in vain if they lost their cells now."""
-        waiting = itertools.chain(self.workload.awaited, self.workload.flash)
-        return {fork.generation.seq_id for fork in waiting if fork.generation.num_computed >= fork.base}

@@ -263,6 +263,8 @@ def world(engines: Any) -> World:
     world.walk(30)
     Oracle(world, in_one_chunk(world.engine)).check()
     assert check_cells(world)
+    assert world.num_guessed > world.num_held > 10
+    assert sum(future.done() for *_, future in world.calls) > 3
     return world
 
 

@@ -115,7 +115,7 @@ class World:
                 self.log.produce(number % 2, self.record(f"S{number}"))
             if self.rng.random() < 0.12:
                 self.ask(self.rng.randrange(self.size.num_sessions))
-            if self.rng.random() < 0.1:
+            if self.rng.random() < 0.3:
                 self.call()
             self.fate = self.rng.choices(("ok", "abort", "lost reply"), (90, 5, 5))[0]
             self.clock.now_s += self.rng.choice((0.0, 0.004, 0.02))
