@@ -108,6 +108,9 @@ class Engine:
     )
     keep: float = setting(0.25, "Share of the context that a new generation starts from.", low=0, high=0.9)
     step_tokens: int = setting(512, "Most tokens that one step computes.", unit="tokens", low=1, high=2**20)
+    step_ms: int = setting(
+        50, "How long a step should last: what comes in waits no longer to be looked at.", unit="ms", low=1, high=60_000
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@
     - BadRecord
     - BadQuery
     - BadAsk
+  - OutOfMemory           the step is undone and tried once more with less in it
   - EpochAborted          the epoch did not commit: truncate, seek, go on from the committed offsets
   - Fenced                another worker owns our slot: drop everything and stop
 
@@ -64,6 +65,12 @@ class BadAsk(BadInput):
     """An ad-hoc question that cannot be answered."""
 
     code = "BAD_ASK"
+
+
+class OutOfMemory(StreamprocError):
+    """A step did not fit the memory; nothing of it counts."""
+
+    code = "OUT_OF_MEMORY"
 
 
 class EpochAborted(StreamprocError):

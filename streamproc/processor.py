@@ -8,31 +8,38 @@ if commit is due: commit()                one Kafka transaction
 """
 
 import gc
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streamproc.config import Config
-from streamproc.errors import EpochAborted
+from streamproc.errors import EpochAborted, OutOfMemory
 from streamproc.messages import Ask, Query
 from streamproc.ports import Clock, Control, Engine, Sink, Source
-from streamproc.schedule.plan import Flight, Plan
+from streamproc.schedule.plan import Chunk, Flight, Plan, num_equal
 from streamproc.schedule.scheduler import Scheduler
 from streamproc.state import rollback
 from streamproc.state.askdesk import AskDesk
 from streamproc.state.blocks import BlockPool
+from streamproc.state.calls import CallDesk
 from streamproc.state.ending import finished_text
 from streamproc.state.epoch import Epoch, Message
-from streamproc.state.fork import Fork
+from streamproc.state.fork import Call, Fork
 from streamproc.state.intake import Intake, Rules
 from streamproc.state.partition import Partition, Recovery, Reply
 from streamproc.state.publish import Publisher, Settlement, settle
 from streamproc.state.queries import QueryBook
+from streamproc.state.recent import remember
 from streamproc.state.registrar import OWNER, Registrar
-from streamproc.state.session import Generation, Shape
+from streamproc.state.session import Shape
 from streamproc.state.workload import Workload
 
-IDLE_POLL_S = 0.05
+IDLE_POLL_S = 0.01
+ATTEND_S = 0.0005  # between looks at what comes in, while the device works
 MAX_IDLE_FORKS = 64  # idle queries queued ahead: enough to fill a step, few enough to be fresh
+
+
+log = logging.getLogger("streamproc")
 
 
 @dataclass(slots=True)
@@ -70,7 +77,8 @@ class StreamProcessor:
         self.runner, self.renderer = engine.runner, engine.renderer
         self.pool = BlockPool(self.runner.num_blocks, self.runner.block_size)
         self.workload = Workload(self.pool)
-        self.scheduler = Scheduler(self.workload, config.engine.step_tokens)
+        self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3)
+        self.calls = CallDesk(self.workload, self.renderer, self._why_not_call, clock.now)
         self.rules = Rules(
             config.topics.records,
             settings.session_by == "partition",
@@ -95,7 +103,7 @@ class StreamProcessor:
         self._committed_at = clock.now()
         self._flight: tuple[Plan, Flight] | None = None
         self._num_epochs, self._started_ms = 0, clock.unix_ms()
-        self._is_paused = False
+        self._is_paused = self._was_out_of_memory = False
 
     def connect(self, source: Source) -> None:
         """The source may call back from its first poll on."""
@@ -116,6 +124,7 @@ class StreamProcessor:
         plan = self.scheduler.plan()
         self._flight = plan, self.runner.launch(plan)
         self._ingest(self.source.poll(0 if plan.chunks else IDLE_POLL_S))
+        self._attend()
         self._land()
         self._balance()
         if self._commit_is_due():
@@ -124,48 +133,73 @@ class StreamProcessor:
     def _offer(self) -> None:
         """Questions that can be asked now."""
         now = self.clock.now()
+        self.calls.take()
         for partition in self.partitions.values():
             self.desk.offer(partition, now)
         if not self.scheduler.is_short and self.workload.num_behind < self.scheduler.step_tokens:
             self.intake.offer_idle(self.partitions, now, MAX_IDLE_FORKS - len(self.workload.flash))
 
-    def _land(self) -> None:
-        """Wait for the flight that is out, if any, and record its progress."""
+    def _attend(self) -> None:
+        """While the device works: take in what comes, and answer at once what can be answered without it."""
         if self._flight is not None:
-            (plan, flight), self._flight = self._flight, None
-            self._apply(plan, flight.wait())
+            while not self._flight[1].is_done(ATTEND_S):
+                self._ingest(self.source.poll(0))
+                if self._has_replies():
+                    self.commit()
+                    if self._flight is None:    # rolled back
+                        return
+
+    def _land(self) -> None:
+        """Wait for the flight that is out, if any, and record its progress. Raises OutOfMemory at its second time."""
+        if self._flight is None:
+            return
+        (plan, flight), self._flight = self._flight, None
+        try:
+            sampled = flight.wait()
+        except OutOfMemory as problem:
+            if self._was_out_of_memory:
+                raise
+            self._was_out_of_memory = True
+            log.warning("%s; trying once more with less in a step", problem)
+            self.scheduler.retreat(plan)
+        else:
+            self._was_out_of_memory &= not plan.chunks
+            self.scheduler.landed(plan, flight.seconds)
+            self._apply(plan, sampled)
 
     def _apply(self, plan: Plan, sampled: dict[int, tuple[int, ...]]) -> None:
         now = self.clock.now()
         for chunk in plan.chunks:
             fork = self.workload.running.get(chunk.seq_id)
             if fork is None:
-                self._advance(self.workload.resident[chunk.seq_id], len(chunk.token_ids))
+                self.workload.advance(self.workload.resident[chunk.seq_id], len(chunk.token_ids))
             else:
                 fork.started_at = now if fork.started_at is None else fork.started_at
-                fork.advance(len(chunk.token_ids))
-                for token_id in sampled.get(chunk.seq_id, ()):
-                    if fork.text is None:
-                        self._extend(fork, token_id, now)
+                self._extend(fork, chunk, sampled.get(chunk.seq_id, ()), now)
         self.counters.steps += bool(plan.chunks)
         self.counters.tokens += plan.num_tokens
 
-    def _advance(self, generation: Generation, num_tokens: int) -> None:
-        generation.advance(num_tokens)
-        if generation.num_computed == generation.num_tokens:
-            self.workload.growing.pop(generation.seq_id, None)
-
-    def _extend(self, fork: Fork, token_id: int, now: float) -> None:
-        fork.extend(token_id)
+    def _extend(self, fork: Fork, chunk: Chunk, tokens: Sequence[int], now: float) -> None:
+        """A chunk of a fork is computed, and these tokens follow what was certain in it."""
+        num_held = num_equal(chunk.draft, tokens)
+        self.scheduler.speculation.settle(fork, len(chunk.draft), num_held)
         question = fork.question
-        fork.text = finished_text(self.renderer, fork.answer_ids, question.stop, question.max_tokens)
-        if fork.text is not None:
-            fork.finished_at = now
-            self.workload.finish(fork)
-            self._deliver(fork)
+        for token_id in tokens:
+            fork.extend(token_id)
+            fork.text = finished_text(self.renderer, fork.answer_ids, question.stop, question.max_tokens)
+            if fork.text is not None:
+                fork.finished_at = now
+                self.workload.finish(fork)
+                self._deliver(fork)
+                return
+        fork.advance(len(chunk.token_ids) - len(chunk.draft) + num_held)
 
     def _deliver(self, fork: Fork) -> None:
-        """A complete answer waits for its epoch."""
+        """A complete answer waits for its epoch; that of a call has somebody waiting."""
+        remember(fork)
+        if isinstance(fork.question.source, Call):
+            self.calls.deliver(fork)
+            return
         partition = self.partitions[fork.question.as_of.partition]
         if isinstance(fork.question.source, Ask):
             offset = partition.ask_offsets.pop(fork.seq_id)
@@ -186,6 +220,15 @@ class StreamProcessor:
         for message in messages:
             if message.topic != self.rules.records_topic and message.partition in self.partitions:
                 self.desk.take(self.partitions[message.partition], message, now)
+
+    def _why_not_call(self, call: Call, num_tokens: int) -> str | None:
+        """The reason why this worker cannot continue a prompt of so many tokens, or None."""
+        most = self.pool.num_blocks * self.pool.block_size
+        if call.max_tokens > self.rules.max_answer_tokens:
+            return self.intake.why_not(call, 0)
+        if num_tokens + call.max_tokens > most:
+            return f"prompt: {num_tokens} tokens and {call.max_tokens} of an answer, this worker has cells for {most}"
+        return None
 
     def _why_not(self, query: Query) -> str | None:
         return self.intake.why_not(query, len(self.renderer.tail_ids(query.question)))
@@ -209,11 +252,11 @@ class StreamProcessor:
 
     # What goes out
 
+    def _has_replies(self) -> bool:
+        return any(partition.replies for partition in self.partitions.values())
+
     def _commit_is_due(self) -> bool:
-        return (
-            any(partition.replies for partition in self.partitions.values())
-            or self.clock.now() - self._committed_at >= self._commit_interval_s
-        )
+        return self._has_replies() or self.clock.now() - self._committed_at >= self._commit_interval_s
 
     def commit(self) -> None:
         """Publish what is finished with the offsets it came from, or roll back to the last commit that landed."""
@@ -245,6 +288,7 @@ class StreamProcessor:
 
     def _roll_back(self, settlements: Sequence[Settlement], epoch: Epoch, epoch_id: str) -> None:
         """The committed offsets are the truth: they tell whether the epoch landed; then read again from there."""
+        self._land()    # it may write cells of what is taken back
         recoveries = self.source.rewind({item.partition.number: item.partition.committed[0] for item in settlements})
         if any(recovery.epoch == epoch_id for recovery in recoveries.values()):
             self._settle(settlements, epoch)
@@ -283,8 +327,10 @@ class StreamProcessor:
         deadline = self.clock.now() + deadline_s
         while not self.workload.is_idle and self.clock.now() < deadline:
             plan = self.scheduler.plan()
-            self._apply(plan, self.runner.launch(plan).wait())
+            self._flight = plan, self.runner.launch(plan)
+            self._land()
         self.commit()
+        self.calls.close()
         self.source.close()
         self._sink.close()
 

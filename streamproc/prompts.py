@@ -63,6 +63,7 @@ class Renderer:
         frame = chat_frame(tokenizer, settings.system) if uses_chat else plain_frame(tokenizer, settings)
         self._before, self._after = self._split(frame[1]), self._split(frame[2])
         self.prefix_ids = self._encode(self._split(frame[0]))
+        self._begin = begin_ids(tokenizer)
         self.stop = settings.stop
         own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.eos_ids = frozenset([*own, *eos_ids])
@@ -93,6 +94,10 @@ class Renderer:
     def tail_ids(self, question: str) -> tuple[int, ...]:
         """What follows the stream: the question, up to where the answer starts."""
         return self._encode([*self._before, question, *self._after])
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """A prompt without a session: plain text, after the token that begins a text where the model has one."""
+        return (*self._begin, *self._plain.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, without special tokens."""
@@ -220,8 +225,13 @@ def plain_frame(tokenizer: Any, settings: Prompts) -> tuple[str, str, str]:
         raise Usage(f"prompts.question: {settings.question!r} must hold {{question}} once")
     place = parts.index(("", "question"))
     before, after = ("".join(text for text, _ in side) for side in (parts[:place], parts[place + 1:]))
-    begins = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return (tokenizer.bos_token if begins else "") + settings.system, before, after
+    return (tokenizer.bos_token if begin_ids(tokenizer) else "") + settings.system, before, after
+
+
+def begin_ids(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer puts before every text, if it does."""
+    first = tokenizer.bos_token_id
+    return (first,) if first is not None and tokenizer("a").input_ids[:1] == [first] else ()
 
 
 def chat_frame(tokenizer: Any, system: str) -> tuple[str, str, str]:

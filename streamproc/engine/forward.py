@@ -19,7 +19,7 @@ from streamproc.engine.cpu.program import Unknown, compile_program
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
 from streamproc.engine.support import Recorder
-from streamproc.errors import StreamprocError
+from streamproc.errors import OutOfMemory
 from streamproc.schedule.plan import Chunk, Plan, verify
 
 CHECK_TOKENS = 24
@@ -58,7 +58,7 @@ class Forward(Protocol):
 def run_step(forward: Forward, kv: KVCache, plan: Plan) -> dict[int, tuple[int, ...]]:
     """One step -> the tokens that follow, by sequence, as plan.Flight says.
 
-    Raises StreamprocError where memory runs out or the model gives no number.
+    Raises OutOfMemory, or StreamprocError where the model gives no number.
     """
     try:
         with torch.inference_mode():
@@ -67,8 +67,8 @@ def run_step(forward: Forward, kv: KVCache, plan: Plan) -> dict[int, tuple[int, 
     except (RuntimeError, MemoryError) as problem:
         if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(problem):
             device = forward.loaded.device.type
-            raise StreamprocError(f"out of memory on {device} in a step of {plan.num_tokens} tokens; "
-                                  "lower engine.step_tokens or engine.kv_bytes, or use a smaller model") from problem
+            raise OutOfMemory(f"out of memory on {device} in a step of {plan.num_tokens} tokens; "
+                              "lower engine.step_tokens or engine.kv_bytes, or use a smaller model") from problem
         raise
 
 

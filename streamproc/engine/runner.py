@@ -7,7 +7,8 @@ The runner decides nothing: it reads and writes exactly the cells that a plan na
 """
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -28,11 +29,18 @@ LANE_TOKENS = 32         # fewer are not worth a lane
 class ModelFlight:
     """A plan on its way."""
 
-    future: Future[dict[int, tuple[int, ...]]]
+    future: Future[tuple[dict[int, tuple[int, ...]], float]]
 
     def wait(self) -> dict[int, tuple[int, ...]]:
         """Block until the step is done; raises what the step raised."""
-        return self.future.result()
+        return self.future.result()[0]
+
+    def is_done(self, timeout_s: float) -> bool:
+        return bool(wait([self.future], timeout_s).done)
+
+    @property
+    def seconds(self) -> float:
+        return self.future.result()[1]
 
 
 class ModelRunner:
@@ -82,7 +90,11 @@ class ModelRunner:
 
     def launch(self, plan: Plan) -> ModelFlight:
         """Start a step and return at once."""
-        return ModelFlight(self._pool.submit(self._run, plan))
+        return ModelFlight(self._pool.submit(self._timed, plan))
+
+    def _timed(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], float]:
+        started = time.perf_counter()
+        return self._run(plan), time.perf_counter() - started
 
     def _run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
@@ -126,18 +138,32 @@ class ModelRunner:
 def split(plan: Plan, num_lanes: int) -> list[Plan]:
     """A plan as at most `num_lanes` plans of about equal work; the copies stay with the first.
 
-    Chunks stay whole: a row sees cells that the rows before it write in the same step.
+    Chunks stay whole, and with those whose cells they read: a row sees cells that others write in the same step.
     """
     num_parts = min(num_lanes, plan.num_tokens // LANE_TOKENS, len(plan.chunks))
     if num_parts < 2:
         return [plan]
     parts: list[list[Chunk]] = [[] for _ in range(num_parts)]
     loads = [0] * num_parts
-    for chunk in sorted(plan.chunks, key=lambda chunk: len(chunk.token_ids), reverse=True):
+    for bundle in sorted(bundles(plan.chunks), key=_num_tokens, reverse=True):
         lane = loads.index(min(loads))
-        parts[lane].append(chunk)
-        loads[lane] += len(chunk.token_ids)
-    return [Plan(plan.copies if not lane else (), tuple(part)) for lane, part in enumerate(parts)]
+        parts[lane] += bundle
+        loads[lane] += _num_tokens(bundle)
+    return [Plan(plan.copies if not lane else (), tuple(part)) for lane, part in enumerate(parts) if part]
+
+
+def bundles(chunks: Iterable[Chunk]) -> list[list[Chunk]]:
+    """Chunks that need nothing of each other, each with those that need it."""
+    found: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        bundle = [] if chunk.after is None else found[chunk.after]
+        bundle.append(chunk)
+        found[chunk.seq_id] = bundle
+    return list({id(bundle): bundle for bundle in found.values()}.values())
+
+
+def _num_tokens(chunks: Iterable[Chunk]) -> int:
+    return sum(len(chunk.token_ids) for chunk in chunks)
 
 
 def chip(device: torch.device) -> str:

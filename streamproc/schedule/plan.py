@@ -34,6 +34,16 @@ class Plan:
         return sum(len(chunk.token_ids) for chunk in self.chunks)
 
 
+def num_equal(draft: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens of a draft are those that follow."""
+    return next((i for i, (guess, token) in enumerate(zip(draft, tokens, strict=False)) if guess != token), len(draft))
+
+
+def verified(draft: Sequence[int], samples: Sequence[int]) -> tuple[int, ...]:
+    """The samples that are greedy tokens, given the tokens that followed each draft token: up to the first surprise."""
+    return tuple(samples[: num_equal(draft, samples) + 1])
+
+
 def verify(chunks: Iterable[Chunk], samples: Iterator[int]) -> dict[int, tuple[int, ...]]:
     """All samples of a step, in the order of its chunks -> what a flight returns."""
     return {
@@ -52,11 +62,14 @@ class Flight(Protocol):
         """
         ...
 
+    def is_done(self, timeout_s: float) -> bool:
+        """Wait for the step, but not longer than this -> whether it has ended."""
+        ...
 
-def verified(draft: Sequence[int], samples: Sequence[int]) -> tuple[int, ...]:
-    """The samples that are greedy tokens, given the tokens that followed each draft token: up to the first surprise."""
-    held = next((i for i, (guess, token) in enumerate(zip(draft, samples, strict=False)) if guess != token), len(draft))
-    return tuple(samples[: held + 1])
+    @property
+    def seconds(self) -> float:
+        """How long the step has taken, once it is done."""
+        ...
 
 
 class Runner(Protocol):

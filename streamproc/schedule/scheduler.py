@@ -2,24 +2,36 @@
 
 There is no prefill phase and no decode phase: every sequence has `num_tokens` and `num_computed`, and a step lets
 computed catch up. A step's tokens go, in this order, to
-    1. asks that are being answered     2. new records, shared between sequences     3. questions of new asks
-    4. flash queries, from what is left
+    1. asks and calls that are being answered      2. new records, shared between sequences
+    3. questions of asks, prompts of calls         4. flash queries, from what is left      5. hops made ahead
+A step takes as many tokens as, by what was learned of steps (steptime.py), it can compute in `step_s`; so nobody waits
+for long before what has just come is looked at.
+
 Memory: a fork starts only when the cells for its longest answer are reserved, so whatever runs can finish. Cells are
 taken, in this order, from generations that nobody waits for (they are computed again on demand) and from younger needs;
 a generation that is complete keeps its cells until the questions that wait for it have started. So a step always brings
 the oldest need or a waiting question further, and there is no deadlock: `_unstick` covers the one case that is left.
+
+Fairness: sessions that are behind share a step and take turns where it is too small for all; so do sessions with
+questions (state/turns.py).
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
+from streamproc.schedule.draft import Draft
 from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.speculation import Speculation
+from streamproc.schedule.steptime import StepTimes, load_of_chunks
 from streamproc.state.fork import Fork
+from streamproc.state.recent import expected_ids
 from streamproc.state.session import Generation
+from streamproc.state.turns import Turns, Verdict
 from streamproc.state.workload import Workload
 
 ASK_SHARE = 4  # while questions of asks wait, records leave them at least this fraction of a step
-
 FEWEST = 32  # tokens of a sequence in one step, if it has them
+FIRST_TOKENS = 64  # in a step before anything is known of how long steps take
 
 
 def share(room: int, num_waiting: int) -> int:
@@ -30,136 +42,290 @@ def share(room: int, num_waiting: int) -> int:
     return min(room, max(room // num_waiting, FEWEST))
 
 
-class _Draft:
-    """A plan in the making."""
-
-    def __init__(self, num_tokens: int) -> None:
-        self.room = num_tokens
-        self.chunks: list[Chunk] = []
-        self.copies: list[tuple[int, int]] = []
-        self.planned: set[int] = set()  # sequences of this plan: their cells are not to be taken
-
-    def add(self, chunk: Chunk) -> None:
-        self.chunks.append(chunk)
-        self.planned.add(chunk.seq_id)
-        self.room -= len(chunk.token_ids)
-
-
 class Scheduler:
-    """Plans steps of at most `step_tokens` tokens over a workload."""
+    """Plans steps of at most `step_tokens` tokens and about `step_s` seconds over a workload."""
 
-    def __init__(self, workload: Workload, step_tokens: int) -> None:
+    def __init__(self, workload: Workload, step_tokens: int, step_s: float) -> None:
         self.workload = workload
         self.pool = workload.pool
         self.step_tokens = step_tokens
-        self.is_short = False  # the newest plan could not give a generation all the cells it needs
+        self.step_s = step_s
+        self.times = StepTimes()
+        self.speculation = Speculation(self.times)
+        self.is_short = False  # growing generations do not all get the cells that they need
+        self._turn: tuple[int, int] | None = None  # while short: whose turn it is, and up to which of its tokens
+        self._newest = Draft(self.times, 0, 0.0)
 
     def plan(self) -> Plan:
-        draft = _Draft(self.step_tokens)
+        num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
+        draft = self._newest = Draft(self.times, num_tokens, self.step_s)
         running = list(self.workload.running.values())
-        self._advance(draft, [fork for fork in running if fork.question.is_ask])
-        self.is_short = not self._grow(draft)
-        self._start(draft, list(self.workload.asks), self._by_need())
-        self._advance(draft, [fork for fork in running if not fork.question.is_ask])
-        self._start(draft, list(self.workload.flash), self._by_need() if self.is_short else [])
+        awaited = [fork for fork in running if fork.question.is_awaited]
+        self._advance(draft, (fork for fork in awaited if fork.is_decoding))
+        self._grow(draft)
+        self._advance(draft, (fork for fork in awaited if not fork.is_decoding))
+        self._start(draft, self.workload.awaited, self._by_need())
+        self._advance(draft, (fork for fork in running if not fork.question.is_awaited))
+        self._start(draft, self.workload.flash, self._by_need() if self.is_short else [])
         if not draft.chunks:
             self._unstick(draft)
-        return Plan(tuple(draft.copies), tuple(draft.chunks))
+        if not self.is_short:
+            self._make_ahead(draft)
+        return draft.plan()
 
-    def _advance(self, draft: _Draft, forks: list[Fork]) -> None:
+    def landed(self, plan: Plan, seconds: float) -> None:
+        """The plan is carried out; it took so long."""
+        if plan.chunks:
+            self.times.observe(load_of_chunks(plan.chunks), seconds)
+
+    def retreat(self, plan: Plan) -> None:
+        """The newest plan did not fit the device's memory: nothing is in the cells that it was to write. Flash queries
+        let go of theirs and wait again, and from now on a step takes half of what was in this one.
+        """
+        written = self._newest.writers.keys()
+        for fork in list(self.workload.running.values()):
+            if not fork.question.is_awaited or not written.isdisjoint(fork.block_table):
+                self.workload.start_over(fork)
+        for generation in [g for g in self.workload.resident.values() if not written.isdisjoint(g.block_table)]:
+            self.workload.evict(generation)
+            if not generation.is_retired and not generation.is_ahead:
+                self.workload.grow(generation)
+        self.pool.unname(list(written))
+        self.step_tokens = max(1, plan.num_tokens // 2)
+
+    # Forks
+
+    def _advance(self, draft: Draft, forks: Iterable[Fork]) -> None:
         for fork in forks:
             if not draft.room:
                 return
             self._add_fork(draft, fork)
 
-    def _add_fork(self, draft: _Draft, fork: Fork) -> None:
-        start = fork.num_computed
-        ids = tuple(fork.token_ids[start : start + draft.room])
-        done = start + len(ids) == fork.num_tokens
-        draft.add(Chunk(fork.seq_id, fork.base + start, ids, tuple(fork.block_table), int(done)))
+    def _add_fork(self, draft: Draft, fork: Fork, after: int | None = None) -> None:
+        """The next tokens of a running fork; where they are its last, also a guess at those that follow."""
+        start, position = fork.num_computed, fork.base + fork.num_computed
+        missing = fork.num_tokens - start
+        ids = fork.token_ids[start : start + min(missing, max(1, draft.tokens_at(position)))]
+        if len(ids) == missing:
+            guess = self.speculation.guess(fork, draft.tokens_at(position) - missing, len(self.workload.running))
+            ids, num_samples = [*ids, *guess], 1 + len(guess)
+        else:
+            num_samples = 0
+        table = fork.block_table
+        draft.add(Chunk(fork.seq_id, position, tuple(ids), tuple(table), num_samples, after), fork.generation.seq_id)
+        if not fork.is_decoding:
+            end = fork.base + min(start + len(ids), len(fork.question.tail_ids))
+            self._name(draft, fork, position, end)
 
-    def _start(self, draft: _Draft, waiting: list[Fork], younger: list[Generation]) -> None:
-        for fork in waiting:
+    def _start(self, draft: Draft, turns: Turns, younger: list[Generation]) -> None:
+        def start(fork: Fork) -> Verdict:
+            if not draft.room:
+                return Verdict.FULL
+            if fork.generation.num_computed < fork.base or fork.generation.seq_id in draft.leaning:
+                return Verdict.NOT_YET
+            return Verdict.STARTED if self._begin(draft, fork, younger) else Verdict.FULL
+
+        if draft.room:
+            turns.offer(start)
+
+    def _unstick(self, draft: Draft) -> None:
+        """Complete generations fill the pool and none of their questions can start: the first one makes room."""
+        for turns in (self.workload.awaited, self.workload.flash):
+            for fork in list(turns):
+                ready = fork.generation.num_computed >= fork.base
+                if ready and self._begin(draft, fork, list(self.workload.resident.values()), is_stuck=True):
+                    turns.remove(fork)
+                    return
+
+    def _begin(self, draft: Draft, fork: Fork, younger: list[Generation], is_stuck: bool = False) -> bool:
+        """Give a fork all the cells that it can ever need, shared and its own -> whether they could be had."""
+        size, table = self.pool.block_size, fork.generation.block_table
+        num_shared = fork.base // size
+        found, after = self._find(draft, fork, num_shared, (fork.base + len(fork.question.tail_ids) - 1) // size)
+        shared = [*table[:num_shared], *found]
+        self.pool.share(table[:num_shared])
+        own = self._allocate(self.pool.num_blocks_for(fork.max_cells) - len(shared),
+                             self._victims(draft, fork.generation, younger, is_stuck))  # fmt: skip
+        if own is None:
+            self.pool.release(shared)
+            return False
+        if found:
+            fork.num_computed = len(shared) * size - fork.base
+        elif fork.base % size and own:
+            draft.copies.append((table[num_shared], own[0]))
+        fork.block_table = shared + own
+        fork.expected = expected_ids(fork.session, fork.question)
+        self.workload.start(fork)
+        self.workload.touch(fork.generation)
+        self._add_fork(draft, fork, after)
+        return True
+
+    # Generations
+
+    def _grow(self, draft: Draft) -> None:
+        """Let generations catch up. While there are cells for all they share the step and take turns; else one after
+        the other gets what it needs.
+        """
+        order, asked = self._by_need(), self._asked()
+        draft.hold_back(ASK_SHARE if self.workload.awaited else 0)
+        got_all = True
+        for place, generation in enumerate(order):
+            if draft.room <= 0:
+                got_all = not self.is_short     # who came first may have taken all: the others are still to be seen to
+                break
+            most = self._share(draft, generation.seq_id in asked, len(order) - place)
+            if not self._extend(draft, generation, most, order[place + 1 :]):
+                got_all = False
+                break
+        draft.give_back()
+        self.is_short = not got_all or draft.took_from_growing
+        self._take_turns(draft)
+
+    def _share(self, draft: Draft, is_asked: bool, num_waiting: int) -> int:
+        if self.is_short:
+            return draft.room
+        if is_asked and num_waiting > 1:
+            return max(draft.room // 2, share(draft.room, num_waiting))
+        return share(draft.room, num_waiting)
+
+    def _take_turns(self, draft: Draft) -> None:
+        """Those that have waited for longest come first in the next step. Short of cells, a generation's turn lasts
+        until it has caught up with what it had at the beginning: cells taken too early would be computed in vain.
+        """
+        growing = self.workload.growing
+        if not self.is_short:
+            self._turn = None
+            for seq_id in [seq_id for seq_id in growing if seq_id in draft.planned] if len(growing) > 1 else ():
+                growing[seq_id] = growing.pop(seq_id)
+            return
+        if self._turn and self._turn[0] in growing and growing[self._turn[0]].num_computed >= self._turn[1]:
+            growing[self._turn[0]] = growing.pop(self._turn[0])
+        first = next(iter(growing.values()), None)
+        if first and (self._turn is None or self._turn[0] != first.seq_id):
+            self._turn = first.seq_id, first.num_tokens
+
+    def _make_ahead(self, draft: Draft) -> None:
+        """Generations that sessions will hop to, where cells are free anyway."""
+        for generation in list(self.workload.ahead.values()):
             if not draft.room:
                 return
-            if fork.generation.num_computed >= fork.base and self._reserve(draft, fork, younger):
-                self.workload.start(fork)
-                self._add_fork(draft, fork)
+            self._extend(draft, generation, draft.room, None)
 
-    def _unstick(self, draft: _Draft) -> None:
-        """Complete generations fill the pool and none of their questions can start: the first one makes room."""
-        for fork in [*self.workload.asks, *self.workload.flash]:
-            self._start(draft, [fork], list(self.workload.resident.values()))
-            if draft.chunks:
-                return
+    def _extend(self, draft: Draft, generation: Generation, most: int, younger: list[Generation] | None) -> bool:
+        """The next tokens of a generation, `most` at most -> whether there were cells for any.
 
-    def _reserve(self, draft: _Draft, fork: Fork, younger: list[Generation]) -> bool:
-        """All cells that this fork can ever need, shared and its own -> whether they could be had."""
-        num_shared = fork.base // self.pool.block_size
-        num_own = self.pool.num_blocks_for(fork.max_cells) - num_shared
-        own = self._allocate(num_own, self._victims(draft, fork.generation, younger))
-        if own is None:
+        `younger`: generations whose cells it may take besides those that nobody waits for; None: nobody's.
+        """
+        after = self._reuse(draft, generation)
+        start = generation.num_computed
+        num_tokens = min(most, draft.tokens_at(start), generation.num_tokens - start)
+        if not num_tokens:
+            return True
+        num_tokens = self._make_room(draft, generation, num_tokens, younger)
+        if not num_tokens:
             return False
-        shared = fork.generation.block_table[:num_shared]
-        if fork.base % self.pool.block_size and own:
-            draft.copies.append((fork.generation.block_table[num_shared], own[0]))
-        self.pool.share(shared)
-        fork.block_table = shared + own
-        self.workload.touch(fork.generation)
+        ids = tuple(generation.token_ids[start : start + num_tokens])
+        table = tuple(generation.block_table)
+        draft.add(Chunk(generation.seq_id, start, ids, table, after=after), generation.seq_id)
+        self._name(draft, generation, start, start + num_tokens)
+        self.workload.touch(generation)
         return True
 
-    def _grow(self, draft: _Draft) -> bool:
-        """Let generations catch up -> False if one of them could not get its blocks."""
-        room = draft.room - (self.step_tokens // ASK_SHARE if self.workload.asks else 0)
-        asked, order = self._asked(), self._by_need()
-        for place, generation in enumerate(order):
-            if room <= 0:
-                return True
-            takes_all = self.is_short or generation.seq_id in asked     # short of cells: the oldest need first
-            most = room if takes_all else share(room, len(order) - place)
-            num_tokens = min(most, generation.num_tokens - generation.num_computed)
-            num_tokens = self._make_room(draft, generation, num_tokens, order[place + 1 :])
-            if not num_tokens:
-                return False
-            start = generation.num_computed
-            ids = tuple(generation.token_ids[start : start + num_tokens])
-            draft.add(Chunk(generation.seq_id, start, ids, tuple(generation.block_table)))
+    def _reuse(self, draft: Draft, generation: Generation) -> int | None:
+        """Take blocks that somebody has computed already -> the sequence of this plan that is to do so, if any is."""
+        size, start = self.pool.block_size, generation.num_computed
+        if start != len(generation.block_table) * size:
+            return None
+        found, after = self._find(draft, generation, start // size, generation.num_tokens // size)
+        if after is not None and start + len(found) * size == generation.num_tokens:
+            self.pool.release(found)    # it would have no chunk in the plan that computes them
+            return None
+        if after is not None:
+            draft.leaning.add(generation.seq_id)
+        if found:
+            generation.block_table += found
+            self.workload.advance(generation, len(found) * size)
             self.workload.touch(generation)
-            room -= num_tokens
-        return True
+        return after
 
     def _asked(self) -> set[int]:
-        """Generations that an ask waits for."""
-        return {fork.generation.seq_id for fork in self.workload.asks}
+        """Generations that somebody waits for."""
+        return {fork.generation.seq_id for fork in self.workload.awaited}
 
     def _by_need(self) -> list[Generation]:
-        """Growing generations: those that an ask waits for, then the oldest need first."""
-        asked = self._asked()
-        return sorted(self.workload.growing.values(), key=lambda generation: generation.seq_id not in asked)
+        """Growing generations: short of cells the one whose turn it is; those that somebody waits for; then in turn."""
+        asked, turn = self._asked(), self._turn[0] if self._turn else None
+        growing = list(self.workload.growing.values())
+        if not asked and turn is None:
+            return growing
+        return sorted(growing, key=lambda generation: (generation.seq_id != turn, generation.seq_id not in asked))
 
-    def _make_room(self, draft: _Draft, generation: Generation, num_tokens: int, younger: list[Generation]) -> int:
+    # Cells
+
+    def _find(self, draft: Draft, sequence: Generation | Fork, first: int, end: int) -> tuple[list[int], int | None]:
+        """Blocks from index `first` below `end` that hold, or in this plan will, what this sequence needs, each with
+        one more holder -> they, and the sequence of this plan that writes the last of them.
+        """
+        found: list[int] = []
+        for index in range(first, end):
+            block_id = self.pool.look_up(sequence.name(index, self.pool.block_size))
+            if block_id is None:
+                break
+            self.pool.take(block_id)
+            found.append(block_id)
+        return found, draft.writer(found)
+
+    def _name(self, draft: Draft, sequence: Generation | Fork, start: int, end: int) -> None:
+        """The blocks that a chunk of these positions makes full."""
+        size = self.pool.block_size
+        for index in range(start // size, end // size):
+            block_id = sequence.block_table[index]
+            if self.pool.name(block_id, sequence.name(index, size)):
+                draft.writers[block_id] = sequence.seq_id
+
+    def _make_room(
+        self, draft: Draft, generation: Generation, num_tokens: int, younger: list[Generation] | None
+    ) -> int:
         """Blocks for the next `num_tokens` of a generation -> how many of them fit."""
         end = generation.num_computed + num_tokens
         missing = self.pool.num_blocks_for(end) - len(generation.block_table)
         if missing > 0:
-            block_ids = self._allocate(missing, self._victims(draft, generation, younger))
-            generation.block_table += block_ids or self.pool.allocate(self.pool.num_free) or []
+            victims: Iterable[Generation] = () if younger is None else self._victims(draft, generation, younger)
+            candidates = list(victims)
+            most = self.pool.most([victim.block_table for victim in candidates])
+            generation.block_table += self._allocate(min(missing, most), candidates) or []
         return min(end, len(generation.block_table) * self.pool.block_size) - generation.num_computed
 
-    def _allocate(self, num_blocks: int, victims: Iterator[Generation]) -> list[int] | None:
-        while self.pool.num_free < num_blocks:
-            victim = next(victims, None)
-            if victim is None:
-                return None
+    def _allocate(self, num_blocks: int, victims: Iterable[Generation]) -> list[int] | None:
+        """So many blocks, or None; nobody loses cells in vain."""
+        victims = list(victims) if self.pool.num_free < num_blocks else []
+        num_chosen = self.pool.num_enough(num_blocks, [victim.block_table for victim in victims])
+        if num_chosen is None:
+            return None
+        for victim in victims[:num_chosen]:
+            self._newest.took_from_growing |= victim.seq_id in self.workload.growing
             self.workload.evict(victim)
         return self.pool.allocate(max(num_blocks, 0))
 
-    def _victims(self, draft: _Draft, needy: Generation, younger: list[Generation]) -> Iterator[Generation]:
-        """Generations whose cells may be taken, the least missed first."""
+    def _victims(
+        self, draft: Draft, needy: Generation, younger: list[Generation], is_stuck: bool = False
+    ) -> Iterator[Generation]:
+        """Generations whose cells may be taken, the least missed first. Those with a question that could start lose
+        theirs only where nothing else goes on.
+        """
         growing = self.workload.growing
         resident = self.workload.resident
         kept = {*draft.planned, needy.seq_id}
         free = [g for g in resident.values() if g.seq_id not in kept and not g.num_running_forks]
-        yield from [g for g in free if g.is_retired and not g.num_waiting_forks]
-        yield from [g for g in free if not g.is_retired and not g.num_waiting_forks and g.seq_id not in growing]
-        yield from [g for g in reversed(younger) if g in free and g.seq_id in resident]
+        yield from [g for g in free if g.is_ahead]
+        idle = [g for g in free if not g.num_waiting_forks and not g.is_ahead]
+        yield from [g for g in idle if g.is_retired]
+        yield from [g for g in idle if not g.is_retired and g.seq_id not in growing]
+        last = [g for g in reversed(younger) if g in free and g.seq_id in resident and not g.is_ahead]
+        ready = self._ready() if last and not is_stuck else set()
+        yield from [g for g in last if g.seq_id not in ready]
+
+    def _ready(self) -> set[int]:
+        """Generations with a question that could start: it would be asked in vain if they lost their cells now."""
+        waiting = itertools.chain(self.workload.awaited, self.workload.flash)
+        return {fork.generation.seq_id for fork in waiting if fork.generation.num_computed >= fork.base}

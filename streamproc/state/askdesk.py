@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from streamproc.errors import BadAsk
-from streamproc.messages import decode_ask
+from streamproc.messages import Ask, decode_ask
 from streamproc.state.epoch import Bad, Message
 from streamproc.state.fork import Fork
 from streamproc.state.intake import Intake
 from streamproc.state.partition import Partition, Reply, WaitingAsk
 from streamproc.state.publish import Publisher
+from streamproc.state.recent import fresh
 
 PATIENCE_S = 60.0  # for asks that carry no deadline
 
@@ -30,7 +31,7 @@ class AskDesk:
             if partition.asks.is_full:
                 reason = f"too many asks are waiting in partition {partition.number}: try again later"
                 partition.replies.append(Reply(message.offset, self._publisher.refusal(ask, reason)))
-            else:
+            elif not self._answer_at_once(partition, message.offset, ask):
                 partition.waiting_asks.append(WaitingAsk(message.offset, ask, now))
         except BadAsk as problem:
             letter = Bad(message, problem.code, str(problem)).letter(self._publisher.topics.dead)
@@ -51,6 +52,17 @@ class AskDesk:
             elif fork:
                 partition.ask_offsets[fork.seq_id] = item.offset
                 self._intake.workload.wait(fork)
+
+    def _answer_at_once(self, partition: Partition, offset: int, ask: Ask) -> bool:
+        """Reply with what is known already, if it has seen what this ask wants to be seen -> whether that was so."""
+        session = partition.sessions.get(ask.session)
+        if session is None or not partition.has_seen(ask.min_offset):
+            return False
+        known = fresh(session, ask)
+        if known is None:
+            return False
+        partition.replies.append(Reply(offset, self._publisher.known_message(known, ask)))
+        return True
 
     def _fork(self, partition: Partition, item: WaitingAsk, now: float) -> Fork:
         return self._intake.fork_of(partition, partition.sessions[item.ask.session], item.ask, now)

@@ -1,23 +1,42 @@
-"""Forks: question tails that share a generation's blocks and never change them.
+"""Forks: question tails that share a generation's blocks and never change them. A call has none to share.
 
     generation  [prefix | record | record | record ...]
                                     ^ base
     fork                            [question | answer ...]
 
-A fork has its own copy of the partly filled block at its base; the full blocks before it are shared.
+A fork has its own copy of the partly filled block at its base; the full blocks before it are shared, and so are those
+of the question that somebody else has computed.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from streamproc.messages import Ask, AsOf, Query
+from streamproc.messages import AnswerType, Ask, AsOf, Query
+from streamproc.state.blocks import name_of
 from streamproc.state.session import Generation, Session
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A question without a session: a prompt to be continued for whoever holds the future."""
+
+    question: str
+    max_tokens: int
+    stop: tuple[str, ...] | None
+    answer: AnswerType
+    future: "Future[str]"
+
+
+NOWHERE = AsOf("", -1, 0, 0, 0)  # what a call has seen
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked of a session, and what the answer will say of itself."""
 
-    source: Query | Ask
+    source: Query | Ask | Call
     session: str
     text: str  # rendered
     tail_ids: tuple[int, ...]
@@ -28,6 +47,11 @@ class Question:
     @property
     def is_ask(self) -> bool:
         return isinstance(self.source, Ask)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits for just this answer."""
+        return not isinstance(self.source, Query)
 
     @property
     def is_triggered(self) -> bool:
@@ -41,7 +65,7 @@ class Fork:
 
     seq_id: int
     question: Question
-    session: Session
+    session: Session | None  # None: of a call
     generation: Generation
     base: int  # tokens of the generation that it sees
     asked_at: float  # clock, seconds
@@ -51,6 +75,9 @@ class Fork:
     block_table: list[int] = field(default_factory=list)  # shared blocks, then its own
     text: str | None = None  # set once the answer is complete
     finished_at: float | None = None
+    expected: Ids = ()  # the answer that this question had before
+    seen: bytes | None = None  # newest tokens of the session, to look up words in
+    _names: list[bytes] = field(default_factory=list)
     error: str | None = None  # why it cannot be answered
 
     def __post_init__(self) -> None:
@@ -69,13 +96,37 @@ class Fork:
         return self.num_tokens > len(self.question.tail_ids)
 
     @property
+    def num_own_tokens(self) -> int:
+        """The question's, and those of the longest answer."""
+        return len(self.question.tail_ids) + self.question.max_tokens
+
+    @property
     def max_cells(self) -> int:
         """Position after the last cell it can ever write: the newest answer token is never computed."""
         return self.base + len(self.question.tail_ids) + self.question.max_tokens - 1
 
+    def name(self, index: int, block_size: int) -> bytes:
+        """Of the full block of this index (blocks.py), at or after the base and not beyond the question."""
+        first = self.base // block_size
+        while len(self._names) <= index - first:
+            number = first + len(self._names)
+            before = self._names[-1] if self._names else self.generation.name(first - 1, block_size)
+            self._names.append(name_of(before, self.ids_at(number * block_size, (number + 1) * block_size)))
+        return self._names[index - first]
+
+    def ids_at(self, start: int, end: int) -> list[int]:
+        """The tokens at these positions, the generation's too."""
+        own = self.token_ids[max(0, start - self.base) : max(0, end - self.base)]
+        return self.generation.token_ids[start : min(end, self.base)] + own
+
     def advance(self, num_tokens: int) -> None:
         self.num_computed += num_tokens
         assert self.num_computed <= self.num_tokens
+
+    def start_over(self) -> None:
+        """Nothing is computed, nothing answered."""
+        self.token_ids = list(self.question.tail_ids)
+        self.num_computed = 0
 
     def extend(self, token_id: int) -> None:
         """One more answer token."""

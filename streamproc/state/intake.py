@@ -14,7 +14,7 @@ from streamproc.past import Past
 from streamproc.records import Record, decode_record
 from streamproc.state.ending import Decoder
 from streamproc.state.epoch import Bad, Message
-from streamproc.state.fork import Fork, Question
+from streamproc.state.fork import Call, Fork, Question
 from streamproc.state.partition import Partition, Phase
 from streamproc.state.queries import QueryBook
 from streamproc.state.session import Session
@@ -40,6 +40,8 @@ class Renderer(Decoder, Protocol):
     def record_ids(self, records: Sequence[Record]) -> Sequence[Ids]: ...
 
     def tail_ids(self, question: str) -> Ids: ...
+
+    def prompt_ids(self, text: str) -> Ids: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Intake:
         """The partition has seen its committed offset again: compute its sessions, answer from here on."""
         partition.enter(Phase.LIVE)
         for key, session in partition.sessions.items():
-            self.workload.grow(session.current)
+            self._compute(session)
             partition.dirty[key] = None
 
     def _refuse(self, partition: Partition, message: Message, reason: str) -> None:
@@ -121,15 +123,27 @@ class Intake:
             return
         if not partition.is_live:
             session.settle(partition.live_from)
+            self._drop_unused(session)
             return
         if hopped:
             self.workload.retire(session.retired[-1])
-        if session.current.seq_id not in self.workload.growing:
-            self.workload.grow(session.current)
+            self._drop_unused(session)
+        self._compute(session)
         partition.dirty[key] = None
         for query in self.queries.of_session(key):
             if query.every and session.current.num_records % query.every == 0:
                 self._fork(partition, session, query, now)
+
+    def _compute(self, session: Session) -> None:
+        """There are tokens of it to compute."""
+        self.workload.grow(session.current)
+        if session.next:
+            self.workload.make_ahead(session.next)
+
+    def _drop_unused(self, session: Session) -> None:
+        for generation in session.unused:
+            self.workload.drop(generation)
+        session.unused.clear()
 
     def offer_idle(self, partitions: dict[int, Partition], now: float, most: int) -> None:
         """Ask up to `most` idle queries of sessions that have advanced since they were last asked."""
@@ -177,7 +191,7 @@ class Intake:
         fork.error = self.why_not(source, len(tail_ids))
         return fork
 
-    def why_not(self, source: Query | Ask, num_tail: int) -> str | None:
+    def why_not(self, source: Query | Ask | Call, num_tail: int) -> str | None:
         """The reason why this worker does not answer a question, or None."""
         if num_tail > self.rules.max_question_tokens:
             return (

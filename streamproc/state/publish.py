@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import orjson
 
 from streamproc.config import Topics
-from streamproc.messages import Answer, Ask, Head, Mark, Query, flash_answer_id, text_digest
+from streamproc.messages import Answer, Ask, AsOf, Head, Mark, Query, flash_answer_id, text_digest
 from streamproc.state.epoch import Epoch, Outgoing, Position
 from streamproc.state.fork import Fork
 from streamproc.state.partition import Partition
+from streamproc.state.recent import Recent
 from streamproc.state.session import Generation, Session
+
+Headers = tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Publisher:
         for fork in sorted(due, key=lambda fork: fork.question.as_of.offset):
             query, session = fork.question.source, fork.session
             assert isinstance(query, Query)
+            assert session is not None
             known = marks.setdefault(session, dict(session.head.marks) if session.head else {})
             mark = Mark(query.version, fork.question.as_of.offset, text_digest(fork.error or fork.text or ""))
             if _is_news(query, mark, known.get(query.id)):
@@ -130,11 +134,16 @@ class Publisher:
 
     def ask_message(self, fork: Fork, ask: Ask) -> Outgoing:
         """The reply to an ask that was answered."""
-        value = ask.answer.value_of(fork.text) if fork.text is not None else None
-        answer = Answer(
-            ask.id, "ask", ask.session, fork.question.text, fork.question.as_of, fork.text, value, self.model
-        )
-        return Outgoing(self.topics.answers, ask.id.encode(), answer.encode(), self._timings(fork))
+        return self._reply(ask, fork.question.text, fork.question.as_of, fork.text or "", self._timings(fork))
+
+    def known_message(self, recent: Recent, ask: Ask) -> Outgoing:
+        """The reply to an ask whose answer was there before it was asked."""
+        return self._reply(ask, recent.question, recent.as_of, recent.text, _timings_header(0, 0, self.worker, 0))
+
+    def _reply(self, ask: Ask, question: str, as_of: AsOf, text: str, headers: Headers) -> Outgoing:
+        value = ask.answer.value_of(text)
+        answer = Answer(ask.id, "ask", ask.session, question, as_of, text, value, self.model)
+        return Outgoing(self.topics.answers, ask.id.encode(), answer.encode(), headers)
 
     def refusal(self, ask: Ask, reason: str) -> Outgoing:
         """The reply to an ask that cannot be answered."""
@@ -144,13 +153,17 @@ class Publisher:
     def _timings(self, fork: Fork) -> tuple[tuple[str, bytes], ...]:
         started = fork.asked_at if fork.started_at is None else fork.started_at
         finished = started if fork.finished_at is None else fork.finished_at
-        timings = {
-            "queue_ms": round((started - fork.asked_at) * 1e3, 3),
-            "worker": self.worker,
-            "compute_ms": round((finished - started) * 1e3, 3),
-            "num_tokens": len(fork.answer_ids),
-        }
-        return (("timings", orjson.dumps(timings)),)
+        return _timings_header(started - fork.asked_at, finished - started, self.worker, len(fork.answer_ids))
+
+
+def _timings_header(queue_s: float, compute_s: float, worker: str, num_tokens: int) -> Headers:
+    timings = {
+        "queue_ms": round(queue_s * 1e3, 3),
+        "worker": worker,
+        "compute_ms": round(compute_s * 1e3, 3),
+        "num_tokens": num_tokens,
+    }
+    return (("timings", orjson.dumps(timings)),)
 
 
 def head_key(group: str, topic: str, session: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from streamproc.messages import Query
 from streamproc.state.fork import Fork
 from streamproc.state.partition import Partition, Phase, Recovery
 from streamproc.state.session import Session
@@ -12,7 +13,7 @@ def drop_query(workload: Workload, partition: Partition, query_id: str) -> None:
     """A query has changed: what was asked by its old version is not answered any more."""
 
     def is_old(fork: Fork) -> bool:
-        return not fork.question.is_ask and fork.question.source.id == query_id
+        return isinstance(fork.question.source, Query) and fork.question.source.id == query_id
 
     drop_forks(workload, partition, is_old)
     partition.finished = [fork for fork in partition.finished if not is_old(fork)]
@@ -42,7 +43,7 @@ def _truncate_session(workload: Workload, session: Session, offset: int) -> None
     for generation in session.truncate(offset):
         workload.drop(generation)
     current = session.current
-    workload.pool.release(current.trim_blocks(workload.pool.block_size))
+    workload.pool.release(current.trim_blocks(workload.pool))
     if current.num_computed == current.num_tokens:
         workload.growing.pop(current.seq_id, None)
 
@@ -51,6 +52,6 @@ def let_go(workload: Workload, partition: Partition) -> None:
     """The partition belongs to somebody else now: free all that it held."""
     drop_forks(workload, partition, lambda fork: True)
     for session in partition.sessions.values():
-        for generation in session.generations:
+        for generation in (*session.generations, *([session.next] if session.next else [])):
             workload.drop(generation)
     partition.enter(Phase.GONE)

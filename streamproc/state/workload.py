@@ -1,17 +1,18 @@
 """What there is to compute: generations that are behind, and forks that wait or run. The scheduler chooses from it.
 
-    growing   generations with tokens to compute, oldest need first
-    asks      forks of asks that have not started       \
-    flash     forks of standing questions, likewise     /  started once their generation has computed their base
+    growing   generations with tokens to compute, the one that has waited for longest first
+    ahead     generations that sessions will hop to, with tokens to compute while there is time
+    awaited   forks of asks and calls that have not started     \
+    flash     forks of standing questions, likewise             /  started once their generation has computed their base
     running   forks that own their cells; they cannot be starved of memory any more
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
 
 from streamproc.state.blocks import BlockPool
 from streamproc.state.fork import Fork
 from streamproc.state.session import Generation
+from streamproc.state.turns import Turns
 
 
 class Workload:
@@ -20,9 +21,10 @@ class Workload:
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.growing: dict[int, Generation] = {}
+        self.ahead: dict[int, Generation] = {}
         self.resident: dict[int, Generation] = {}  # generations that hold blocks, least recently used first
-        self.asks: deque[Fork] = deque()
-        self.flash: deque[Fork] = deque()
+        self.awaited = Turns()
+        self.flash = Turns()
         self.running: dict[int, Fork] = {}
         self._next_seq_id = 0
 
@@ -43,43 +45,69 @@ class Workload:
 
     @property
     def is_idle(self) -> bool:
-        return not (self.growing or self.asks or self.flash or self.running)
+        """Nothing is asked for; what could be made ahead does not count."""
+        return not (self.growing or self.awaited or self.flash or self.running)
 
     def forks(self) -> Iterator[Fork]:
-        yield from self.asks
+        yield from self.awaited
         yield from self.flash
         yield from self.running.values()
 
+    def turns_of(self, fork: Fork) -> Turns:
+        return self.awaited if fork.question.is_awaited else self.flash
+
     def grow(self, generation: Generation) -> None:
         """This generation has tokens to compute."""
+        self.ahead.pop(generation.seq_id, None)
         if generation.num_computed < generation.num_tokens:
             self.growing.setdefault(generation.seq_id, generation)
 
+    def make_ahead(self, generation: Generation) -> None:
+        """A session will hop to this generation: compute it when there is nothing else to do."""
+        if generation.num_computed < generation.num_tokens:
+            self.ahead.setdefault(generation.seq_id, generation)
+
+    def advance(self, generation: Generation, num_tokens: int) -> None:
+        """This many more of its cells are written."""
+        generation.advance(num_tokens)
+        if generation.num_computed == generation.num_tokens:
+            self.growing.pop(generation.seq_id, None)
+            self.ahead.pop(generation.seq_id, None)
+
     def touch(self, generation: Generation) -> None:
         """This generation was just used: it is the last that should lose its cells."""
-        self.resident.pop(generation.seq_id, None)
-        self.resident[generation.seq_id] = generation
+        if generation.block_table:
+            self.resident.pop(generation.seq_id, None)
+            self.resident[generation.seq_id] = generation
 
     def wait(self, fork: Fork) -> None:
         """Queue a new fork."""
         fork.generation.num_waiting_forks += 1
-        (self.asks if fork.question.is_ask else self.flash).append(fork)
+        self.turns_of(fork).add(fork)
         self.grow(fork.generation)
 
     def start(self, fork: Fork) -> None:
-        """A queued fork has got its cells."""
-        (self.asks if fork.question.is_ask else self.flash).remove(fork)
+        """A fork that has left its queue has got its cells."""
         fork.generation.num_waiting_forks -= 1
         fork.generation.num_running_forks += 1
         self.running[fork.seq_id] = fork
 
     def finish(self, fork: Fork) -> None:
         """A running fork is done: its cells are free."""
+        self._stop(fork)
+        self._stop_if_useless(fork.generation)
+
+    def start_over(self, fork: Fork) -> None:
+        """Take a running fork's cells; it waits again, with nothing computed."""
+        self._stop(fork)
+        fork.start_over()
+        self.wait(fork)
+
+    def _stop(self, fork: Fork) -> None:
         del self.running[fork.seq_id]
         fork.generation.num_running_forks -= 1
         self.pool.release(fork.block_table)
         fork.block_table = []
-        self._stop_if_useless(fork.generation)
 
     def drop_forks(self, gone: Callable[[Fork], bool]) -> list[Fork]:
         """Take out the forks, waiting or running, for which `gone` holds."""
@@ -88,7 +116,7 @@ class Workload:
             if fork.seq_id in self.running:
                 self.finish(fork)
             else:
-                (self.asks if fork.question.is_ask else self.flash).remove(fork)
+                self.turns_of(fork).remove(fork)
                 fork.generation.num_waiting_forks -= 1
                 self._stop_if_useless(fork.generation)
         return dropped
@@ -103,6 +131,7 @@ class Workload:
         """A generation is gone for good."""
         self._take_cells(generation)
         self.growing.pop(generation.seq_id, None)
+        self.ahead.pop(generation.seq_id, None)
 
     def _take_cells(self, generation: Generation) -> None:
         self.pool.release(generation.forget_cells())

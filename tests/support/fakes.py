@@ -34,12 +34,16 @@ def greedy(kv: int) -> int:
 
 
 def check_apart(plan: Plan, block_size: int) -> None:
-    """Chunks may be computed side by side: none holds a block that another one writes."""
+    """Chunks may be computed side by side: none holds a block that another one writes, but for those it comes after."""
+    before: dict[int, set[int]] = {}  # a sequence and all that it comes after
+    for chunk in plan.chunks:
+        before[chunk.seq_id] = {chunk.seq_id} | (set() if chunk.after is None else before[chunk.after])
     for chunk in plan.chunks:
         first, last = chunk.start // block_size, (chunk.start + len(chunk.token_ids) - 1) // block_size
         written = set(chunk.block_table[first : last + 1])
         for other in plan.chunks:
-            assert other is chunk or not written & set(other.block_table), "a chunk holds a block that another writes"
+            knows = chunk.seq_id in before[other.seq_id]
+            assert knows or not written & set(other.block_table), "a chunk holds a block that another writes"
 
 
 class FakeRunner:
@@ -89,6 +93,11 @@ class FakeFlight:
     runner: FakeRunner
     plan: Plan
 
+    seconds = 0.0
+
+    def is_done(self, timeout_s: float) -> bool:
+        return True
+
     def wait(self) -> dict[int, tuple[int, ...]]:
         return self.runner.run(self.plan)
 
@@ -117,6 +126,9 @@ class FakeRenderer:
     def ids_after(self, past: Past, record: Record) -> tuple[int, ...]:
         number, tick = past.marks(record) if self.looks_back else ("", "")
         return tuple(map(ord, tick + "n" * int(number or 0) + self.text(record)))
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
 
     def tail_ids(self, question: str) -> tuple[int, ...]:
         return tuple(ord(c) % VOCABULARY for c in f"Q{question}A")

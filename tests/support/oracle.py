@@ -44,12 +44,7 @@ def contexts(
         entries = kept.setdefault(record.sym, [])
         ids = told(renderer, [*entries, (message.offset, record, [])])[-1][2]
         if sum(len(e[2]) for e in entries) + len(ids) > room:
-            keep: list[tuple[int, Record, list[int]]] = []
-            for entry in reversed(entries):
-                size = sum(len(e[2]) for e in keep) + len(entry[2])
-                if size > keep_tokens or size + len(ids) > room:
-                    break
-                keep.insert(0, entry)
+            keep = kept_of(entries, context_tokens, len(renderer.prefix_ids), keep_tokens)
             while is_too_long(told(renderer, [*keep, (message.offset, record, [])]), keep_tokens, room):
                 del keep[0]
             entries[:] = keep
@@ -60,6 +55,21 @@ def contexts(
 
 
 Told = tuple[int, Record, list[int]]
+
+
+def kept_of(entries: list[Told], context_tokens: int, num_prefix: int, keep_tokens: int) -> list[Told]:
+    """What the next generation has of these records: begun an eighth of the context before its end, or half of what it
+    may keep, with what then is left of that; every record after it.
+    """
+    lead = min(context_tokens // 8, keep_tokens // 2)
+    ends = [num_prefix + sum(len(e[2]) for e in entries[: i + 1]) for i in range(len(entries))]
+    marked = next((i for i, end in enumerate(ends) if end >= context_tokens - lead), len(entries) - 1)
+    keep: list[Told] = []
+    for entry in reversed(entries[: marked + 1]):
+        if sum(len(e[2]) for e in keep) + len(entry[2]) > keep_tokens - lead:
+            break
+        keep.insert(0, entry)
+    return keep + entries[marked + 1 :]
 
 
 def told(renderer: Any, entries: list[Told]) -> list[Told]:

@@ -61,6 +61,13 @@ class WatchedFlight:
     flight: Flight
     seen: dict[int, Ids]
 
+    @property
+    def seconds(self) -> float:
+        return self.flight.seconds
+
+    def is_done(self, timeout_s: float) -> bool:
+        return self.flight.is_done(timeout_s)
+
     def wait(self) -> dict[int, Ids]:
         found = self.flight.wait()
         assert found.keys() == self.seen.keys()

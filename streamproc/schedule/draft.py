@@ -1,0 +1,76 @@
+"""A plan in the making."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.steptime import Load, StepTimes, load_of
+
+LEAST = 8  # tokens that an empty step takes however long they may last
+
+
+@dataclass
+class Draft:
+    """So many tokens at most, and about as many as can be computed in `seconds`."""
+
+    times: StepTimes
+    most_tokens: int
+    seconds: float
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    planned: set[int] = field(default_factory=set)  # sequences of this plan: their cells are not to be taken
+    took_from_growing: bool = False  # cells of a generation that still needs them
+    leaning: set[int] = field(default_factory=set)  # generations with blocks that another makes full in this plan
+    writers: dict[int, int] = field(default_factory=dict)  # block that this plan makes full -> sequence
+    _families: dict[int, list[Chunk]] = field(default_factory=dict)
+    _load: Load = field(default_factory=Load)
+    _num_tokens: int = 0
+    _held_back: tuple[int, float] = (0, 0.0)
+
+    @property
+    def room(self) -> int:
+        """Tokens at the start of a sequence that may be added."""
+        return self.tokens_at(0)
+
+    def tokens_at(self, position: int) -> int:
+        """Tokens of a sequence from this position on that may be added."""
+        held_tokens, held_seconds = self._held_back
+        left = self.most_tokens - held_tokens - self._num_tokens
+        if left <= 0 or not self.times.is_known:
+            return max(left, 0)
+        seconds = self.seconds - held_seconds - self.times.seconds(self._load)
+        fits = min(left, self.times.most_tokens(seconds, position))
+        return fits if self.chunks else max(fits, min(left, LEAST))
+
+    def hold_back(self, share: int) -> None:
+        """Keep the share-th part of the step for those who come later; 0: none."""
+        self._held_back = (self.most_tokens // share, self.seconds / share) if share else (0, 0.0)
+
+    def give_back(self) -> None:
+        self._held_back = (0, 0.0)
+
+    def writer(self, block_ids: Iterable[int]) -> int | None:
+        """The sequence of this plan that makes the last of these blocks full, if any does."""
+        return next((self.writers[block_id] for block_id in reversed([*block_ids]) if block_id in self.writers), None)
+
+    def add(self, chunk: Chunk, family: int) -> None:
+        """Chunks of a family read the same cells: they go side by side."""
+        self.chunks.append(chunk)
+        self._families.setdefault(family, []).append(chunk)
+        self.planned.add(chunk.seq_id)
+        self._num_tokens += len(chunk.token_ids)
+        self._load += load_of(chunk.start, len(chunk.token_ids), chunk.num_samples)
+
+    def plan(self) -> Plan:
+        together = [chunk for family in self._families.values() for chunk in family]
+        return Plan(tuple(self.copies), tuple(together if _is_ordered(together) else self.chunks))
+
+
+def _is_ordered(chunks: list[Chunk]) -> bool:
+    """Whether every chunk comes after the one that it needs."""
+    seen: set[int] = set()
+    for chunk in chunks:
+        if chunk.after is not None and chunk.after not in seen:
+            return False
+        seen.add(chunk.seq_id)
+    return True

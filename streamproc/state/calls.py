@@ -1,0 +1,91 @@
+"""Calls: prompts without a session, continued for whoever holds the future. Any thread may call."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from streamproc.errors import BadAsk, StreamprocError
+from streamproc.messages import AnswerType
+from streamproc.state.fork import NOWHERE, Call, Fork, Question
+from streamproc.state.session import Generation
+from streamproc.state.workload import Workload
+
+WHO = ""  # calls take turns with the sessions as one of them
+
+
+class Reader(Protocol):
+    """Text to token ids."""
+
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]: ...
+
+
+class CallDesk:
+    """Takes calls from other threads, and hands out their answers."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        renderer: Reader,
+        why_not: Callable[[Call, int], str | None],
+        now: Callable[[], float],
+    ) -> None:
+        self._workload = workload
+        self._renderer = renderer
+        self._why_not = why_not
+        self._now = now
+        self._arrived: SimpleQueue[Call] = SimpleQueue()
+        self._open: dict[int, Call] = {}
+        self._is_closed = False
+
+    def call(
+        self, prompt: str, max_tokens: int, stop: tuple[str, ...] | None = None, answer: AnswerType | None = None
+    ) -> "Future[str]":
+        """The greedy continuation of a prompt, ended as answers are: at `stop` (None: the prompts') or `max_tokens`.
+
+        The future raises BadAsk where the worker cannot continue it, and StreamprocError where the worker stops.
+        """
+        future: Future[str] = Future()
+        if self._is_closed:
+            future.set_exception(StreamprocError("this worker has stopped"))
+        else:
+            self._arrived.put(Call(prompt, max_tokens, stop, answer or AnswerType(), future))
+        return future
+
+    def take(self) -> None:
+        """Queue what has arrived. In the loop's thread, as all that follows."""
+        while True:
+            try:
+                call = self._arrived.get_nowait()
+            except Empty:
+                return
+            if call.future.set_running_or_notify_cancel():
+                self._queue(call)
+
+    def _queue(self, call: Call) -> None:
+        ids = self._renderer.prompt_ids(call.question)
+        reason = "prompt: empty, there is nothing to continue" if not ids else self._why_not(call, len(ids))
+        if reason:
+            call.future.set_exception(BadAsk(reason))
+            return
+        stop = self._renderer.stop if call.stop is None else call.stop
+        question = Question(call, WHO, call.question, ids, call.max_tokens, stop, NOWHERE)
+        nothing = Generation(self._workload.new_seq_id(), (), 0, 0)
+        fork = Fork(self._workload.new_seq_id(), question, None, nothing, 0, self._now())
+        self._open[fork.seq_id] = call
+        self._workload.wait(fork)
+
+    def deliver(self, fork: Fork) -> None:
+        """A call is answered."""
+        self._open.pop(fork.seq_id).future.set_result(fork.text or "")
+
+    def close(self) -> None:
+        """Nobody will answer what is still open."""
+        self._is_closed = True
+        self.take()
+        for call in self._open.values():
+            call.future.set_exception(StreamprocError("this worker has stopped"))
+        self._open.clear()
