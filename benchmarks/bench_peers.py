@@ -11,11 +11,13 @@ answer 8. Per context, ratios against the best peer of that case, above 1 where 
     s2_draft    the same where the previous answer still holds: one forward of ours against the best peer's s2
     s2_draft_peer_same_trick    against the best peer that is given the same draft and verifies it in one forward
     ingest      tokens/s from empty, in portions of 512: against the best peer; `ingest_llama`: against llama.cpp
-    s3_p99_ms   an ask that a finished standing answer satisfies, from its message to the committed reply
+    s3_p99_ms   an ask that a finished standing answer satisfies, from its message to the committed reply, at rest
+                (`s3.at_work_*`: at any time while the loop works on other sessions)
     s4          32 sessions x 8 standing questions, due every 4 records: records/s at which every answer is ready, and
                 has seen the newest due record, before its session's next records come; the real loop against llama.cpp
     growth      latency at the longest context over that at the shortest, beside that of the floor
-    flash       s1, s2, s2_draft once more, against the peers without llama.cpp's plain attention
+    flash       s1, s2 and drafts once more, against the peers without llama.cpp's plain attention
+    least       s1, s2 and drafts once more, of everybody's shortest repeat
     floor       milliseconds of a question's 8 steps at the measured ceilings of memory and arithmetic
     ours, peers raw figures, medians of the repeats; `agreement` says that all compute the same model
 
@@ -37,7 +39,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
 from common import last_line, show
-from peers import cases, floor, hf, ours, plot, standing
+from peers import cases, floor, hf, ours, standing
 from peers.ratios import PLAIN, growth, ratios
 from peers.subject import (
     ANSWER,
@@ -54,9 +56,12 @@ from peers.subject import (
 )
 
 try:
-    from peers import llama, sustained
+    from peers import llama, plot, sustained
 except ModuleNotFoundError as missing:
-    sys.exit(f"bench_peers: {missing.name} is not installed; pip install -e '.[dev,bench]' -c constraints.txt")
+    if missing.name not in ("gguf", "llama_cpp", "matplotlib"):
+        raise
+    print(f"bench_peers: {missing.name} is missing; pip install -e '.[dev,bench]' -c constraints.txt", file=sys.stderr)
+    sys.exit(os.EX_UNAVAILABLE)
 
 LLAMA = {"llama.cpp": llama.Setting("f16", True), PLAIN: llama.Setting("f16", False)}
 TRANSFORMERS = ("transformers", "transformers continuous batching")
@@ -188,6 +193,8 @@ def arguments() -> argparse.Namespace:
     given.ingest_repeats = given.ingest_repeats or (1 if given.quick else given.repeats)
     for unknown in {*given.only} - {*PARTS} or {*given.peers} - {*LLAMA, *TRANSFORMERS}:
         parser.error(f"unknown: {unknown}")
+    if given.plot and not (given.plot.parent.is_dir() and {"s1", "s2"} & {*given.only}):
+        parser.error("--plot needs s1 or s2 among --only, and a folder that is there")
     return given
 
 

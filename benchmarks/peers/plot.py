@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from peers.subject import OURS
 
 CASES = {"s1_ms": "S1: 400 tokens have arrived", "s2_ms": "S2: everything is resident",
@@ -12,12 +14,8 @@ CASES = {"s1_ms": "S1: 400 tokens have arrived", "s2_ms": "S2: everything is res
 def plot(path: Path, figures: dict[str, dict[str, dict[str, float]]]) -> None:
     """`figures`: by contender, context and case, milliseconds. A peer that takes no draft answers as in S2."""
     contexts = sorted(figures[OURS], key=int)
-    import matplotlib  # noqa: PLC0415  only where a plot is asked for
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    drawn, axes = pyplot.subplots(1, len(CASES), figsize=(13, 4.2), sharey=True)
+    drawn = Figure(figsize=(13, 4.2), layout="tight")
+    axes = drawn.subplots(1, len(CASES), sharey=True)
     for panel, (case, title) in zip(axes, CASES.items(), strict=True):
         for name in figures:
             _line(panel, name, contexts, [figures[name][context] for context in contexts], case)
@@ -27,7 +25,6 @@ def plot(path: Path, figures: dict[str, dict[str, dict[str, float]]]) -> None:
         panel.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("question of 24 + 8 tokens, ms")
     axes[0].legend(fontsize="small")
-    drawn.tight_layout()
     drawn.savefig(path, dpi=150)
 
 

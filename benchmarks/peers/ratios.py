@@ -19,18 +19,19 @@ def ratios(ours: dict[str, Row], peers: Figures) -> dict[str, Any]:
         "ingest": each(ours, lambda context: ours[context]["ingest_tokens_per_s"] / highest(peers, context)),
         "ingest_llama": each(ours, lambda context: ours[context]["ingest_tokens_per_s"] / highest(llama, context)),
         "flash": latencies(ours, flash),
+        "least": latencies(ours, peers, "_least"),
         "best_peer": {context: {case: best_name(peers, context, case) for case in ("s1_ms", "s2_ms")}
                       for context in ours if "s2_ms" in ours[context]},
     }  # fmt: skip
     return {name: value for name, value in found.items() if value}
 
 
-def latencies(ours: dict[str, Row], peers: Figures) -> dict[str, dict[str, float]]:
+def latencies(ours: dict[str, Row], peers: Figures, suffix: str = "") -> dict[str, dict[str, float]]:
     """s1, s2 and both readings of a draft."""
     cases = {"s1": ("s1_ms", "s1_ms"), "s2": ("s2_ms", "s2_ms"), "s2_draft": ("draft_ms", "s2_ms"),
              "s2_draft_peer_same_trick": ("draft_ms", "draft_ms")}  # fmt: skip
     found = {name: each(ours, lambda context, mine=mine, theirs=theirs:
-                        lowest(peers, context, theirs) / ours[context][mine])
+                        lowest(peers, context, theirs + suffix) / ours[context][mine + suffix])
              for name, (mine, theirs) in cases.items()}  # fmt: skip
     return {name: value for name, value in found.items() if value}
 
