@@ -38,8 +38,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
+import transformers
 from common import last_line, show
 from peers import cases, floor, hf, ours, standing
+from peers.noise import Noise
 from peers.ratios import PLAIN, growth, ratios
 from peers.subject import (
     ANSWER,
@@ -67,6 +69,7 @@ LLAMA = {"llama.cpp": llama.Setting("f16", True), PLAIN: llama.Setting("f16", Fa
 TRANSFORMERS = ("transformers", "transformers continuous batching")
 PARTS = ("ingest", "s1", "s2", "s3", "s4")
 COLUMNS = ("ingest_tokens_per_s", "arrive_ms", "s1_ms", "s2_ms", "draft_ms")
+QUIET = 0.03        # share of the machine that others may take
 LONG = 8_000        # tokens of a context from which on three repeats must do
 
 
@@ -125,7 +128,8 @@ def measure(given: argparse.Namespace, contenders: list[Contender]) -> dict[str,
     figures: dict[str, dict[str, dict[str, float]]] = {one.name: {} for one in contenders}
     for context in given.contexts:
         repeats = min(given.repeats, 3) if context > LONG else given.repeats
-        rows = [cases.ingest(contenders, context, min(repeats, given.ingest_repeats))]
+        fillings = min(repeats, given.ingest_repeats) if "ingest" in given.only else 1
+        rows = [cases.ingest(contenders, context, fillings)]
         if {"s1", "s2"} & set(given.only):
             rows.append(cases.questions(contenders, context, repeats, OURS))
         for name, row in ((name, row) for part in rows for name, row in cases.medians(part).items()):
@@ -202,6 +206,7 @@ def main() -> None:
     given = arguments()
     torch.set_num_threads(given.threads)
     result: dict[str, Any] = {}
+    noise = Noise()
     with tempfile.TemporaryDirectory(prefix="streamproc-bench-") as folder:
         files = Files(SMALL if given.small else SHAPE, Path(folder))
         measured = floor.ceilings()
@@ -213,8 +218,12 @@ def main() -> None:
             result |= stand(given, files)
     if given.plot:
         plot.plot(given.plot, {OURS: result["ours"], **result["peers"]})
-    about = {"parameters": num_parameters(files.weights), "threads": given.threads, "ceilings": measured,
-             "llama_cpp": llama.version()}
+    others = noise.others()
+    if others is None or others > QUIET:
+        print(f"bench_peers: others took {others} of the machine meanwhile: measure again when it is quiet",
+              file=sys.stderr)  # fmt: skip
+    about = {"others_share": others, "parameters": num_parameters(files.weights), "threads": given.threads,
+             "ceilings": measured, "llama_cpp": llama.version(), "transformers": transformers.__version__}
     last_line({**result, "about": about})
 
 
