@@ -31,7 +31,7 @@ bench: $(READY)  ## every benchmark; the last line of each is JSON
 clean:  ## remove .venv and all caches
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 
-$(READY): pyproject.toml constraints.txt setup.py streamproc/engine/cpu/forward.cpp
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard streamproc/engine/cpu/*.cpp streamproc/engine/cpu/*.h)
 	@python=; for name in $(PYTHON); do \
 	  if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
 	done; \

@@ -16,6 +16,7 @@ from streamproc.messages import Answer, decode_answer
 from streamproc.positions import format_offsets
 
 POLL_S = 0.5
+NOW, STATE, PAST = "now", "state", "past"
 
 log = logging.getLogger("streamproc")
 
@@ -46,13 +47,13 @@ class Wanted:
 class AnswerStream:
     """An iterator over answers; `position` is where another reader would go on. Ends with its client."""
 
-    def __init__(self, tail: Tail, wanted: Wanted, state: bool, timeout_s: float | None, limit: int | None) -> None:
-        """`tail` has been started; `state`: first the newest answer of every query and session, then what follows."""
+    def __init__(self, tail: Tail, wanted: Wanted, start: str, timeout_s: float | None, limit: int | None) -> None:
+        """`tail` has been started; `start`: NOW, STATE (first the newest of every query and session) or PAST."""
         self._tail = tail
         self._wanted = wanted
         self._left = limit
         self._at = dict(tail.positions)
-        self._items = self._state_then_live(state, timeout_s)
+        self._items = self._past_then_live(start, timeout_s)
 
     @property
     def position(self) -> str:
@@ -81,10 +82,13 @@ class AnswerStream:
         self._items = iter(())
         self._tail.close()
 
-    def _state_then_live(self, state: bool, timeout_s: float | None) -> Iterator[Received]:
-        if state:
+    def _past_then_live(self, start: str, timeout_s: float | None) -> Iterator[Received]:
+        if start == STATE:
             yield from self._state()
-        yield from self._present() if timeout_s == 0 else self._live(timeout_s)
+        if start == PAST or timeout_s == 0:
+            yield from self._present()
+        if timeout_s != 0:
+            yield from self._live(timeout_s)
 
     def _state(self) -> Iterator[Received]:
         newest: dict[tuple[str, str], Received] = {}
@@ -96,7 +100,8 @@ class AnswerStream:
         yield from sorted(newest.values(), key=lambda received: (received.timestamp_ms, received.position))
 
     def _present(self) -> Iterator[Received]:
-        for message in self._tail.read_to_end():
+        """What is there, oldest first."""
+        for message in self._tail.read_by_time():
             self._at[message.partition] = message.offset + 1
             if received := self._wanted_in(message):
                 yield received

@@ -21,7 +21,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from streamproc.answers import AnswerStream, Received, Wanted, answer_in, log
+from streamproc.answers import NOW, PAST, STATE, AnswerStream, Received, Wanted, answer_in, log
 from streamproc.config import Config
 from streamproc.errors import BadQuery, Refused, Unavailable, Usage
 from streamproc.kafka.cluster import Cluster
@@ -187,13 +187,13 @@ class Client:
         """The answers as they come, of one query and of the sessions that a glob names, or of all.
 
         `from_`: now | start | state (the newest answer of every query and session, then live) | a position such as
-        0:10482,1:99 or @-1h. `timeout_s`: end after so long without an answer; 0: end at the present end. Raises
-        Refused where a position is no longer in the log.
+        0:10482,1:99 or @-1h; what is there already comes oldest first. `timeout_s`: end after so long without an
+        answer; 0: end at the present end. Raises Refused where a position is no longer in the log.
         """
         tail = self._tail(self.config.topics.answers)
-        position = {"now": "end", "state": "start"}.get(from_, from_)
+        start, position = {"now": (NOW, "end"), "state": (STATE, "start")}.get(from_, (PAST, from_))
         tail.start(tail.resolve(parse_position(position, int(self._clock() * 1000))))
-        return AnswerStream(tail, Wanted(query, session), from_ == "state", timeout_s, limit)
+        return AnswerStream(tail, Wanted(query, session), start, timeout_s, limit)
 
     @functools.cached_property
     def _producer(self) -> AckedProducer:

@@ -16,13 +16,13 @@ from streamproc.config import Config
 from streamproc.errors import EpochAborted, OutOfMemory
 from streamproc.messages import Ask, Query
 from streamproc.ports import Clock, Control, Engine, Sink, Source
-from streamproc.schedule.plan import Chunk, Flight, Plan, num_equal
+from streamproc.schedule.plan import Flight, Plan
+from streamproc.schedule.progress import Progress
 from streamproc.schedule.scheduler import Scheduler
 from streamproc.state import rollback
 from streamproc.state.askdesk import AskDesk
 from streamproc.state.blocks import BlockPool
 from streamproc.state.calls import CallDesk
-from streamproc.state.ending import finished_text
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.fork import Call, Fork
 from streamproc.state.intake import Intake, Rules
@@ -78,6 +78,7 @@ class StreamProcessor:
         self.pool = BlockPool(self.runner.num_blocks, self.runner.block_size)
         self.workload = Workload(self.pool)
         self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3)
+        self.progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
         self.calls = CallDesk(self.workload, self.renderer, self._why_not_call, clock.now)
         self.rules = Rules(
             config.topics.records,
@@ -164,35 +165,14 @@ class StreamProcessor:
             self.scheduler.retreat(plan)
         else:
             self._was_out_of_memory &= not plan.chunks
-            self.scheduler.landed(plan, flight.seconds)
+            self.scheduler.landed(flight.seconds)
             self._apply(plan, sampled)
 
     def _apply(self, plan: Plan, sampled: dict[int, tuple[int, ...]]) -> None:
-        now = self.clock.now()
-        for chunk in plan.chunks:
-            fork = self.workload.running.get(chunk.seq_id)
-            if fork is None:
-                self.workload.advance(self.workload.resident[chunk.seq_id], len(chunk.token_ids))
-            else:
-                fork.started_at = now if fork.started_at is None else fork.started_at
-                self._extend(fork, chunk, sampled.get(chunk.seq_id, ()), now)
+        for fork in self.progress.apply(plan, sampled, self.clock.now()):
+            self._deliver(fork)
         self.counters.steps += bool(plan.chunks)
         self.counters.tokens += plan.num_tokens
-
-    def _extend(self, fork: Fork, chunk: Chunk, tokens: Sequence[int], now: float) -> None:
-        """A chunk of a fork is computed, and these tokens follow what was certain in it."""
-        num_held = num_equal(chunk.draft, tokens)
-        self.scheduler.speculation.settle(fork, len(chunk.draft), num_held)
-        question = fork.question
-        for token_id in tokens:
-            fork.extend(token_id)
-            fork.text = finished_text(self.renderer, fork.answer_ids, question.stop, question.max_tokens)
-            if fork.text is not None:
-                fork.finished_at = now
-                self.workload.finish(fork)
-                self._deliver(fork)
-                return
-        fork.advance(len(chunk.token_ids) - len(chunk.draft) + num_held)
 
     def _deliver(self, fork: Fork) -> None:
         """A complete answer waits for its epoch; that of a call has somebody waiting."""

@@ -29,6 +29,7 @@ from streamproc.records import DERIVED, FIELDS, LOOKING_BACK, Record
 
 STREAM, QUESTION = "\ue000stream\ue001", "\ue000question\ue001"     # private use: no template writes or trims them
 NONE = "-"
+ANY_TEXT = "".join(map(chr, range(32, 127))) + "\n\t é ☃ 漢 😀 \ue002"
 # For templates that print today's date: the prefix must be the same on every day.
 CHAT_DATE = "26 Jul 2024"
 FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{CHAT_DATE}{{% endmacro %}}"
@@ -55,6 +56,7 @@ class Renderer:
         """eos_ids: ends of an answer besides the tokenizer's own."""
         self.control = control_tokens(tokenizer)
         self._plain = plain_tokenizer(tokenizer, self.control)
+        check_takes_any_text(self._plain)
         self._pattern = re.compile("|".join(_token_pattern(tokenizer, text) for text in self.control) or r"(?!)")
         self._lines = {kind: Line(kind, getattr(settings, kind)) for kind in FIELDS}
         self.looks_back = any(line.looks_back for line in self._lines.values())
@@ -157,6 +159,15 @@ def plain_tokenizer(tokenizer: Any, control: dict[str, int]) -> Tokenizer:
     plain.no_truncation()
     plain.no_padding()
     return plain
+
+
+def check_takes_any_text(tokenizer: Tokenizer) -> None:
+    """Raises Usage where a character that it does not know would stop it: a record or a question may hold any."""
+    try:
+        tokenizer.encode(ANY_TEXT, add_special_tokens=False)
+    except Exception as problem:    # tokenizers raises nothing finer
+        raise Usage(f"engine.model: its tokenizer stops at a character that it does not know ({problem}); use a model "
+                    "whose tokenizer has a token for unknown text, or one for each byte") from problem
 
 
 def _token_pattern(tokenizer: Any, text: str) -> str:

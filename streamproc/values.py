@@ -1,4 +1,6 @@
-"""Numbers, sizes and spans of time as people write them. Every function raises ValueError with a few words.
+"""Numbers, sizes and spans of time as people write them, and text from anywhere as people can read it.
+
+What parses raises ValueError with a few words.
 
 25.6k = 25600, 32K = 32768, 1M = 2**20       lower case counts in thousands, upper case in 1024s
 256MB = 256_000_000, 1GiB = 2**30, 64K       bytes
@@ -51,3 +53,9 @@ def whole(number: Decimal) -> int:
     if number != int(number):
         raise ValueError("not a whole number")
     return int(number)
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """A text with everything written out that a terminal would obey or cannot show; at most so many characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"

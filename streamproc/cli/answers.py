@@ -9,6 +9,7 @@ from click.exceptions import Exit
 
 from streamproc.cli.common import Call, shared_options
 from streamproc.cli.query import open_client
+from streamproc.values import printable
 
 if TYPE_CHECKING:
     from streamproc.answers import AnswerStream, Received
@@ -26,7 +27,7 @@ HEADER = ROW.format("TIME", "SESSION", "QUERY", "AS-OF", "TEXT")
 @click.option("-n", "--count", metavar="N", type=click.IntRange(min=1), help="Stop after N answers.")
 @shared_options
 def answers(call: Call, follow: bool, from_: str | None, count: int | None, **which: str | None) -> None:
-    """Read the answers: all so far, or with --follow the new ones.
+    """Read the answers: all so far, oldest first, or with --follow the new ones.
 
     `state` is the newest answer of every query and session, then what follows. A position is one of 0:10482,1:99
     (as Ctrl-C prints it), 100, -100, @2026-01-15T10:00Z or @-1h.
@@ -71,9 +72,5 @@ def row_of(received: "Received") -> str:
     when = datetime.fromtimestamp(received.timestamp_ms / 1000, UTC).isoformat(timespec="milliseconds")
     as_of = f"{answer.as_of.partition}:{answer.as_of.offset}" if answer.as_of else "-"
     text = answer.text if answer.error is None else f"error: {answer.error}"
-    return ROW.format(when.replace("+00:00", "Z"), answer.session, answer.query_id or "-", as_of, one_line(text or "-"))
-
-
-def one_line(text: str) -> str:
-    """The text with line breaks and the like written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    row = (when.replace("+00:00", "Z"), answer.session, answer.query_id or "-", as_of, printable(text or "-"))
+    return ROW.format(*row)

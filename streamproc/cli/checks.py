@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from streamproc.config import Config, known_settings
 from streamproc.market.rendering import market_model
+from streamproc.memory import MIB, free_memory_bytes, mib
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
-MIB = 2**20
 BUILT_IN_MODEL, NOISE_MODEL = "market-tiny", "random-tiny"
-MEMINFO = Path("/proc/meminfo")
 GPU_QUERY = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
+WORKER_MEND = "pip install 'streamproc[worker]' to run a worker here"
 MIN_DISK_BYTES, LOW_DISK_BYTES = 100 * MIB, 2**30
 
 
@@ -46,7 +46,7 @@ def check_settings(config: Config) -> Check:
 def check_versions() -> list[Check]:
     """Versions of what must be there and of what a worker needs, without importing any of it."""
     needed = [("streamproc", ""), ("confluent-kafka", "")]
-    worker = [(name, "pip install 'streamproc[worker]' to run a worker here") for name in ("torch", "transformers")]
+    worker = [(name, WORKER_MEND) for name in ("torch", "transformers")]
     return [Check("python", OK, platform.python_version()), *(check_version(*item) for item in (*needed, *worker))]
 
 
@@ -100,6 +100,24 @@ def check_device(device: str, gpu: Gpu | None) -> Check:
     return Check("device", OK, f"CPU, {os.cpu_count()} cores")
 
 
+def check_code(uses_gpu: bool) -> Check:
+    """What would compute: our own machine code is for the CPU and the families of models that it knows."""
+    if uses_gpu:
+        return Check("code", OK, "torch, on the GPU")
+    try:
+        from streamproc.engine.cpu.library import damaged_paths, library_kind
+    except ImportError as problem:
+        return Check("code", WARN, f"not known, {problem.name} is not installed", WORKER_MEND)
+    kind, damaged = library_kind(), [path.name for path in damaged_paths()]
+    detail = f"own code, {kind}; torch for models that it does not know" if kind else "torch"
+    if damaged:
+        return Check("code", WARN, f"{detail}; {', '.join(damaged)} cannot be loaded", "install streamproc again")
+    if not kind:
+        return Check("code", WARN, f"{detail}, our own code is not built for this processor",
+                     "install streamproc where there is a C++ compiler: it is several times faster")  # fmt: skip
+    return Check("code", OK, detail)
+
+
 def check_memory(kv_bytes: int, free_bytes: int | None, where: str) -> Check:
     """The KV pool beside the free memory of the device it will lie on."""
     if free_bytes is None:
@@ -125,16 +143,6 @@ def check_state_dir(folder: Path) -> Check:
     return Check("state", OK, detail)
 
 
-def free_memory_bytes(meminfo: Path = MEMINFO) -> int | None:
-    """Memory that programs can still get; None where the system does not tell."""
-    try:
-        lines = meminfo.read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return found[0] * 1024 if found else None
-
-
 def find_gpu() -> Gpu | None:
     """The first GPU that nvidia-smi shows."""
     try:
@@ -155,12 +163,10 @@ def check_machine(config: Config, state_dir: Path, environ: Mapping[str, str]) -
     yield check_model(config.engine.model, environ)
     gpu = find_gpu()
     yield check_device(config.engine.device, gpu)
-    if gpu and config.engine.device != "cpu":
+    uses_gpu = gpu is not None and config.engine.device != "cpu"
+    yield check_code(uses_gpu)
+    if gpu and uses_gpu:
         yield check_memory(config.engine.kv_bytes, gpu.free_bytes, "the GPU")
     else:
         yield check_memory(config.engine.kv_bytes, free_memory_bytes(), "this machine")
     yield check_state_dir(state_dir)
-
-
-def mib(num_bytes: int) -> str:
-    return f"{num_bytes // MIB:,} MiB"

@@ -1,5 +1,7 @@
 """`streamproc eval`: how often a model is right. Exits 3 where --min was not reached."""
 
+import contextlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,13 +12,22 @@ import click
 from click.exceptions import Exit
 
 from streamproc.cli.common import Call, model_option, shared_options, to_json
-from streamproc.errors import Usage
+from streamproc.errors import Unavailable, Usage
 
 if TYPE_CHECKING:
     from streamproc.evaluate import Outcome
 
 ANSWER_IS_NO = 3
 FILE = ".jsonl"
+NUMBER = click.IntRange(1, 1_000_000)
+
+
+class Share(click.FloatRange):
+    """A number from 0 to 1, which NaN is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        found: float = super().convert(value, param, context)
+        return found if not math.isnan(found) else self.fail(f"{value} is no share from 0 to 1", param, context)
 
 
 @click.command("eval")
@@ -27,9 +38,9 @@ FILE = ".jsonl"
     type=click.Choice(["key", "partition"]),
     help="What owns a session.  [default: partition if synthetic, else key]",
 )
-@click.option("--asks", metavar="N", type=click.IntRange(min=1), default=1000, help="Questions.  [default: 1000]")
+@click.option("--asks", metavar="N", type=NUMBER, default=1000, help="Questions.  [default: 1000]")
 @click.option("--seed", metavar="N", type=int, default=0, help="Another number, other questions.  [default: 0]")
-@click.option("--min", "least", metavar="SHARE", type=click.FloatRange(0, 1), help="Exit with 3 if fewer are right.")
+@click.option("--min", "least", metavar="SHARE", type=Share(0, 1), help="Exit with 3 if fewer are right.")
 @click.option("--out", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Write every answer and its truth.")
 @shared_options
 def evaluate(call: Call, least: float | None, out: Path | None, session_by: str | None, **drawing: Any) -> None:
@@ -48,10 +59,12 @@ def evaluate(call: Call, least: float | None, out: Path | None, session_by: str 
     from streamproc.evaluate import evaluate as run
 
     report = run(build_engine, call.config, Settings(session_by=session_by or "", **drawing), call.note)
-    if out:
-        write(out, report.outcomes)
-    doc = {**report.doc(), "out": str(out) if out else None, "min": least}
-    call.emit(doc, report.text())
+    problem = write(out, report.outcomes) if out else None
+    doc = {**report.doc(), "out": str(out) if out and not problem else None, "min": least}
+    call.emit(doc | ({"error": problem.code, "message": str(problem)} if problem else {}), report.text())
+    if problem:
+        call.note(f"streamproc: {problem}")
+        raise Exit(problem.exit_code)
     if least is not None and not report.reaches(least):
         call.note(f"below --min: {report.overall} < {least}")
         raise Exit(ANSWER_IS_NO)
@@ -67,11 +80,14 @@ def check_out(out: Path | None) -> None:
         raise Usage(f"--out: cannot write in the folder {out.parent}")
 
 
-def write(out: Path, outcomes: "Iterable[Outcome]") -> None:
-    """One outcome a line; the file appears whole, or not at all."""
+def write(out: Path, outcomes: "Iterable[Outcome]") -> Unavailable | None:
+    """One outcome a line -> what went wrong: the file appears whole, or not at all."""
     new = out.with_name(f".{out.name}.new")
     try:
         new.write_text("".join(to_json(asdict(outcome)) + "\n" for outcome in outcomes), encoding="utf-8")
         new.replace(out)
     except OSError as problem:
-        raise Usage(f"--out: {out}: {problem.strerror}") from None
+        with contextlib.suppress(OSError):
+            new.unlink()
+        return Unavailable(f"--out: {out} cannot be written: {problem.strerror}")
+    return None

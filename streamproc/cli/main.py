@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage (nothing was done), 3 ran and the an
 """
 
 import difflib
+import errno
 import importlib
 import itertools
 import os
@@ -16,8 +17,10 @@ from click.exceptions import NoArgsIsHelpError
 
 from streamproc.cli.common import COMMAND, command_name, envelope
 from streamproc.errors import StreamprocError, Usage
+from streamproc.values import printable
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # name: (module:attribute, help); the help stands here so that `--help` imports no command
 COMMANDS = {
@@ -96,6 +99,18 @@ class Root(click.Group):
     ) -> Any:
         """Run a command line and exit with its code; not `standalone_mode`: raise its errors instead."""
         args = list(sys.argv[1:] if args is None else args)
+        try:
+            self._main(args, prog_name, complete_var, standalone_mode, **extra)
+        except OSError as problem:
+            if problem.errno not in FULL:
+                raise
+            where = problem.filename or "the output"
+            click.echo(f"streamproc: {where} cannot be written: {problem.strerror}", err=True)
+            sys.exit(FAILED)
+
+    def _main(
+        self, args: list[str], prog_name: str | None, complete_var: str | None, standalone_mode: bool, **extra: Any
+    ) -> None:
         extra |= {"color": False if os.environ.get("NO_COLOR") else None}
         try:
             status = super().main(args, prog_name or "streamproc", complete_var, False, **extra)
@@ -133,7 +148,7 @@ def report(failure: Failure, as_json: bool) -> int:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def wants_json(args: Sequence[str]) -> bool:

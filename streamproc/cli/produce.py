@@ -18,7 +18,7 @@ from click.exceptions import Exit
 from streamproc.cli.common import Call, shared_options
 from streamproc.errors import BadRecord, StreamprocError, Usage
 from streamproc.records import KINDS, Record, encode_record
-from streamproc.values import parse_count
+from streamproc.values import parse_count, printable
 
 if TYPE_CHECKING:
     from streamproc.kafka.producing import AckedProducer
@@ -67,7 +67,7 @@ class Skipped:
 
     def __call__(self, problem: BadRecord) -> None:
         self.num += 1
-        self.note(f"skipped: {problem}")
+        self.note(f"skipped: {printable(str(problem))}")
 
 
 @dataclass(slots=True)
@@ -189,8 +189,8 @@ def show(
     doc = {"topic": topic, "sent": producer.num_sent, "acknowledged": producer.num_acked, "failed": num_failed}
     doc |= {**facts, "records_per_s": rate, "last_offsets": offsets}
     if isinstance(stopped, StreamprocError):
-        doc |= {"error": stopped.code, "message": str(stopped)}
-        call.note(f"streamproc: {stopped}")
+        doc |= {"error": stopped.code, "message": printable(str(stopped))}
+        call.note(f"streamproc: {doc['message']}")
     elif producer.first_error:
         doc |= {"error": producer.first_error.name(), "message": producer.first_error.str()}
         call.note(f"streamproc: topic {topic}: {producer.first_error.name()}: {producer.first_error.str()}")

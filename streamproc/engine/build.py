@@ -18,6 +18,7 @@ from streamproc.prompts import Renderer, load_tokenizer
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.state.ending import finished_text
 
+MIN_CONTEXT_TOKENS = 32
 SMALL_MODEL_WEIGHTS = 10_000_000
 
 
@@ -71,17 +72,37 @@ def check_block_size(block_size: int) -> None:
 
 def check_fit(config: Config, loaded: LoadedModel, renderer: Renderer) -> None:
     """Raises Usage where the context, or the tokenizer, is too large for the model."""
-    longest = longest_sequence(config)
-    if loaded.max_positions is not None and longest > loaded.max_positions:
-        raise Usage(f"engine.context_tokens: {config.engine.context_tokens} with worker.max_question_tokens and "
-                    f"worker.max_answer_tokens makes {longest}, but {config.engine.model} has {loaded.max_positions} "
-                    f"positions; use at most {loaded.max_positions - longest + config.engine.context_tokens}")
+    if loaded.max_positions is not None:
+        check_positions(config, loaded.max_positions)
     if len(renderer.prefix_ids) >= config.engine.context_tokens:
         raise Usage(f"engine.context_tokens: {config.engine.context_tokens} leaves no room for records after the "
                     f"{len(renderer.prefix_ids)} tokens of the system text; raise it or shorten prompts.system")
+    check_ids(loaded, renderer)
+
+
+def check_ids(loaded: LoadedModel, renderer: Renderer) -> None:
+    """Raises Usage where an id has no row in the embedding. Rows without an id are padding."""
     if renderer.max_id >= loaded.vocab_size:
         raise Usage(f"engine.model: its tokenizer has ids up to {renderer.max_id}, its embedding only "
                     f"{loaded.vocab_size} rows; use the tokenizer that belongs to the model")
+    begin = loaded.model.config.get_text_config().bos_token_id
+    for name, token_id in (("bos_token_id", begin), *(("eos_token_id", end) for end in sorted(loaded.eos_ids))):
+        if isinstance(token_id, int) and token_id >= loaded.vocab_size:
+            raise Usage(f"engine.model: its {name} is {token_id}, its embedding has only {loaded.vocab_size} rows; "
+                        "use the config.json, generation_config.json and tokenizer that belong to the weights")
+
+
+def check_positions(config: Config, max_positions: int) -> None:
+    """Raises Usage where the longest sequence has more tokens than the model has positions."""
+    longest, context = longest_sequence(config), config.engine.context_tokens
+    if longest <= max_positions:
+        return
+    size = config.engine.block_size
+    left = (max_positions - longest + context) // size * size
+    mend = (f"use at most {left}" if left >= MIN_CONTEXT_TOKENS else
+            "lower worker.max_question_tokens too, or use another model")
+    raise Usage(f"engine.context_tokens: {context} with worker.max_question_tokens and worker.max_answer_tokens makes "
+                f"{longest}, but {config.engine.model} has {max_positions} positions; {mend}")
 
 
 def longest_sequence(config: Config) -> int:

@@ -17,10 +17,12 @@ from streamproc.engine import attention, support
 from streamproc.engine.kv_cache import Layout
 from streamproc.engine.source import model_folder, one_line
 from streamproc.engine.support import Shapes
+from streamproc.engine.weights import check_weights
 from streamproc.errors import StreamprocError, Usage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEVICES = r"auto|cpu|cuda(:\d+)?"
+NO_WEIGHTS = ("inv_freq", "rope.freqs", ".masked_bias", ".attn.bias", ".position_ids")    # old files keep such tables
 WITHOUT_EFFECT = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 
 
@@ -77,6 +79,7 @@ def load_model(settings: settings_of.Engine) -> LoadedModel:
     config = _load_config(folder, settings.model)
     support.check_config(config, settings.model)
     dtype = DTYPES.get(settings.dtype) or stored_dtype(config)
+    check_weights(settings, folder, dtype, device)
     model = _load_weights(folder, config, dtype, settings.model).to(device).eval()
     return describe(model, folder, settings.model)
 
@@ -84,6 +87,7 @@ def load_model(settings: settings_of.Engine) -> LoadedModel:
 def describe(model: Any, folder: Path, name: str) -> LoadedModel:
     """The facts of a model whose attention is ours. Raises Usage where it is not supported."""
     config = model.config.get_text_config()
+    check_finite(model, name)
     shapes = support.probe(model, config, name)
     eos = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
     eos_ids = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
@@ -120,6 +124,14 @@ def max_positions(config: Any) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
+def check_finite(model: Any, name: str) -> None:
+    """Raises Usage where a weight is no number."""
+    for weight_name, weight in model.named_parameters():
+        if not all(torch.isfinite(bound) for bound in torch.aminmax(weight.detach())):   # NaN is both
+            raise Usage(f"engine.model: {name} has weights that are not finite, such as in {weight_name}; "
+                        "get the model again")
+
+
 def fingerprint(model: Any) -> str:
     """sha256 over the configuration and the names, dtypes, shapes and bytes of all weights; 16 hex digits."""
     config = {name: value for name, value in model.config.get_text_config().to_dict().items()
@@ -148,11 +160,24 @@ def _load_weights(folder: Path, config: Any, dtype: torch.dtype, name: str) -> A
     """Raises Usage where transformers cannot load the model, or would fill weights in at random."""
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False, output_loading_info=True)
+            folder, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True)       # told below, in words
     except torch.OutOfMemoryError:
         raise Usage(f"engine.model: {name} does not fit the device's memory; use a smaller one") from None
     except Exception as problem:        # transformers and safetensors raise many kinds: all are this model's
         raise Usage(f"engine.model: {name} cannot be loaded: {one_line(problem)}") from problem
+    check_report(report, name)
+    return model
+
+
+def check_report(report: dict[str, Any], name: str) -> None:
+    """Raises Usage where the files hold other weights than the configuration wants: fewer, more, or of other shapes."""
+    if wrong := sorted(report["mismatched_keys"]):
+        (weight, found, wanted), num = wrong[0], len(wrong)
+        raise Usage(f"engine.model: {name}: {num} weights have another shape than config.json says, such as {weight} "
+                    f"with {list(found)}, not {list(wanted)}; get both from the same model")
     if missing := sorted(report["missing_keys"]):
         raise Usage(f"engine.model: {name} lacks {len(missing)} weights, such as {missing[0]}; get the model again")
-    return model
+    if extra := sorted(key for key in report["unexpected_keys"] if not key.endswith(NO_WEIGHTS)):
+        raise Usage(f"engine.model: {name}: config.json has no place for {len(extra)} of the weights, such as "
+                    f"{extra[0]}; get both from the same model")

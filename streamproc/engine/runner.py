@@ -36,7 +36,11 @@ class ModelFlight:
         return self.future.result()[0]
 
     def is_done(self, timeout_s: float) -> bool:
-        return bool(wait([self.future], timeout_s).done)
+        try:
+            self.future.exception(timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     @property
     def seconds(self) -> float:

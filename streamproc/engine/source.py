@@ -62,6 +62,5 @@ def _download(name: str) -> Path:
 
 
 def one_line(problem: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters."""
-    lines = str(problem).strip().splitlines()
-    return lines[0][:200] if lines else type(problem).__name__
+    """An error's text, at most 200 characters."""
+    return " ".join(str(problem).split())[:200] or type(problem).__name__

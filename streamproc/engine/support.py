@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
 from streamproc.engine import attention
 from streamproc.engine.attention import Heads
 from streamproc.engine.source import one_line
 from streamproc.errors import Usage
 
+NO_INTERFACE = "its attention, if it has any, does not go through transformers' attention interface"
 PROBE_TOKENS = 24
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}     # of the logits' norm
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -30,6 +32,7 @@ CONFIG_CHECKS: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (lambda c: getattr(c, "attn_logit_softcapping", None), UNSUPPORTED_EXTRAS["softcap"]),
     (lambda c: set(getattr(c, "layer_types", None) or ()) - KNOWN_LAYERS, "it has layers other than attention over "
                                                                           "all or the newest tokens"),
+    (lambda c: not heads_fit(c), "its attention heads are no multiple of its heads of K and V"),
     (lambda c: "dynamic" in rope_types(c), "its rotary frequencies change with the length of the context"),
 )
 
@@ -44,6 +47,15 @@ def check_config(config: Any, model: str) -> None:
     for is_unsupported, reason in CONFIG_CHECKS:
         if is_unsupported(config):
             raise refuse(model, reason)
+    classes = AutoModelForCausalLM._model_mapping
+    if type(config) in classes and not classes[type(config)]._can_set_attn_implementation():
+        raise refuse(model, NO_INTERFACE)
+
+
+def heads_fit(config: Any) -> bool:
+    """Whether every head of K and V serves as many heads."""
+    heads, kv_heads = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    return not (isinstance(heads, int) and isinstance(kv_heads, int)) or (kv_heads > 0 and heads % kv_heads == 0)
 
 
 def rope_types(config: Any) -> set[str]:
@@ -85,7 +97,7 @@ class Recorder:
 def probe(model: Any, config: Any, name: str) -> Shapes:
     """One forward with our attention and one with the model's own. Raises Usage where they disagree."""
     if not type(model)._can_set_attn_implementation():
-        raise refuse(name, "its attention does not go through transformers' attention interface")
+        raise refuse(name, NO_INTERFACE)
     num_ids = model.get_input_embeddings().num_embeddings
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] * 7 % num_ids
     arguments = {"input_ids": ids, "position_ids": torch.arange(PROBE_TOKENS, device=model.device)[None],
@@ -101,6 +113,9 @@ def probe(model: Any, config: Any, name: str) -> Shapes:
         raise refuse(name, f"its forward fails with an attention from outside ({one_line(problem)})") from problem
     finally:
         model.set_attn_implementation(attention.NAME)
+    if not theirs.isfinite().all():
+        raise Usage(f"engine.dtype: the logits of {name} are not finite in {str(theirs.dtype).removeprefix('torch.')}; "
+                    "try engine.dtype=float32, or another model")
     error = (ours.double() - theirs.double()).norm() / theirs.double().norm()
     if not error <= TOLERANCE[ours.dtype]:
         raise refuse(name, f"its own attention gives other logits than plain causal attention (by {error:.0%})")

@@ -63,17 +63,17 @@ class EpochSink:
 
     def _start_over(self, problem: Exception) -> EpochAborted | Fenced:
         error = problem.args[0] if problem.args else problem
-        if isinstance(error, KafkaError) and error.code() in FENCED:
-            self._times_fenced += 1
+        is_fenced = isinstance(error, KafkaError) and error.code() in FENCED
+        self._times_fenced += is_fenced
+        name = f"the transactional id {self._properties['transactional.id']!r}"
         if self._times_fenced > 1:
-            return Fenced(
-                f"another worker uses the transactional id {self._properties['transactional.id']!r}: "
-                "give each worker its own worker.slot"
-            )
+            return Fenced(f"another worker uses {name}: give each worker its own worker.slot")
         doubtful = [self._producer]
         self._producer = self._new_producer()
         _drop(doubtful)
         reason = f"epoch aborted, going on from the committed offsets: {_text(error)}"
+        if is_fenced:
+            reason += f"; if another worker uses {name}, give each worker its own worker.slot"
         self._warn(reason)
         return EpochAborted(reason)
 

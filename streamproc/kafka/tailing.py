@@ -12,6 +12,7 @@ from confluent_kafka import Message as KafkaMessage
 
 from streamproc.errors import Refused, Unavailable
 from streamproc.kafka.failures import failure
+from streamproc.kafka.merging import MOST_WAITING, by_time
 from streamproc.kafka.positions import resolve
 from streamproc.kafka.properties import connect
 from streamproc.positions import End, Partitions, Position, Start
@@ -68,6 +69,7 @@ class Tail:
         self._num_partitions = num_partitions
         self.clock = clock
         self._ended: set[int] = set()
+        self._wanted: dict[int, int] = {}   # offsets up to which `read_by_time` reads
         self._closed = False
         self.positions: dict[int, int] = {}  # next offset to read, by partition
 
@@ -115,13 +117,34 @@ class Tail:
 
     def read_to_end(self) -> Iterator[Message]:
         """Everything up to the end. Raises Unavailable where Kafka falls silent before."""
-        deadline_s = self.clock() + TIMEOUT_S
         while not self.at_end:
-            if batch := self.poll(0.2):
-                deadline_s = self.clock() + TIMEOUT_S
-                yield from batch
-            elif self.clock() > deadline_s:
+            yield from self.read_some()
+
+    def read_by_time(self, most_waiting: int = MOST_WAITING) -> Iterator[Message]:
+        """Everything that is there now, of all partitions by their timestamps. Raises as `read_to_end` does."""
+        self._wanted = self.ends()
+        return by_time(self, most_waiting)
+
+    def is_done(self, partition: int) -> bool:
+        """Whether this partition has been read as far as `read_by_time` wants it."""
+        return partition in self._ended or self.positions[partition] >= self._wanted.get(partition, 0)
+
+    def read_some(self) -> list[Message]:
+        """What comes next, or nothing where a partition has come to its end. Raises Unavailable where nothing does."""
+        deadline_s, num_ended = self.clock() + TIMEOUT_S, len(self._ended)
+        while True:
+            if (batch := self.poll(0.2)) or len(self._ended) > num_ended:
+                return batch
+            if self.clock() > deadline_s:
                 raise Unavailable(f"topic {self._topic}: no Kafka answers within {TIMEOUT_S:.0f} s; is it running?")
+
+    def pause(self, partition: int) -> None:
+        """Read nothing more of this partition for now; what was fetched of it ahead is fetched again later."""
+        self._consumer.pause([TopicPartition(self._topic, partition)])
+
+    def resume(self, partition: int) -> None:
+        """Read it again."""
+        self._consumer.resume([TopicPartition(self._topic, partition)])
 
     def close(self) -> None:
         """Free the connections; may be called twice."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from streamproc.errors import BadRecord
 from streamproc.market.times import EpochNs, parse_time_ns
 from streamproc.records import KINDS, MAX_DECIMAL_CHARS, PLAIN_DECIMAL, Record, parse_record
+from streamproc.values import printable
 
 Aliases = dict[str, tuple[str, ...]]
 
@@ -60,6 +61,7 @@ TIMES = frozenset(map(_plain, (*COMMON["ts_event_ns"], "t")))
 OWN = {"trade": ("px", "sz"), "quote": ("bid_px", "ask_px"), "bar": ("open", "high", "low", "close")}
 WIRE = frozenset({"kind", "sym", "tseventns", "v"})
 SIDES = {"buy": "buy", "b": "buy", "buyer": "buy", "sell": "sell", "s": "sell", "seller": "sell"}
+MAX_SHOWN_CHARS = 120
 DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?", re.ASCII)
 
 
@@ -118,7 +120,7 @@ def _kind_of(present: Mapping[str, str]) -> str:
     fits = [kind for kind, fields in OWN.items() if all(_column(f, FIELDS[kind][f], present) for f in fields)]
     if len(fits) == 1:
         return fits[0]
-    shown = ", ".join(reversed(list(present.values())))[:120]
+    shown = printable(", ".join(reversed(list(present.values()))), MAX_SHOWN_CHARS)
     if fits:
         raise BadRecord(f"columns {shown} fit {' and '.join(fits)}: choose with --kind")
     raise BadRecord(f"{shown}: no kind has these columns (trade: price, size; quote: bid, ask; bar: open to close)")

@@ -1,10 +1,11 @@
 """A plan in the making."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from streamproc.schedule.plan import Chunk, Plan
-from streamproc.schedule.steptime import Load, StepTimes, load_of
+from streamproc.schedule.steptime import Load, StepTimes
 
 LEAST = 8  # tokens that an empty step takes however long they may last
 
@@ -23,9 +24,14 @@ class Draft:
     leaning: set[int] = field(default_factory=set)  # generations with blocks that another makes full in this plan
     writers: dict[int, int] = field(default_factory=dict)  # block that this plan makes full -> sequence
     _families: dict[int, list[Chunk]] = field(default_factory=dict)
-    _load: Load = field(default_factory=Load)
-    _num_tokens: int = 0
+    load: Load = field(default_factory=Load)
+    _left_s: float = 0.0
+    _left_tokens: int = 0
     _held_back: tuple[int, float] = (0, 0.0)
+
+    def __post_init__(self) -> None:
+        self._left_tokens = self.most_tokens
+        self._left_s = self.seconds - self.times.fixed if self.times.is_known else math.inf
 
     @property
     def room(self) -> int:
@@ -34,19 +40,21 @@ class Draft:
 
     def tokens_at(self, position: int) -> int:
         """Tokens of a sequence from this position on that may be added."""
-        held_tokens, held_seconds = self._held_back
-        left = self.most_tokens - held_tokens - self._num_tokens
-        if left <= 0 or not self.times.is_known:
-            return max(left, 0)
-        seconds = self.seconds - held_seconds - self.times.seconds(self._load)
-        fits = min(left, self.times.most_tokens(seconds, position))
+        left = self._left_tokens
+        if left <= 0:
+            return 0
+        fits = min(left, self.times.most_tokens(self._left_s, position))
         return fits if self.chunks else max(fits, min(left, LEAST))
 
     def hold_back(self, share: int) -> None:
         """Keep the share-th part of the step for those who come later; 0: none."""
         self._held_back = (self.most_tokens // share, self.seconds / share) if share else (0, 0.0)
+        self._left_tokens -= self._held_back[0]
+        self._left_s -= self._held_back[1]
 
     def give_back(self) -> None:
+        self._left_tokens += self._held_back[0]
+        self._left_s += self._held_back[1]
         self._held_back = (0, 0.0)
 
     def writer(self, block_ids: Iterable[int]) -> int | None:
@@ -58,8 +66,8 @@ class Draft:
         self.chunks.append(chunk)
         self._families.setdefault(family, []).append(chunk)
         self.planned.add(chunk.seq_id)
-        self._num_tokens += len(chunk.token_ids)
-        self._load += load_of(chunk.start, len(chunk.token_ids), chunk.num_samples)
+        self._left_tokens -= len(chunk.token_ids)
+        self._left_s -= self.times.seconds(self.load.add(chunk.start, len(chunk.token_ids), chunk.num_samples))
 
     def plan(self) -> Plan:
         together = [chunk for family in self._families.values() for chunk in family]

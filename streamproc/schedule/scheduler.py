@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from streamproc.schedule.draft import Draft
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.schedule.speculation import Speculation
-from streamproc.schedule.steptime import StepTimes, load_of_chunks
+from streamproc.schedule.steptime import StepTimes
 from streamproc.state.fork import Fork
 from streamproc.state.recent import expected_ids
 from streamproc.state.session import Generation
@@ -73,10 +73,10 @@ class Scheduler:
             self._make_ahead(draft)
         return draft.plan()
 
-    def landed(self, plan: Plan, seconds: float) -> None:
-        """The plan is carried out; it took so long."""
-        if plan.chunks:
-            self.times.observe(load_of_chunks(plan.chunks), seconds)
+    def landed(self, seconds: float) -> None:
+        """The newest plan is carried out; it took so long."""
+        if self._newest.chunks:
+            self.times.observe(self._newest.load, seconds)
 
     def retreat(self, plan: Plan) -> None:
         """The newest plan did not fit the device's memory: nothing is in the cells that it was to write. Flash queries
@@ -104,13 +104,11 @@ class Scheduler:
     def _add_fork(self, draft: Draft, fork: Fork, after: int | None = None) -> None:
         """The next tokens of a running fork; where they are its last, also a guess at those that follow."""
         start, position = fork.num_computed, fork.base + fork.num_computed
-        missing = fork.num_tokens - start
-        ids = fork.token_ids[start : start + min(missing, max(1, draft.tokens_at(position)))]
-        if len(ids) == missing:
-            guess = self.speculation.guess(fork, draft.tokens_at(position) - missing, len(self.workload.running))
+        missing, room = fork.num_tokens - start, max(1, draft.tokens_at(position))
+        ids, num_samples = fork.token_ids[start : start + min(missing, room)], 0
+        if room >= missing:
+            guess = self.speculation.guess(fork, room - missing, len(self.workload.running))
             ids, num_samples = [*ids, *guess], 1 + len(guess)
-        else:
-            num_samples = 0
         table = fork.block_table
         draft.add(Chunk(fork.seq_id, position, tuple(ids), tuple(table), num_samples, after), fork.generation.seq_id)
         if not fork.is_decoding:

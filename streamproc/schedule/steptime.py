@@ -12,10 +12,8 @@ much goes into a step, never what is computed: a bad estimate costs time and cha
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from streamproc.schedule.plan import Chunk
 
 FORGET = 0.97  # weight of the past at each step
 RIDGE = 1e-3
@@ -25,32 +23,26 @@ SURPRISE = 4.0  # times what was expected: the rest of such a step is the machin
 K = 1024.0
 
 
-@dataclass(frozen=True, slots=True)
+Part = tuple[float, float, float, float]
+
+
+@dataclass(slots=True)
 class Load:
-    """What a step, or a part of it, has to do."""
+    """What a step has to do."""
 
     rows: float = 0.0
     pairs: float = 0.0
     reads: float = 0.0
     samples: float = 0.0
 
-    def __add__(self, other: "Load") -> "Load":
-        return Load(
-            self.rows + other.rows,
-            self.pairs + other.pairs,
-            self.reads + other.reads,
-            self.samples + other.samples,
-        )
-
-
-def load_of(start: int, num_tokens: int, num_samples: int = 0) -> Load:
-    """Of so many tokens of one sequence from a position on."""
-    pairs = num_tokens * (start + num_tokens / 2) / K
-    return Load(num_tokens, pairs, (start + num_tokens) / K, num_samples)
-
-
-def load_of_chunks(chunks: Iterable[Chunk]) -> Load:
-    return sum((load_of(chunk.start, len(chunk.token_ids), chunk.num_samples) for chunk in chunks), Load())
+    def add(self, start: int, num_tokens: int, num_samples: int = 0) -> Part:
+        """So many tokens of one sequence from a position on -> what that adds."""
+        pairs, reads = num_tokens * (start + num_tokens / 2) / K, (start + num_tokens) / K
+        self.rows += num_tokens
+        self.pairs += pairs
+        self.reads += reads
+        self.samples += num_samples
+        return num_tokens, pairs, reads, num_samples
 
 
 class StepTimes:
@@ -69,8 +61,9 @@ class StepTimes:
     def observe(self, load: Load, seconds: float) -> None:
         """A step of this load took so long."""
         if self.is_known:
-            seconds = min(seconds, SURPRISE * max(self.seconds(load), 1e-6))
-        x = _features(load)
+            expected = self.fixed + self.seconds((load.rows, load.pairs, load.reads, load.samples))
+            seconds = min(seconds, SURPRISE * max(expected, 1e-6))
+        x = (1.0, load.rows, load.pairs, load.reads, load.samples)
         for row, left in zip(self._products, x, strict=True):
             for j, right in enumerate(x):
                 row[j] = FORGET * row[j] + left * right
@@ -79,8 +72,16 @@ class StepTimes:
         if self._num_steps % REFIT == 0 or self._num_steps <= 2 * FEWEST_STEPS:
             self._costs = _fit(self._products, self._targets)
 
-    def seconds(self, load: Load) -> float:
-        return sum(cost * value for cost, value in zip(self._costs, _features(load), strict=True))
+    @property
+    def fixed(self) -> float:
+        """Seconds of a step, whatever is in it."""
+        return self._costs[0]
+
+    def seconds(self, part: Part) -> float:
+        """Of what is in a step."""
+        _, per_row, per_pair, per_read, per_sample = self._costs
+        rows, pairs, reads, samples = part
+        return per_row * rows + per_pair * pairs + per_read * reads + per_sample * samples
 
     def most_tokens(self, seconds: float, start: int) -> int:
         """Tokens of a sequence from a position on that take no longer than this, on top of what is in the step."""
@@ -90,7 +91,7 @@ class StepTimes:
         square = per_pair / (2 * K)
         if left <= 0:
             return 0
-        if square * left < 1e-12 * max(linear, 1e-12) ** 2:
+        if square * left < 1e-12 * max(linear, 1e-12) ** 2 or left == math.inf:
             return int(min(left / linear, 1e9)) if linear > 0 else 10**9
         return int((math.sqrt(linear * linear + 4 * square * left) - linear) / (2 * square))
 
@@ -102,10 +103,6 @@ class StepTimes:
     def per_decoding(self, position: int, num_sharing: int) -> float:
         """Seconds of a step that is made for one token of each of so many sequences, by sequence."""
         return self._costs[0] / max(num_sharing, 1) + self._costs[3] * position / K + self.per_draft_token(position)
-
-
-def _features(load: Load) -> tuple[float, ...]:
-    return (1.0, load.rows, load.pairs, load.reads, load.samples)
 
 
 def _fit(products: Sequence[Sequence[float]], targets: Sequence[float]) -> list[float]:

@@ -67,6 +67,31 @@ def test_reading_goes_on_from_a_position_without_loss_or_repetition(client, conf
     assert list(client.answers(from_=rest.position, timeout_s=0)) == []
 
 
+def test_answers_of_all_partitions_come_in_order_of_time(client, config):
+    """Partitions that are ahead are paused; their ends, behind the markers of transactions, are still seen."""
+    publisher = Publisher(config)
+    times = {0: range(1000, 1600), 1: range(1600, 2200), 2: (*range(1010, 1300, 3), *range(1800, 1900), 5000)}
+    for part in range(4):
+        publisher.producer.begin_transaction()
+        for partition, stamps in times.items():
+            for stamp in stamps[part * len(stamps) // 4 : (part + 1) * len(stamps) // 4]:
+                value = flash(stamp, f"S{partition}").encode()
+                publisher.producer.produce(publisher.topic, value, b"key", partition, timestamp=stamp)
+        publisher.producer.commit_transaction()
+    expected = sorted(stamp for stamps in times.values() for stamp in stamps)
+    stream = client.answers(from_="start", timeout_s=0)
+    assert [received.timestamp_ms for received in stream] == expected
+    for most_waiting in (1, 7, 100):
+        tail = client._tail(config.topics.answers)
+        tail.start(tail.starts())
+        assert [message.timestamp_ms for message in tail.read_by_time(most_waiting)] == expected
+        tail.close()
+    followed = client.answers(from_="start", timeout_s=WAIT_S, limit=len(expected) + 1)
+    assert [next(followed).timestamp_ms for _ in expected] == expected
+    publisher.publish(flash(1))
+    assert next(followed).answer == flash(1)
+
+
 def test_answers_are_chosen_by_query_and_session(client, config):
     Publisher(config).publish(flash(1), flash(1, "ETH"), flash(1, "BTC", "other"))
     found = client.answers("trend", "B*", from_="start", timeout_s=0)

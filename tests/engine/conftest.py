@@ -1,6 +1,8 @@
 """Tiny random models of several architectures, and the built-in one in a state folder of the tests' own."""
 
 import copy
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import (
 
 from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
+from streamproc.engine.cpu import library as libraries
 from streamproc.engine.forward import Forward, TorchForward, cpu_forward
 from streamproc.engine.model import LoadedModel, describe
 
@@ -64,6 +67,12 @@ def engine(config: Config) -> Any:
     engine.close()
 
 
+@pytest.fixture
+def folder(engine: Any, tmp_path: Path) -> Path:
+    """A copy of the built-in model, to be spoilt."""
+    return Path(shutil.copytree(engine.loaded.folder, tmp_path / "model"))
+
+
 @pytest.fixture(scope="session")
 def load(engine: Any) -> Any:
     """(name, dtype) -> LoadedModel, made once."""
@@ -107,3 +116,18 @@ def plain(engine: Any) -> Any:
         return model
 
     return plain
+
+
+@pytest.fixture
+def other_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[set[str]], None]]:
+    """Have the library looked for on a processor with these flags."""
+
+    def other(flags: set[str]) -> None:
+        monkeypatch.setattr(libraries, "processor_flags", lambda: flags)
+        for cached in (libraries.best, libraries.library_fingerprint):
+            cached.cache_clear()
+
+    yield other
+    monkeypatch.undo()
+    for cached in (libraries.best, libraries.library_fingerprint):
+        cached.cache_clear()

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,21 +49,6 @@ def made(config: Any, dtype: torch.dtype = torch.float32) -> LoadedModel:
             for weight in model.parameters():
                 weight.normal_(0, 0.3)
     return describe(model, Path(), "made")
-
-
-@pytest.fixture
-def other_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[set[str]], None]]:
-    """Have the library looked for on a processor with these flags."""
-
-    def other(flags: set[str]) -> None:
-        monkeypatch.setattr(libraries, "processor_flags", lambda: flags)
-        for cached in (libraries.library, libraries.library_fingerprint):
-            cached.cache_clear()
-
-    yield other
-    monkeypatch.undo()
-    for cached in (libraries.library, libraries.library_fingerprint):
-        cached.cache_clear()
 
 
 def prefill(forward: Forward, ids: tuple[int, ...] = IDS) -> tuple[torch.Tensor, int]:
@@ -175,25 +160,6 @@ def test_a_window_longer_than_any_context_is_none() -> None:
     loaded = made(Qwen3Config(**SHAPE, head_dim=16, sliding_window=2**32 + 64, use_sliding_window=True,
                               layer_types=["sliding_attention"] * 2))  # fmt: skip
     assert [layer.window for layer in compile_program(loaded, 16).layers] == [0, 0]
-
-
-@pytest.mark.parametrize("content", [b"", b"not a library", None])
-def test_a_damaged_library_is_left_to_torch(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            other_kind: Callable[[set[str]], None]) -> None:
-    path = library_path()
-    assert path
-    damaged = tmp_path / path.name
-    damaged.write_bytes(path.read_bytes()[:-20_000] if content is None else content)
-    other_kind(processor_flags())
-    monkeypatch.setattr(libraries, "library_path", lambda: damaged)
-    assert libraries.library() is None
-
-
-def test_a_library_of_another_layout_is_not_used(monkeypatch: pytest.MonkeyPatch,
-                                                 other_kind: Callable[[set[str]], None]) -> None:
-    other_kind(processor_flags())
-    monkeypatch.setattr(libraries, "LAYOUT", libraries.LAYOUT + 1)
-    assert libraries.library() is None
 
 
 def test_memory_that_runs_out_in_a_step_is_one_line(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

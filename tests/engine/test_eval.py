@@ -65,6 +65,19 @@ def test_a_share_below_the_one_wanted_is_exit_code_3_after_the_table(run: Any) -
     assert run("--asks", "8", "--feed", "sample", "--min", "0").exit_code == 0
 
 
+def test_a_full_disk_costs_the_file_not_the_table(run: Any, tmp_path: Path) -> None:
+    new = tmp_path / ".answers.jsonl.new"
+    for flags in ((), ("--json",)):
+        new.symlink_to("/dev/full")
+        result = run("--asks", "8", "--feed", "sample", "--out", "answers.jsonl", "--min", "0.99", *flags)
+        assert result.exit_code == 1
+        said = "--out: answers.jsonl cannot be written: No space left on device"
+        assert result.stderr.splitlines()[-1] == f"streamproc: {said}"
+        assert list(tmp_path.iterdir()) == []
+    doc = json.loads(result.stdout)
+    assert (doc["asked"], doc["out"], doc["error"], doc["message"]) == (8, None, "UNAVAILABLE", said)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -74,6 +87,9 @@ def test_a_share_below_the_one_wanted_is_exit_code_3_after_the_table(run: Any) -
         (("--model", "./nowhere"), "is not a folder"),
         (("-X", "engine.context_tokens=16000"), "positions"),
         (("--min", "2"), "--min"),
+        (("--min", "nan"), "nan is no share from 0 to 1"),
+        (("--asks", "1000000000000"), "--asks"),
+        (("--asks", "1e12"), "--asks"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run: Any, args: tuple[str, ...], said: str) -> None:

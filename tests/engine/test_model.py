@@ -1,7 +1,6 @@
 """What the engine refuses, and that it says so in one line that names what, where and what would do."""
 
 import copy
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -10,46 +9,52 @@ from typing import Any
 
 import pytest
 import torch
+from spoiling import edit, refusal
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
+    BartConfig,
     BloomConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    FalconMambaConfig,
     Gemma2Config,
     GptOssConfig,
+    JambaConfig,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
+    MiniMaxConfig,
     MixtralConfig,
+    Qwen3NextConfig,
+    RecurrentGemmaConfig,
+    RwkvConfig,
     T5Config,
+    Zamba2Config,
 )
 
 from streamproc.config import Engine as Settings
 from streamproc.engine import support
 from streamproc.engine.build import Engine
-from streamproc.engine.model import LoadedModel, fingerprint, load_model, max_positions, resolve_device, stored_dtype
-from streamproc.errors import StreamprocError, Unavailable, Usage
+from streamproc.engine.forward import choose_forward, run_step
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import (
+    LoadedModel,
+    describe,
+    fingerprint,
+    load_model,
+    max_positions,
+    resolve_device,
+    stored_dtype,
+)
+from streamproc.errors import Unavailable, Usage
 from streamproc.market.rendering import market_model
+from streamproc.schedule.plan import Chunk, Plan
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
                          "num_key_value_heads": 2, "vocab_size": 100, "head_dim": 8}
 
-
-def refusal(settings: Settings, kind: type[StreamprocError] = Usage) -> str:
-    with pytest.raises(kind) as caught:
-        load_model(settings)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.startswith("engine.")
-    return text
-
-
-@pytest.fixture
-def folder(engine: Engine, tmp_path: Path) -> Path:
-    """A copy of the built-in model, to be spoilt."""
-    return Path(shutil.copytree(engine.loaded.folder, tmp_path / "model"))
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+MLA: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "kv_lora_rank": 8, "q_lora_rank": None}
 
 
 def test_a_local_folder_is_loaded(folder: Path, engine: Engine) -> None:
@@ -128,14 +133,34 @@ def test_unsupported_configurations_are_refused_before_loading(change: dict[str,
         load_model(Settings(model=str(folder)))
 
 
-def test_encoder_decoders_are_refused() -> None:
-    with pytest.raises(Usage, match="encoder-decoder"):
-        support.check_config(T5Config(), "t5")
+@pytest.mark.parametrize(("config", "reason"), [
+    (T5Config(), "it is an encoder-decoder"),
+    (BartConfig(), "it is an encoder-decoder"),
+    (DeepseekV2Config(**MLA), r"its attention compresses K and V \(MLA\)"),
+    (DeepseekV3Config(**MLA), r"its attention compresses K and V \(MLA\)"),
+    (MambaConfig(), "it has layers other than attention"),
+    (Mamba2Config(), "it has layers other than attention"),
+    (FalconMambaConfig(), "it has layers other than attention"),
+    (JambaConfig(), "it has layers other than attention"),
+    (BambaConfig(), "it has layers other than attention"),
+    (Zamba2Config(), "it has layers other than attention"),
+    (Qwen3NextConfig(), "it has layers other than attention"),
+    (MiniMaxConfig(), "it has layers other than attention"),
+    (RecurrentGemmaConfig(), "it has layers other than attention"),
+    (RwkvConfig(), "its attention, if it has any, does not go through"),
+    (BloomConfig(), "its attention, if it has any, does not go through"),
+    (LlamaConfig(**{**SHAPE, "num_key_value_heads": 3}), "its attention heads are no multiple of its heads of K and V"),
+], ids=lambda given: getattr(given, "model_type", None))  # fmt: skip
+def test_kinds_that_are_not_supported_are_refused_before_any_weight_is_loaded(config: Any, reason: str,
+                                                                              tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(Usage, match=rf"^engine.model: {tmp_path} is not supported: {reason}[^\n]*; use a decoder-only"):
+        load_model(Settings(model=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("config", "reason"), [
     (MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=8), "not supported"),
-    (BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=100), "does not go through"),
+    (BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=100), "does not go through transformers' attention"),
     (GptOssConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, layer_types=["full_attention"] * 2),
      "its attention has sinks"),
 ], ids=["state-space", "own attention", "sinks"])
@@ -169,6 +194,32 @@ def test_experts_are_known_as_such() -> None:
     config = MixtralConfig(**SHAPE, num_local_experts=2)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="streamproc")
     assert any(weight.ndim > 2 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(("head_dim", "hidden"), [(20, 64), (300, 64), (2, 64), (272, 80)])
+def test_heads_of_any_size_are_computed_right(head_dim: int, hidden: int) -> None:
+    """Where our own code has no such heads, torch computes them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(**{**SHAPE, "hidden_size": hidden, "head_dim": head_dim})
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="streamproc").eval()
+    loaded = describe(model, Path(), "it")
+    forward, is_exact = choose_forward(loaded, 16, 1)
+    assert is_exact
+    ids = [i * 37 % 100 for i in range(60)]
+    kv, found = KVCache(loaded.layout(16), 4, loaded.device), []
+    for start in range(0, 60, 10):
+        chunk = Chunk(0, start, tuple(ids[start:start + 10]), (0, 1, 2, 3), 1)
+        found.append(run_step(forward, kv, Plan((), (chunk,)))[0])
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1)[9::10]
+    assert torch.tensor(found).flatten().equal(expected)
+
+
+def test_heads_that_cannot_be_rotated_are_refused_with_the_reason(folder: Path) -> None:
+    edit(folder, head_dim=33)
+    assert "RoPE requires an even rotary dimension, but got `head_dim`=33" in refusal(Settings(model=str(folder)))
 
 
 def test_longrope_is_limited_to_its_short_range() -> None:

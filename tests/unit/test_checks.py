@@ -12,7 +12,6 @@ from streamproc.cli.checks import (
     check_settings,
     check_state_dir,
     check_version,
-    free_memory_bytes,
     parse_gpu,
 )
 from streamproc.config import Config
@@ -89,13 +88,6 @@ def test_a_state_folder_that_can_be_made_is_fine_and_is_not_made(tmp_path):
 def test_a_state_folder_under_a_file_fails(tmp_path):
     (tmp_path / "file").write_text("")
     assert check_state_dir(tmp_path / "file" / "state").state == FAIL
-
-
-def test_free_memory_is_what_the_system_says(tmp_path):
-    path = tmp_path / "meminfo"
-    path.write_text("MemTotal: 4 kB\nMemAvailable:    3 kB\n")
-    assert free_memory_bytes(path) == 3 * 1024
-    assert free_memory_bytes(tmp_path / "none") is None
 
 
 def test_what_nvidia_smi_prints_is_read():

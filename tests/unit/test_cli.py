@@ -33,9 +33,10 @@ finally:
 @shared_options
 def probe(call: Call, deed: str) -> None:
     """Does as it is told."""
-    errors = {"usage": Usage, "gone": Unavailable, "no": Refused, "bad": BadInput, "fenced": Fenced}
+    errors = {"usage": Usage, "gone": Unavailable, "no": Refused, "bad": BadInput, "fenced": Fenced,
+              "binary": Usage}  # fmt: skip
     if deed in errors:
-        raise errors[deed]("it is\nso")
+        raise errors[deed]("it is \udcff\x1b[31mso" if deed == "binary" else "it is\nso")
     if deed == "interrupt":
         raise KeyboardInterrupt
     if deed == "answer-no":
@@ -161,6 +162,12 @@ def test_an_error_is_one_line_and_its_exit_code(command_line, deed, code, status
     assert json.loads(result.stdout) == {"_command": "noun verb", "_version": 1, "error": code, "message": "it is so"}
 
 
+def test_what_a_terminal_would_obey_is_written_out_in_an_error(command_line):
+    result = command_line("probe", "binary", "--json")
+    assert (result.exit_code, result.stderr) == (2, "streamproc: it is \\udcff\\x1b[31mso\n")
+    assert json.loads(result.stdout)["message"] == "it is \\udcff\\x1b[31mso"
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -182,6 +189,16 @@ def test_wrong_usage_is_one_line_and_exit_code_2_in_json_too(command_line, args,
     doc = json.loads(result.stdout)
     assert (doc["_version"], doc["error"]) == (1, "USAGE")
     assert said in doc["message"]
+
+
+@pytest.mark.parametrize("args", [["config", "show"], ["config", "show", "--json"], ["nonsense", "--json"]])
+def test_an_output_that_is_full_is_one_line(args, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "streamproc", *args]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "streamproc: the output cannot be written: No space left on device"
+    assert "Traceback" not in result.stderr
 
 
 def test_a_command_may_answer_no_and_may_be_interrupted(command_line):

@@ -3,8 +3,8 @@
 import pytest
 from click.testing import CliRunner
 
-from streamproc.answers import AnswerStream, Received, Wanted, answer_in, timings_in
-from streamproc.cli.answers import one_line, row_of
+from streamproc.answers import NOW, PAST, STATE, AnswerStream, Received, Wanted, answer_in, timings_in
+from streamproc.cli.answers import row_of
 from streamproc.cli.ask import parse_timeout_s
 from streamproc.cli.main import cli
 from streamproc.cli.query import query_doc
@@ -14,6 +14,7 @@ from streamproc.errors import BadQuery, BadRecord, Usage
 from streamproc.kafka.tailing import Message
 from streamproc.messages import Answer, AsOf, Query
 from streamproc.records import Trade
+from streamproc.values import printable
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -51,12 +52,15 @@ class FakeTail:
         while self.batches:
             yield from self.poll(0.1)
 
+    def read_by_time(self):
+        yield from sorted(self.read_to_end(), key=lambda message: message.timestamp_ms)
+
     def close(self) -> None:
         self.closed = True
 
 
-def stream(tail: FakeTail, wanted: Wanted = Wanted(), state: bool = False, timeout_s: float | None = 0, limit=None):  # noqa: B008
-    return AnswerStream(tail, wanted, state, timeout_s, limit)
+def stream(tail: FakeTail, wanted: Wanted = Wanted(), start: str = PAST, timeout_s: float | None = 0, limit=None):  # noqa: B008
+    return AnswerStream(tail, wanted, start, timeout_s, limit)
 
 
 def sessions_in(answers: AnswerStream) -> list[str]:
@@ -108,7 +112,7 @@ def test_a_stream_ends_at_the_present_end_and_says_where_it_is():
     first = next(answers)
     assert (first.position, first.timestamp_ms, first.timings) == (Position(0, 0), 1000, {"queue_ms": 0.5})
     assert answers.position == "0:1,1:0"
-    assert sessions_in(answers) == ["B", "C"]
+    assert sessions_in(answers) == ["C", "B"]
     assert answers.position == "0:2,1:4"
     assert tail.closed
 
@@ -132,14 +136,25 @@ def test_state_is_the_newest_answer_of_every_query_and_session():
         [message(0, answer("A", text="old")), message(1, answer("B")), message(2, answer("Q", None))],
         [message(3, answer("A", text="new")), message(4, answer("A", "other"))],
     )
-    found = [(r.answer.session, r.answer.query_id, r.answer.text) for r in stream(tail, state=True)]
+    found = [(r.answer.session, r.answer.query_id, r.answer.text) for r in stream(tail, start=STATE)]
     assert found == [("B", "trend", "up"), ("A", "trend", "new"), ("A", "other", "up")]
 
 
 def test_a_live_stream_ends_after_so_long_without_an_answer():
     tail = FakeTail([], [message(0, answer("A"))], [], [message(1, answer("other"))])
-    assert sessions_in(stream(tail, Wanted(None, "A"), timeout_s=0.45)) == ["A"]
+    assert sessions_in(stream(tail, Wanted(None, "A"), NOW, timeout_s=0.45)) == ["A"]
     assert 0.6 <= tail.now_s <= 0.8
+
+
+def test_a_stream_from_the_past_is_in_order_of_time_up_to_now_and_then_live():
+    past = [message(5, answer("late")), message(2, answer("early"), 1)]
+    tail = FakeTail(past, [message(3, answer("middle"), 1)])
+    answers = stream(tail, timeout_s=1.0)
+    assert next(answers).answer.session == "early"
+    assert answers.position == "0:0,1:3"
+    assert next(answers).answer.session == "middle"
+    tail.batches = [[message(6, answer("new"))], [message(4, answer("newer, of an older clock"), 1)]]
+    assert sessions_in(answers) == ["late", "new", "newer, of an older clock"]
 
 
 def test_a_closed_stream_has_no_more_answers():
@@ -198,7 +213,7 @@ def test_an_answer_is_one_line_whose_columns_awk_can_split():
 
 
 def test_printable_text_stays_as_it_is():
-    assert one_line("über €5 ✓") == "über €5 ✓"
+    assert printable("über €5 ✓") == "über €5 ✓"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ LEVELS = {
         "config",
         "errors",
         "javaproperties",
+        "memory",
         "messages",
         "past",
         "positions",

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import random
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -138,6 +139,16 @@ def test_bytes_that_are_no_utf_8_are_a_bad_row_not_another_symbol(tmp_path):
     path = written(tmp_path / "a.csv", b"ts,sym,px,sz\n1610064000,A\xff,1,2\n")
     with pytest.raises(BadRecord, match=r"a.csv:2: sym: "):
         list(read_records(path))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_file_of_bytes_is_refused_with_a_short_line_that_can_be_printed(tmp_path, name):
+    content = b"\x1b[31m\xff\x07," + random.Random(1).randbytes(4096)
+    with pytest.raises((Usage, BadRecord)) as caught:
+        list(read_records(written(tmp_path / name, content)))
+    said = str(caught.value).removeprefix(str(tmp_path))
+    assert said.isprintable()
+    assert len(said) < 300
 
 
 def test_skipped_rows_are_reported_one_by_one(tmp_path):

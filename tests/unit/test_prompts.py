@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from streamproc.config import Prompts
@@ -220,3 +220,18 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Usage, match="has no tokenizer that can be loaded") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [
+    models.WordLevel({chr(i): i for i in range(128)}, unk_token="<unk>"),
+    models.WordPiece({chr(i): i for i in range(128)}, unk_token="[UNK]"),
+    models.Unigram([(chr(i), -1.0) for i in range(128)]),
+    models.BPE({chr(i): i for i in range(128)}, [], unk_token="<unk>"),
+    models.WordLevel({"a": 0}, unk_token="<unk>"),
+], ids=["words", "pieces", "unigram", "pairs", "nothing"])  # fmt: skip
+def test_a_tokenizer_that_stops_at_unknown_text_is_refused(model: models.Model) -> None:
+    """It would stop the worker at the first question with such a character."""
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    with pytest.raises(Usage, match=r"^engine.model: its tokenizer stops at a character that it does not know \("):
+        Renderer(PreTrainedTokenizerFast(tokenizer_object=made), Prompts())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from streamproc.errors import BadRecord
 from streamproc.records import Bar, Quote, Trade
 from streamproc.state.asklog import AskLog
-from streamproc.state.blocks import BlockPool
+from streamproc.state.blocks import ROOT, BlockPool, name_of
 from streamproc.state.facts import Facts
 from streamproc.state.session import Session, Shape
 
@@ -98,3 +98,108 @@ def test_a_record_that_can_never_fit_is_refused_and_changes_nothing():
     with pytest.raises(BadRecord, match="18"):
         session.append(0, Trade("A", 1, "1", "1"), (7,) * 19, new_id)
     assert session.current.token_ids == [1, 2]
+
+
+def named(pool, ids, before=ROOT):
+    """A held block with this content."""
+    (block_id,) = pool.allocate(1)
+    name = name_of(before, ids)
+    assert pool.name(block_id, name)
+    return block_id, name
+
+
+def test_a_named_block_is_found_while_it_is_held_and_after_until_its_cells_are_needed():
+    pool = BlockPool(3, 4)
+    block_id, name = named(pool, (1, 2, 3, 4))
+    pool.take(pool.look_up(name))
+    pool.release([block_id])
+    pool.release([block_id])
+    assert pool.num_free == 3
+    pool.take(pool.look_up(name))
+    pool.check([[block_id]])
+    pool.release([block_id])
+    table = pool.allocate(2)
+    assert pool.look_up(name) == block_id  # blank ones go first
+    assert pool.allocate(1) == [block_id]
+    assert pool.look_up(name) is None
+    pool.check([table, [block_id]])
+
+
+def test_the_one_that_has_been_free_for_longest_loses_its_content_first_and_heads_after_tails():
+    pool = BlockPool(3, 4)
+    head, head_name = named(pool, (1, 2, 3, 4))
+    tail, tail_name = named(pool, (5, 6, 7, 8), head_name)
+    old, old_name = named(pool, (9, 9, 9, 9))
+    pool.release([old])
+    pool.release([head, tail])
+    assert pool.allocate(1) == [old]
+    assert pool.allocate(1) == [tail]
+    assert (pool.look_up(old_name), pool.look_up(tail_name), pool.look_up(head_name)) == (None, None, head)
+
+
+def test_the_same_tokens_after_others_are_another_block():
+    names = {name_of(before, ids) for before in (ROOT, name_of(ROOT, (1, 2))) for ids in ((1, 2), (2, 1), (1, 3))}
+    assert len(names) == 6
+
+
+def test_what_was_not_computed_after_all_is_not_found():
+    pool = BlockPool(2, 4)
+    held, name = named(pool, (1, 2, 3, 4))
+    freed, other = named(pool, (4, 3, 2, 1))
+    pool.release([freed])
+    pool.unname([held, freed])
+    assert pool.look_up(name) is pool.look_up(other) is None
+    pool.check([[held]])
+
+
+def test_how_many_must_let_go_counts_blocks_that_several_share():
+    pool = BlockPool(4, 4)
+    table = pool.allocate(3)
+    pool.share(table[:2])
+    tables = [table, table[:2]]
+    assert (pool.num_enough(1, tables), pool.num_enough(2, tables), pool.num_enough(3, tables)) == (0, 1, 2)
+    assert pool.num_enough(5, tables) is None
+    assert pool.most(tables) == 4
+
+
+def test_the_next_generation_is_the_same_whether_it_was_made_ahead_or_lost_on_the_way():
+    def walk(loses):
+        session, new_id = make_session(context_tokens=80, keep_tokens=40)
+        contexts = []
+        for offset in range(60):
+            session.append(offset, Trade("A", 1, "1", "1"), (offset,) * (1 + offset % 5), new_id)
+            if loses(offset):
+                session.next = None
+            contexts.append(list(session.current.token_ids))
+        return contexts
+
+    assert walk(lambda offset: False) == walk(lambda offset: True) == walk(lambda offset: offset % 3 == 0)
+
+
+def test_what_a_session_hops_to_has_been_there_before_the_hop():
+    session, new_id = make_session(context_tokens=80, keep_tokens=40)
+    ahead, hops = None, 0
+    for offset in range(100):
+        if session.append(offset, Trade("A", 1, "1", "1"), (offset,) * 4, new_id):
+            hops += 1
+            assert session.current is ahead
+        ahead = session.next
+    assert hops > 3
+    assert not session.unused
+
+
+def test_a_truncated_generation_gives_up_the_block_in_which_tokens_are_gone_if_others_may_rely_on_it():
+    pool = BlockPool(4, 4)
+    session, new_id = make_session(context_tokens=40)
+    for offset in range(3):
+        session.append(offset, Trade("A", 1, "1", "1"), (offset,) * 3, new_id)
+    generation = session.current
+    generation.block_table = pool.allocate(3)
+    generation.advance(11)
+    for index in range(2):
+        pool.name(generation.block_table[index], generation.name(index, 4))
+    session.truncate(1)
+    assert generation.num_tokens == 5
+    pool.release(generation.trim_blocks(pool))
+    assert (len(generation.block_table), generation.num_computed) == (1, 4)
+    pool.check([generation.block_table])

@@ -1,7 +1,7 @@
 import pytest
 
 from streamproc.javaproperties import parse_properties
-from streamproc.values import parse_bytes, parse_count, parse_span_ms
+from streamproc.values import parse_bytes, parse_count, parse_span_ms, printable
 
 
 def test_java_properties_are_read_as_java_reads_them():
@@ -58,3 +58,10 @@ def test_what_is_no_count_is_refused(text):
 def test_what_is_no_span_is_refused(text):
     with pytest.raises(ValueError, match="span of time"):
         parse_span_ms(text)
+
+
+def test_what_a_terminal_would_obey_or_cannot_show_is_written_out():
+    assert printable("a\x1b[31m\udcff\nb") == "a\\x1b[31m\\udcff\\nb"
+    assert printable("a" * 10, 10) == "a" * 10
+    assert printable("a" * 11, 10) == "a" * 9 + "…"
+    assert printable("\x07" * 11, 10) == "\\x07\\x07\\…"

@@ -5,10 +5,12 @@ Where no compiler was at hand there is none, and torch computes instead.
 
 import ctypes
 import hashlib
+import itertools
 import struct
 import sysconfig
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from streamproc.engine.cpu.tables import CHUNK, Layer, Model, Step
 
@@ -21,16 +23,58 @@ KINDS: dict[str, set[str]] = {  # by what the processor must have, the fastest f
 }
 
 
-@cache
+class Loaded(NamedTuple):
+    """A library in this process, and its file."""
+
+    code: ctypes.CDLL
+    path: Path
+
+
 def library() -> ctypes.CDLL | None:
     """The fastest one that this processor runs."""
+    found = best()
+    return found.code if found else None
+
+
+def library_path() -> Path | None:
+    """Where it lies; None where none was built, or all are damaged."""
+    found = best()
+    return found.path if found else None
+
+
+def library_kind() -> str:
+    """One of KINDS; empty where there is none."""
     path = library_path()
-    if path is None or is_cut(path):
-        return None
+    return path.name.partition(".")[0].removeprefix("_forward_") if path else ""
+
+
+def damaged_paths() -> list[Path]:
+    """Those that should be faster than the one that runs, and cannot be used."""
+    return list(itertools.takewhile(lambda path: path != library_path(), library_paths()))
+
+
+@cache
+def best() -> Loaded | None:
+    """A damaged one, or one of another version, is passed over."""
+    loaded = ((load(path), path) for path in library_paths())
+    return next((Loaded(code, path) for code, path in loaded if code), None)
+
+
+def library_paths() -> list[Path]:
+    """Every one that was built and that this processor runs, the fastest first."""
+    flags = processor_flags()
+    paths = (kind_path(kind) for kind, needed in KINDS.items() if needed <= flags)
+    return [path for path in paths if path.is_file()]
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """None where it is damaged or of another version; installing the package compiles it anew."""
     try:
+        if is_cut(path):
+            return None
         found = ctypes.CDLL(str(path))
         if found.streamproc_layout() != LAYOUT:
-            return None         # of another version; installing the package compiles it anew
+            return None
     except (OSError, AttributeError):
         return None
     found.streamproc_forward.argtypes = [ctypes.c_void_p] * 3
@@ -52,17 +96,9 @@ def is_cut(path: Path) -> bool:
     return bool(path.stat().st_size < offset + size * count)
 
 
-def library_path() -> Path | None:
-    """Where it lies; None where none was built."""
-    here, flags = Path(__file__).parent, processor_flags()
-    paths = (here / f"_forward_{kind}{SUFFIX}" for kind, needed in KINDS.items() if needed <= flags)
-    return next((path for path in paths if path.is_file()), None)
-
-
-def library_kind() -> str:
-    """One of KINDS; empty where there is none."""
-    path = library_path()
-    return path.name.partition(".")[0].removeprefix("_forward_") if path else ""
+def kind_path(kind: str) -> Path:
+    """Where the library of this kind is, if it was built."""
+    return Path(__file__).parent / f"_forward_{kind}{SUFFIX}"
 
 
 def processor_flags() -> set[str]:

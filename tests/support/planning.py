@@ -1,0 +1,100 @@
+"""The scheduler with sessions, questions and a fake runner, without a processor around it."""
+
+from concurrent.futures import Future
+
+from fakes import FakeRenderer, FakeRunner
+from oracle import fake_answer
+
+from streamproc.messages import AnswerType, Ask, AsOf, Query
+from streamproc.records import Trade
+from streamproc.schedule.plan import Plan
+from streamproc.schedule.progress import Progress
+from streamproc.schedule.scheduler import Scheduler
+from streamproc.state.blocks import BlockPool
+from streamproc.state.fork import NOWHERE, Call, Fork, Question
+from streamproc.state.recent import remember
+from streamproc.state.session import Generation, Session, Shape
+from streamproc.state.workload import Workload
+
+Ids = tuple[int, ...]
+
+
+class Planning:
+    """Every answer is held to a rolling hash of its context; steps last as long as `seconds_of` says."""
+
+    def __init__(self, num_blocks: int, block_size: int, step_tokens: int, shape: Shape, step_s: float = 1.0) -> None:
+        self.pool = BlockPool(num_blocks, block_size)
+        self.workload = Workload(self.pool)
+        self.scheduler = Scheduler(self.workload, step_tokens, step_s)
+        self.runner = FakeRunner(num_blocks, block_size)
+        self.renderer = FakeRenderer()
+        self.progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
+        self.shape = shape
+        self.sessions: list[Session] = []
+        self.asked_in: dict[int, int] = {}  # plan before which a question that is open was asked
+        self.waits: dict[int, int] = {}  # plans that an answered question took
+        self.num_plans = self.num_tokens = self.offset = 0
+
+    def session(self) -> Session:
+        self.sessions.append(Session(f"S{len(self.sessions)}", self.shape, 0, 0, self.workload.new_seq_id()))
+        return self.sessions[-1]
+
+    def record(self, session: Session, ids: Ids) -> None:
+        self.offset += 1
+        if session.append(self.offset, Trade(session.key, 1, "1", "1"), ids, self.workload.new_seq_id):
+            self.workload.retire(session.retired[-1])
+        for generation in session.unused:
+            self.workload.drop(generation)
+        session.unused.clear()
+        self.workload.grow(session.current)
+        if session.next:
+            self.workload.make_ahead(session.next)
+
+    def ask(self, session: Session, source: Query | Ask, tail: Ids) -> Fork:
+        as_of = AsOf("t", 0, 0, session.last_offset or 0, 0)
+        question = Question(source, session.key, source.question, tail, source.max_tokens, (), as_of)
+        generation = session.current
+        return self.wait(Fork(self.workload.new_seq_id(), question, session, generation, generation.num_tokens, 0.0))
+
+    def call(self, ids: Ids, max_tokens: int) -> Fork:
+        call = Call("prompt", max_tokens, (), AnswerType(), Future())
+        question = Question(call, "", "prompt", ids, max_tokens, (), NOWHERE)
+        nothing = Generation(self.workload.new_seq_id(), (), 0, 0)
+        return self.wait(Fork(self.workload.new_seq_id(), question, None, nothing, 0, 0.0))
+
+    def wait(self, fork: Fork) -> Fork:
+        self.workload.wait(fork)
+        self.asked_in[fork.seq_id] = self.num_plans
+        return fork
+
+    def seconds_of(self, plan: Plan) -> float:
+        return 1e-3 * plan.num_tokens
+
+    def step(self) -> Plan:
+        plan = self.scheduler.plan()
+        assert plan.num_tokens <= self.scheduler.step_tokens
+        assert plan.chunks or self.workload.is_idle, "there is something to do, and nothing is done"
+        sampled = self.runner.run(plan)
+        self.scheduler.landed(self.seconds_of(plan))
+        self.num_plans += 1
+        self.num_tokens += plan.num_tokens
+        for fork in self.progress.apply(plan, sampled, 0.0):
+            ids = [*fork.generation.token_ids[: fork.base], *fork.question.tail_ids]
+            assert fork.text == fake_answer(self.renderer, ids, fork.question.max_tokens, ())
+            self.waits[fork.seq_id] = self.num_plans - self.asked_in.pop(fork.seq_id)
+            remember(fork)
+        return plan
+
+    def drain(self, most: int = 20_000) -> int:
+        """Until nothing is asked for -> plans that it took."""
+        for taken in range(most):
+            if self.workload.is_idle:
+                return taken
+            self.step()
+        raise AssertionError("it does not come to rest")
+
+    def settle(self) -> None:
+        """All hops so far are committed."""
+        for session in self.sessions:
+            for generation in session.settle(self.offset):
+                self.workload.drop(generation)

@@ -1,0 +1,109 @@
+"""Random walks of the scheduler alone: sessions that grow and hop, questions, prompts, drafts, in too small a pool.
+
+After every plan: it fits the step, and if there is something to do, something is done; every answer is what a rolling
+hash of its context says.
+"""
+
+import random
+
+import pytest
+from fakes import greedy, next_kv
+from planning import Planning
+
+from streamproc.messages import Query
+from streamproc.state.session import Session, Shape
+
+BLOCK, CONTEXT, KEEP, TAIL, ANSWER = 4, 96, 48, 12, 8
+LONGEST = -(-(CONTEXT + TAIL + ANSWER) // BLOCK) + 1
+PREFIX = tuple(range(1, 11))
+BACKLOG = 600  # tokens: more is not given
+LONGEST_WAIT = 1_000  # plans; a step may be of 7 tokens, and the pool may hold a single sequence
+QUERIES = [Query(f"q{i}", f"question {i}", max_tokens=1 + i, stop=()) for i in range(ANSWER)]
+HEAD = tuple(range(40, 46))
+
+
+class Walk(Planning):
+    """One hot session and some quiet ones."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        shape = Shape(PREFIX, CONTEXT, KEEP)
+        super().__init__(LONGEST * rng.choice((1, 2, 4)), BLOCK, rng.choice((7, 40, 200)), shape)
+        for _ in range(rng.choice((2, 9))):
+            self.session()
+        self.num_asked = 0
+
+    def turn(self) -> None:
+        if self.workload.num_behind + self.workload.num_waiting < BACKLOG:
+            self.give()
+        self.step()
+        assert self.num_plans - min(self.asked_in.values(), default=self.num_plans) < LONGEST_WAIT
+        if self.num_plans % 50 == 0:
+            self.workload.check()
+            self.settle()
+
+    def give(self) -> None:
+        rng = self.rng
+        for session in self.sessions:
+            if session is self.sessions[0] or rng.random() < 0.1:
+                self.record(session, tuple(rng.randrange(100) for _ in range(rng.choice((1, 6, 30)))))
+                if rng.random() < 0.4:
+                    query = rng.choice(QUERIES)
+                    number = 100 + int(query.id[1:])
+                    self.ask(session, query, (*HEAD, *(number,) * rng.choice((2, TAIL - len(HEAD)))))
+                    self.num_asked += 1
+        if rng.random() < 0.1:
+            ids = (rng.randrange(4) for _ in range(rng.choice((1, 20, CONTEXT))))
+            self.call((*PREFIX, *ids), rng.randrange(1, ANSWER))
+            self.num_asked += 1
+        if rng.random() < 0.01:
+            self.truncate(rng.choice(self.sessions))
+
+    def truncate(self, session: Session) -> None:
+        """Back to a place within its current generation; what was asked after it is not asked any more."""
+        if len(session.current.entries) < 2:
+            return
+        offset = self.rng.choice(session.current.entries[1:]).offset
+        for fork in self.workload.drop_forks(lambda f: f.session is session and f.question.as_of.offset >= offset):
+            del self.asked_in[fork.seq_id]
+            self.num_asked -= 1
+        for generation in session.truncate(offset):
+            self.workload.drop(generation)
+        self.pool.release(session.current.trim_blocks(self.pool))
+        if session.current.num_computed == session.current.num_tokens:
+            self.workload.growing.pop(session.current.seq_id, None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_comes_is_answered_right_and_nobody_waits_for_ever(seed: int) -> None:
+    """100,000 plans in all."""
+    walk = Walk(seed)
+    for _ in range(5_000):
+        walk.turn()
+    walk.drain()
+    assert walk.num_asked == len(walk.waits) > 100
+    walk.workload.check()
+
+
+def test_no_block_is_left_behind() -> None:
+    """10,000 cycles of sessions that come, fork, hop and go."""
+    walk = Walk(7)
+    for _ in range(10_000):
+        walk.turn()
+        if walk.rng.random() < 0.02 and len(walk.sessions) > 1:
+            gone = walk.sessions.pop(walk.rng.randrange(len(walk.sessions)))
+            for fork in walk.workload.drop_forks(lambda fork, gone=gone: fork.session is gone):
+                del walk.asked_in[fork.seq_id]
+            for generation in (*gone.generations, *([gone.next] if gone.next else [])):
+                walk.workload.drop(generation)
+            walk.session()
+    walk.drain()
+    for session in walk.sessions:
+        for generation in (*session.generations, *([session.next] if session.next else [])):
+            walk.workload.drop(generation)
+    walk.workload.check()
+    assert walk.pool.num_free == walk.pool.num_blocks
+
+
+def test_the_hash_of_a_context_tells_one_token_from_another() -> None:
+    assert len({greedy(next_kv(next_kv(0, i), 7)) for i in range(40)}) > 20
