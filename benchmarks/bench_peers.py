@@ -69,6 +69,7 @@ LLAMA = {"llama.cpp": llama.Setting("f16", True), PLAIN: llama.Setting("f16", Fa
 TRANSFORMERS = ("transformers", "transformers continuous batching")
 PARTS = ("ingest", "s1", "s2", "s3", "s4")
 COLUMNS = ("ingest_tokens_per_s", "arrive_ms", "s1_ms", "s2_ms", "draft_ms")
+SAME_MODEL = 0.5    # of the next tokens have to agree
 QUIET = 0.03        # share of the machine that others may take
 LONG = 8_000        # tokens of a context from which on three repeats must do
 
@@ -76,9 +77,9 @@ LONG = 8_000        # tokens of a context from which on three repeats must do
 class Files:
     """One set of weights in everybody's form."""
 
-    def __init__(self, shape: dict[str, Any], folder: Path) -> None:
+    def __init__(self, shape: dict[str, Any], folder: Path, context_weight: float) -> None:
         self.shape = shape
-        self.weights = make_weights(shape)
+        self.weights = make_weights(shape, context_weight)
         self.gguf = folder / "weights.gguf"
         llama.export(shape, self.weights, self.gguf)
 
@@ -125,6 +126,9 @@ def compare(given: argparse.Namespace, files: Files) -> dict[str, Any]:
 def measure(given: argparse.Namespace, contenders: list[Contender]) -> dict[str, Any]:
     found: dict[str, Any] = {"agreement": cases.agreement(contenders)}
     print(f"agreement with our tokens: {found['agreement']}", flush=True)
+    for name, shares in found["agreement"].items():
+        if shares["next_token"] < SAME_MODEL:
+            sys.exit(f"bench_peers: {name} does not compute our model: {shares}")
     figures: dict[str, dict[str, dict[str, float]]] = {one.name: {} for one in contenders}
     for context in given.contexts:
         repeats = min(given.repeats, 3) if context > LONG else given.repeats
@@ -179,6 +183,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join([*LLAMA, *TRANSFORMERS]))
     parser.add_argument("--plot", type=Path, help="write latency against context to this PNG")
     parser.add_argument("--small", action="store_true", help="a model of 8M parameters: to try the program itself")
+    parser.add_argument("--context-weight", type=float, default=1.0, help="of what attention adds: with 0.1 answers "
+                        "mostly stay as they were when records come, with 1 hardly ever")
     numbers("--repeats", default=5, help="of questions; at most 3 at a context above 8,000")
     numbers("--ingest-repeats", default=0, help="0: as many as of questions, one with --quick")
     numbers("--threads", default=torch.get_num_threads())
@@ -208,7 +214,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     noise = Noise()
     with tempfile.TemporaryDirectory(prefix="streamproc-bench-") as folder:
-        files = Files(SMALL if given.small else SHAPE, Path(folder))
+        files = Files(SMALL if given.small else SHAPE, Path(folder), given.context_weight)
         measured = floor.ceilings()
         if {"ingest", "s1", "s2"} & set(given.only):
             result = compare(given, files)

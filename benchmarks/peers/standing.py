@@ -126,6 +126,7 @@ class Loop:
     kafka: Kafka
     given: Counter[int] = field(default_factory=Counter)        # records, by session
     due: dict[str, int] = field(default_factory=dict)           # newest offset at which questions are due
+    texts: dict[bytes, str] = field(default_factory=dict)       # the last answer to every question of every session
 
     def give(self, session: int, count: int) -> None:
         for _ in range(count):
@@ -230,7 +231,6 @@ def answered(loop: Loop, rounds: int) -> dict[str, float]:
     stream, kafka = loop.stream, loop.kafka
     missing = dict.fromkeys((f"s{i}" for i in range(stream.sessions)), 0)
     kafka.answers.clear()
-    texts: dict[bytes, bytes] = {}
     finished = num_answers = num_fresh = num_same = 0
     started = time.perf_counter()
     while finished < rounds * stream.sessions:
@@ -244,8 +244,8 @@ def answered(loop: Loop, rounds: int) -> dict[str, float]:
             session = answer["session"]
             num_answers += 1
             num_fresh += answer["as_of"]["offset"] == loop.due[session]
-            num_same += texts.get(message.key) == answer["text"]
-            texts[message.key] = answer["text"]
+            num_same += loop.texts.get(message.key) == answer["text"]
+            loop.texts[message.key] = answer["text"]
             missing[session] -= 1
             finished += not missing[session]
         kafka.answers.clear()

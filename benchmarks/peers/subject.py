@@ -43,10 +43,17 @@ class Contender(Protocol):
         """Let go of threads and memory."""
 
 
-def make_weights(shape: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """transformers' own initialisation from a fixed seed, in bfloat16."""
+def make_weights(shape: dict[str, Any], context_weight: float = 1.0) -> dict[str, torch.Tensor]:
+    """transformers' own initialisation from a fixed seed, in bfloat16.
+
+    `context_weight` scales what attention adds: near zero an answer depends on its question alone.
+    """
     torch.manual_seed(0)
-    return dict(LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16).state_dict())
+    model = LlamaForCausalLM(LlamaConfig(**shape))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(context_weight)
+    return dict(model.to(torch.bfloat16).state_dict())
 
 
 def make_model(shape: dict[str, Any], weights: dict[str, torch.Tensor], attention: str) -> Any:
