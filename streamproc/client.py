@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from streamproc.answers import NOW, PAST, STATE, AnswerStream, Received, Wanted, answer_in, log
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config
 from streamproc.errors import BadQuery, Refused, Unavailable, Usage
 from streamproc.kafka.cluster import Cluster
@@ -30,7 +31,7 @@ from streamproc.kafka.producing import ANY_PARTITION, AckedProducer, Position
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.tailing import Tail
 from streamproc.market.columns import has_time, row_to_record
-from streamproc.messages import Answer, AnswerType, Ask, Query, decode_ask, decode_query
+from streamproc.messages import Answer, Ask, Query, decode_ask, decode_query
 from streamproc.positions import parse_position
 from streamproc.records import Bar, Quote, Record, Trade, encode_record, parse_record
 from streamproc.settings import load_config

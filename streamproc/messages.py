@@ -6,7 +6,6 @@ replayed. What belongs to one run only (timings, worker) travels in the message'
 
 import fnmatch
 import hashlib
-import math
 import re
 import string
 from dataclasses import asdict, dataclass, field
@@ -14,10 +13,10 @@ from typing import Any
 
 import orjson
 
+from streamproc.answertypes import AnswerType, Value, parse_answer_type
 from streamproc.errors import BadAsk, BadInput, BadQuery, StreamprocError
 
 PLACEHOLDERS = ("session", "last", "high", "low", "vwap", "volume", "count", "bid", "ask", "mid", "spread")
-ANSWER_TYPES = ("text", "number", "choice", "boolean")
 EMITS = ("always", "change")
 MAX_QUESTION_CHARS = 4_000
 MAX_STOPS = 8
@@ -26,30 +25,6 @@ MAX_EVERY = 1_000_000_000
 
 QUERY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 EVERY = re.compile(r"every (\d+) records?")
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerType:
-    """What an answer's text is read as: text | number | choice | boolean."""
-
-    type: str = "text"
-    choices: tuple[str, ...] = ()
-
-    def value_of(self, text: str) -> str | float | bool | None:
-        """The typed value in an answer's text; None where the text holds none."""
-        text = text.strip()
-        match self.type:
-            case "number":
-                found = re.search(r"[-+]?\d+(?:\.\d+)?", text.replace(",", ""))
-                number = float(found.group()) if found else math.inf
-                return number if math.isfinite(number) else None
-            case "choice":
-                return next((c for c in sorted(self.choices, key=len, reverse=True)
-                             if text.casefold().startswith(c.casefold())), None)
-            case "boolean":
-                word = re.match(r"[a-z]*", text.casefold())
-                return {"yes": True, "true": True, "no": False, "false": False}.get(word.group() if word else "")
-        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +55,7 @@ class Query:
     def encode(self) -> bytes:
         """The control topic's value, in canonical form; its key is the id."""
         doc: dict[str, Any] = {"v": 1, "question": self.question, "sessions": self.sessions, "trigger": self.trigger,
-                               "emit": self.emit, "answer": answer_doc(self.answer), "max_tokens": self.max_tokens}
+                               "emit": self.emit, "answer": self.answer.doc(), "max_tokens": self.max_tokens}
         if self.stop is not None:
             doc["stop"] = list(self.stop)
         return orjson.dumps(doc, option=orjson.OPT_SORT_KEYS)
@@ -142,7 +117,7 @@ class Ask:
 
     def encode(self) -> bytes:
         doc = {name: value for name, value in asdict(self).items() if value is not None}
-        return orjson.dumps({"v": 1, **doc, "answer": answer_doc(self.answer)})
+        return orjson.dumps({"v": 1, **doc, "answer": self.answer.doc()})
 
 
 def decode_ask(value: bytes | None) -> Ask:
@@ -182,18 +157,6 @@ def parse_question(doc: dict[str, Any], error: type[BadInput]) -> str:
     return question
 
 
-def parse_answer_type(doc: Any, error: type[BadInput]) -> AnswerType:
-    doc = {"type": doc} if type(doc) is str else doc or {}
-    kind, choices = (doc.get("type", "text"), doc.get("choices", [])) if type(doc) is dict else (doc, [])
-    if kind not in ANSWER_TYPES:
-        raise error(f"answer: {kind!r} is unknown, use one of {', '.join(ANSWER_TYPES)}")
-    if type(choices) is not list or not all(type(c) is str and c.strip() for c in choices):
-        raise error("answer.choices: must be a list of words")
-    if (kind == "choice") != bool(choices):
-        raise error("answer.choices: a choice needs its words, and only a choice has them")
-    return AnswerType(kind, tuple(choices))
-
-
 def parse_max_tokens(doc: dict[str, Any], error: type[BadInput]) -> int:
     value = doc.get("max_tokens", 32)
     if type(value) is not int or not 1 <= value <= MAX_TOKENS_LIMIT:
@@ -208,10 +171,6 @@ def parse_stop(doc: dict[str, Any], error: type[BadInput]) -> tuple[str, ...] | 
     if type(stop) is not list or len(stop) > MAX_STOPS or not all(type(s) is str and s for s in stop):
         raise error(f"stop: must be a list of at most {MAX_STOPS} texts")
     return tuple(stop)
-
-
-def answer_doc(answer: AnswerType) -> dict[str, Any]:
-    return {"type": answer.type, "choices": list(answer.choices)} if answer.choices else {"type": answer.type}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +194,7 @@ class Answer:
     question: str                       # as rendered into the prompt
     as_of: AsOf | None
     text: str | None
-    value: str | float | bool | None
+    value: Value
     model: str                          # fingerprint of weights, tokenizer, templates and dtype
     query_id: str | None = None
     query_version: str | None = None

@@ -57,6 +57,10 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    def why_not(self, grammar: str) -> str | None:
+        """The reason why answers cannot be held to this grammar (AnswerType.grammar), or None."""
+        ...
+
 
 class ModelRunner(Runner, Protocol):
     """A runner, and what the loop has to know of its model."""

@@ -87,7 +87,7 @@ class StreamProcessor:
             settings.max_question_tokens,
             settings.max_answer_tokens,
         )
-        self.intake = Intake(self.workload, self.renderer, self.queries, self.rules)
+        self.intake = Intake(self.workload, self.renderer, self.queries, self.rules, engine.why_not)
         self.publisher = Publisher(config.topics, settings.group, engine.fingerprint, settings.slot)
         self.desk = AskDesk(self.intake, self.publisher, clock.unix_ms)
         self.registrar = Registrar(config.topics.control, self.queries, self._why_not)
@@ -319,5 +319,5 @@ class StreamProcessor:
         self.workload.check()
         expected = {
             seq_id for partition in self.partitions.values() for seq_id in (*partition.forks, *partition.ask_offsets)
-        }
+        } | self.calls.seq_ids
         assert expected == {fork.seq_id for fork in self.workload.forks()}, "forks differ from the partitions'"

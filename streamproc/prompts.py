@@ -91,7 +91,7 @@ class Renderer:
 
     def ids_after(self, past: Past, record: Record) -> tuple[int, ...]:
         """The ids of a record that comes after these in its generation."""
-        return tuple(self._plain.encode(self.record_text(record, past), add_special_tokens=False).ids)
+        return self.text_ids(self.record_text(record, past))
 
     def tail_ids(self, question: str) -> tuple[int, ...]:
         """What follows the stream: the question, up to where the answer starts."""
@@ -104,6 +104,14 @@ class Renderer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, without special tokens."""
         return str(self._plain.decode(list(ids), skip_special_tokens=True))
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """The ids of plain text."""
+        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer that answers are decoded with; control tokens are special in it."""
+        return str(self._plain.to_str())
 
     def _split(self, text: str) -> list[str | int]:
         """Text with its control tokens taken out as ids."""

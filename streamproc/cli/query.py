@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import orjson
 
+from streamproc.answertypes import ANSWER_TYPES
 from streamproc.cli.common import Call, shared_options
 from streamproc.errors import Refused, Usage
-from streamproc.messages import ANSWER_TYPES, EMITS, Query, parse_query
+from streamproc.messages import EMITS, Query, parse_query
 from streamproc.queryfile import load_queries
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ def query() -> None:
 @click.option("--every", metavar="N", type=int, help="Short for --trigger 'every N records'.")
 @click.option("--trigger", metavar="WHEN", help="idle, or 'every N records'.  [default: idle]")
 @click.option("--emit", type=click.Choice(EMITS), help="Publish always, or on change only.  [default: always]")
-@click.option("--answer", type=click.Choice(ANSWER_TYPES), help="What the text is read as.  [default: text]")
+@click.option("--answer", type=click.Choice(ANSWER_TYPES), help="What an answer may be.  [default: text]")
 @click.option("--choice", "choices", metavar="WORD", multiple=True, help="A word to choose from; repeatable.")
+@click.option("--pattern", metavar="REGEX", help="What an answer looks like, as a regular expression.")
+@click.option("--schema", metavar="FILE", type=click.Path(path_type=Path), help="What it holds: a JSON schema.")
 @click.option("--max-tokens", metavar="N", type=int, help="Longest answer.  [default: 32]")
 @click.option("--stop", metavar="S", multiple=True, help="Text that ends an answer; repeatable.")
 @shared_options
@@ -90,16 +94,31 @@ def query_doc(question: str, every: int | None, trigger: str | None, **options: 
         raise Usage("--every and --trigger: choose one")
     doc: dict[str, Any] = {"question": question, "trigger": trigger if every is None else f"every {every} records"}
     doc |= {name: options[name] for name in ("sessions", "emit", "max_tokens")}
-    doc["answer"] = answer_fields(options["answer"], options["choices"])
+    doc["answer"] = answer_fields(options)
     doc["stop"] = list(options["stop"]) or None
     return {name: value for name, value in doc.items() if value is not None}
 
 
-def answer_fields(answer: str | None, choices: tuple[str, ...]) -> dict[str, Any] | None:
-    """What an answer is read as; words to choose from make it a choice."""
-    if choices:
-        return {"type": answer or "choice", "choices": list(choices)}
-    return None if answer is None else {"type": answer}
+def answer_fields(options: dict[str, Any]) -> dict[str, Any] | None:
+    """An answer's type as typed; words to choose from make it a choice, a pattern a regex, a schema json."""
+    fields: dict[str, Any] = {"type": options["answer"]}
+    if options["choices"]:
+        fields |= {"type": options["answer"] or "choice", "choices": list(options["choices"])}
+    if options["pattern"] is not None:
+        fields |= {"type": fields["type"] or "regex", "pattern": options["pattern"]}
+    if options["schema"] is not None:
+        fields |= {"type": fields["type"] or "json", "schema": read_schema(options["schema"])}
+    return None if fields["type"] is None else fields
+
+
+def read_schema(path: Path) -> Any:
+    """The JSON in a file. Raises Usage."""
+    try:
+        return orjson.loads(path.read_bytes())
+    except OSError as problem:
+        raise Usage(f"--schema {path}: cannot be read: {problem.strerror}") from None
+    except orjson.JSONDecodeError as problem:
+        raise Usage(f"--schema {path}: not JSON: {problem}") from None
 
 
 def register(client: "Client", wanted: list[Query]) -> list[tuple[Query, str]]:
@@ -120,7 +139,12 @@ def open_client(call: Call) -> "Client":
 
 
 def doc_of(query: Query) -> dict[str, Any]:
-    return {**asdict(query), "version": query.version, "trigger": query.trigger}
+    return {**asdict(query), "answer": answer_doc(query), "version": query.version, "trigger": query.trigger}
+
+
+def answer_doc(query: Query) -> dict[str, Any]:
+    doc = query.answer.doc()
+    return {**doc, "schema": orjson.loads(query.answer.schema)} if query.answer.schema else doc
 
 
 def row_of(query: Query) -> str:

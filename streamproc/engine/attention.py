@@ -24,6 +24,7 @@ from streamproc.engine.kv_cache import KVCache
 
 NAME = "streamproc"
 KEY_TILE = 512
+LOWEST = -1e30      # the maximum of no scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Heads:
     scaling: float | None
     window: int | None
     extras: Mapping[str, Any]      # whatever else the model hands its attention
+    softcap: float | None = None   # of the scaled scores, Gemma 2's
 
 
 class Step(Protocol):
@@ -93,10 +95,36 @@ class PagedStep:
         query = query.permute(2, 0, 1, 3, 4).reshape(spans, kv_heads, num_groups * rows, head_dim)
         runs = self.kv.runs.index_select(0, group.key_runs + heads.layer * self.kv.layer_stride)
         cells = runs.view(spans, 2, kv_heads, -1, head_dim)
-        out = F.scaled_dot_product_attention(query, cells[:, 0], cells[:, 1], attn_mask=group.mask,
-                                             scale=heads.scaling)
+        out = attended(query, cells[:, 0], cells[:, 1], group.mask, heads)
         out = out.view(spans, kv_heads, num_groups, rows, head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(spans * rows, kv_heads * num_groups, head_dim)
+
+
+def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
+             heads: Heads) -> torch.Tensor:
+    """Attention as torch computes it, or ours where the scores are capped; the shapes stand at the top."""
+    if heads.softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=heads.scaling)
+    scaling = query.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
+    return capped(query, (key, value), mask, scaling, heads.softcap)
+
+
+def capped(query: torch.Tensor, cells: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor, scaling: float,
+           softcap: float) -> torch.Tensor:
+    """softmax(softcap * tanh(scores / softcap) + mask) @ V in float32, over one tile of keys after the other."""
+    key, value = (part.float() for part in cells)
+    scaled, like = query.float() * scaling, (*query.shape[:-1], 1)
+    highest, sums = query.new_full(like, LOWEST, dtype=torch.float32), query.new_zeros(like, dtype=torch.float32)
+    out = torch.zeros_like(scaled)
+    for first in range(0, key.shape[-2], KEY_TILE):
+        tile = slice(first, first + KEY_TILE)
+        scores = torch.tanh(scaled @ key[..., tile, :].transpose(-1, -2) / softcap) * softcap + mask[..., tile]
+        now = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights, rescale = torch.exp(scores - now), torch.exp(highest - now)
+        sums = sums * rescale + weights.sum(-1, keepdim=True)
+        out = out * rescale + weights @ value[..., tile, :]
+        highest = now
+    return (out / sums).to(query.dtype)
 
 
 def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any,
@@ -104,7 +132,7 @@ def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.
     """transformers' interface: [1, heads, rows, head_dim] each -> ([1, rows, heads, head_dim], None)."""
     step: Step = kwargs.pop("streamproc_step")
     heads = Heads(module.layer_idx, query[0], key[0], value[0], kwargs.pop("scaling", None),
-                  kwargs.pop("sliding_window", None), kwargs)
+                  kwargs.pop("sliding_window", None), kwargs, kwargs.pop("softcap", None))
     return step.attend(heads).unsqueeze(0), None
 
 

@@ -3,11 +3,14 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config
 from streamproc.engine.attention import KEY_TILE
+from streamproc.engine.constrain import Constrainer
 from streamproc.engine.forward import run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel, load_model
@@ -15,10 +18,11 @@ from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError, Usage
 from streamproc.market.rendering import Rendering, read_rendering
 from streamproc.prompts import Renderer, load_tokenizer
-from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.plan import Chunk, Constraint, Plan
 from streamproc.state.ending import finished_text
 
 MIN_CONTEXT_TOKENS = 32
+TEXT = AnswerType()
 SMALL_MODEL_WEIGHTS = 10_000_000
 
 
@@ -30,11 +34,17 @@ class Engine:
     renderer: Renderer
     loaded: LoadedModel
     rendering: Rendering    # what the model's folder says of records and questions
+    constrainer: Constrainer
 
     @property
     def fingerprint(self) -> str:
         """Of weights, dtype, tokenizer, templates and what else changes an answer; 16 hex digits."""
-        return hashlib.sha256(f"{self.runner.fingerprint}\0{self.renderer.fingerprint}".encode()).hexdigest()[:16]
+        facts = (self.runner.fingerprint, self.renderer.fingerprint, self.constrainer.facts)
+        return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+    def why_not(self, grammar: str) -> str | None:
+        """The reason why answers cannot be held to this grammar (AnswerType.grammar), or None."""
+        return self.constrainer.why_not(grammar)
 
     def close(self) -> None:
         self.runner.close()
@@ -51,7 +61,10 @@ def build_engine(config: Config) -> Engine:
         raise rendering.blame(config, loaded.folder, problem) from None
     check_fit(config, loaded, renderer)
     threads, lanes = share_threads(config.engine.threads, loaded)
-    return Engine(ModelRunner(loaded, make_cache(config, loaded), threads, lanes), renderer, loaded, rendering)
+    constrainer = Constrainer(renderer, loaded.vocab_size)
+    runner = ModelRunner(loaded, make_cache(config, loaded), threads, lanes, constrainer)
+    runner.forward.release()
+    return Engine(runner, renderer, loaded, rendering, constrainer)
 
 
 def share_threads(given: int, loaded: LoadedModel) -> tuple[int, int]:
@@ -126,18 +139,20 @@ def make_cache(config: Config, loaded: LoadedModel) -> KVCache:
                     "use fewer") from problem
 
 
-def stateless_answer(engine: Engine, ids: Sequence[int], max_tokens: int,
-                     stop: Sequence[str] | None = None) -> tuple[int, ...]:
+def stateless_answer(engine: Engine, ids: Sequence[int], max_tokens: int, stop: Sequence[str] | None = None,
+                     answer: AnswerType = TEXT) -> tuple[int, ...]:
     """The oracle: the greedy continuation of `ids`, from nothing, in one chunk and then token by token.
 
     Ends as every answer does (state/ending.py); stop None: the prompts' own. The token that ends it is part of the
-    result.
+    result. A type's masks are made from nothing for every token. Raises StreamprocError where it cannot be used.
     """
-    stop = engine.renderer.stop if stop is None else stop
-    return engine.runner.call(lambda: _continue(engine, tuple(ids), max_tokens, tuple(stop)))
+    stop = tuple(engine.renderer.stop if stop is None else stop)
+    grammar = answer.grammar(stop)
+    return engine.runner.call(lambda: _continue(engine, tuple(ids), max_tokens, stop, grammar))
 
 
-def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple[str, ...]) -> tuple[int, ...]:
+def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple[str, ...],
+              grammar: str | None) -> tuple[int, ...]:
     if not ids:
         raise StreamprocError("nothing to continue: the context is empty")
     loaded, renderer = engine.loaded, engine.renderer
@@ -147,8 +162,10 @@ def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple
     answer: list[int] = []
     new, start = ids, 0
     while not answer or finished_text(renderer, answer, stop, max_tokens) is None:
-        plan = Plan((), (Chunk(0, start, new, table, 1),))
-        token, = run_step(engine.runner.forward, kv, plan)[0]
+        constraint = Constraint(grammar, tuple(answer)) if grammar else None
+        plan = Plan((), (Chunk(0, start, new, table, 1, constraint=constraint),))
+        masks = partial(engine.constrainer.fresh().masks, plan.chunks) if grammar else None
+        token, = run_step(engine.runner.forward, kv, plan, masks)[0]
         start, new = start + len(new), (token,)
         answer.append(token)
     return tuple(answer)

@@ -62,24 +62,25 @@ def attention_is_exact(shapes: Shapes, like: torch.Tensor, row_multiple: int, bl
     query = noise((shapes.num_heads, num_rows, shapes.head_dim), like)
     table = tuple(range(num_blocks))
     company = Chunk(1, 0, (0,) * 9, tuple(range(num_blocks, 2 * num_blocks)))
-    whole = _attend([Chunk(0, START, (0,) * num_rows, table)], query, kv, geometry)
+    whole = _attend([Chunk(0, START, (0,) * num_rows, table)], query, kv, geometry, shapes.softcap)
     for cut in CUTS:
         for i in range(0, num_rows, max(cut, num_rows // 4)):
             rows = min(cut, num_rows - i)
             chunks = [company, Chunk(0, START + i, (0,) * rows, table)]
             part = torch.cat([query[:, :9], query[:, i:i + rows]], 1)
-            outs = _attend(chunks, part, kv, geometry)
+            outs = _attend(chunks, part, kv, geometry, shapes.softcap)
             if not all(torch.equal(outs[w][9:9 + rows], whole[w][i:i + rows]) for w in geometry.windows):
                 return False
     return True
 
 
 def _attend(chunks: Sequence[Chunk], query: torch.Tensor, kv: KVCache,
-            geometry: Geometry) -> dict[int | None, torch.Tensor]:
+            geometry: Geometry, softcap: float | None) -> dict[int | None, torch.Tensor]:
     """The attention of these rows under every window; K and V are what the cache already holds."""
     step = build_batch(chunks, kv, geometry).step
     held = kv.cells.index_select(0, step.write_cells).view(2, kv.layout.num_kv_heads, -1, kv.layout.head_dim)
-    return {window: step.attend(Heads(0, query, held[0], held[1], None, window, {})) for window in geometry.windows}
+    return {window: step.attend(Heads(0, query, held[0], held[1], None, window, {}, softcap))
+            for window in geometry.windows}
 
 
 def noise(shape: Iterable[int], like: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import transformers
 from streamproc.engine import exact
 from streamproc.engine.attention import KEY_TILE
 from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch
+from streamproc.engine.constrain import Masks, unpacked
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import library
 from streamproc.engine.cpu.program import Unknown, compile_program
@@ -42,12 +43,18 @@ class Forward(Protocol):
         """Everything of the computation, besides the model, that a cell's bits depend on."""
         ...
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, tuple[int, ...]]:
-        """-> the tokens that follow every chunk with samples (plan.verify). `chunks` is not empty."""
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
+        """-> the tokens that follow every chunk with samples (plan.verify). `chunks` is not empty; `masks` is called
+        once the layers are computed.
+        """
         ...
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
         """A copy of a sequence's K and V: [layers, 2, kv_heads, num_tokens, head_dim]."""
+        ...
+
+    def release(self) -> None:
+        """Free what of the loaded model it does not need; nothing else can compute with that model any more."""
         ...
 
     def close(self) -> None:
@@ -55,15 +62,16 @@ class Forward(Protocol):
         ...
 
 
-def run_step(forward: Forward, kv: KVCache, plan: Plan) -> dict[int, tuple[int, ...]]:
-    """One step -> the tokens that follow, by sequence, as plan.Flight says.
+def run_step(forward: Forward, kv: KVCache, plan: Plan, masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
+    """One step -> the tokens that follow, by sequence, as plan.Flight says, without those that need no choice. `masks`
+    are those of the chunks' constraints.
 
     Raises OutOfMemory, or StreamprocError where the model gives no number.
     """
     try:
         with torch.inference_mode():
             kv.copy(plan.copies)
-            return forward.run(kv, plan.chunks) if plan.chunks else {}
+            return forward.run(kv, plan.chunks, masks) if plan.chunks else {}
     except (RuntimeError, MemoryError) as problem:
         if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(problem):
             device = forward.loaded.device.type
@@ -84,17 +92,26 @@ class TorchForward:
     def facts(self) -> tuple[str, ...]:
         return (torch.__version__, transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, tuple[int, ...]]:
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
         geometry = Geometry(self.loaded.shapes.num_heads, frozenset(self.loaded.shapes.windows), self.row_multiple)
         batch = build_batch(chunks, kv, geometry)
         logits = self.loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
                                    logits_to_keep=batch.sampled_rows, streamproc_step=batch.step).logits
-        best = logits[0, :batch.num_samples].max(-1)
+        logits = logits[0, :batch.num_samples]
+        best = logits.max(-1)
         self.loaded.require_finite(bool(torch.isfinite(best.values).all()))
-        return verify(chunks, iter(best.indices.tolist()))
+        samples = best.indices.tolist()
+        for i, mask in enumerate(masks() if masks else ()):
+            if mask is not None:
+                allowed = torch.from_numpy(unpacked(mask, logits.shape[-1])).to(logits.device)
+                samples[i] = int(logits[i].masked_fill(~allowed, -torch.inf).argmax())
+        return verify(chunks, iter(samples))
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
         return kv.gather(block_table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
+
+    def release(self) -> None:
+        """It needs all of it."""
 
     def close(self) -> None:
         """It has no threads of its own."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from streamproc.engine.memory import zeros
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -44,7 +46,9 @@ class KVCache:
         self.layout = layout
         self.num_blocks = num_blocks
         self.null_block = num_blocks
-        self.blocks = torch.zeros(num_blocks + 1, *layout.block_shape, dtype=layout.dtype, device=device)
+        shape = (num_blocks + 1, *layout.block_shape)
+        self.blocks = (zeros(shape, layout.dtype) if device.type == "cpu"
+                       else torch.zeros(shape, dtype=layout.dtype, device=device))
 
     @property
     def cells(self) -> torch.Tensor:

@@ -28,7 +28,7 @@ WITHOUT_EFFECT = {"transformers_version", "dtype", "torch_dtype", "use_cache", "
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready for steps. Its parameters are never written."""
+    """A model ready for steps. Its parameters are never written; they are freed where our own code has packed them."""
 
     model: Any                      # transformers' PreTrainedModel
     folder: Path
@@ -130,6 +130,13 @@ def check_finite(model: Any, name: str) -> None:
         if not all(torch.isfinite(bound) for bound in torch.aminmax(weight.detach())):   # NaN is both
             raise Usage(f"engine.model: {name} has weights that are not finite, such as in {weight_name}; "
                         "get the model again")
+
+
+def free_parameters(model: Any) -> None:
+    """Leave only their shapes; buffers, such as the rotary frequencies, stay."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(weight.detach().to("meta"), requires_grad=False))
 
 
 def fingerprint(model: Any) -> str:

@@ -1,14 +1,14 @@
 """Carries out plans on a loaded model, in a thread of its own: torch computes while the loop goes on.
 
     launch(plan)    copies blocks, then one forward over the packed chunks, which writes their cells
-    wait()          the greedy tokens of every chunk that samples
+    wait()          the greedy tokens of every chunk that samples; masks of constrained ones are made meanwhile
 
 The runner decides nothing: it reads and writes exactly the cells that a plan names.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
+from streamproc.engine.constrain import Constrainer, Masks
 from streamproc.engine.forward import choose_forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
@@ -55,10 +56,15 @@ class ModelRunner:
     threads inside every operation.
     """
 
-    def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 1, lanes: int = 1) -> None:
-        """Measures what is exact here, with the threads that each lane will use."""
+    def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 1, lanes: int = 1,
+                 constrainer: Constrainer | None = None) -> None:
+        """Measures what is exact here, with the threads that each lane will use. No constrainer: no constraints."""
         self.loaded = loaded
         self.kv = kv
+        self.constrainer = constrainer
+        self._masks = ThreadPoolExecutor(1, "streamproc-masks")
+        if constrainer:
+            self._masks.submit(constrainer.prepare)
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
@@ -106,14 +112,27 @@ class ModelRunner:
         first, *rest = split(plan, self.num_lanes)
         with torch.inference_mode():
             self.kv.copy(first.copies)
-        parts = [helper.submit(run_step, self.forward, self.kv, part)
+        parts = [helper.submit(run_step, self.forward, self.kv, part, self._masks_of(part))
                  for helper, part in zip(self._helpers, rest, strict=False)]  # fmt: skip
         try:
-            sampled = run_step(self.forward, self.kv, replace(first, copies=()))
+            sampled = run_step(self.forward, self.kv, replace(first, copies=()), self._masks_of(first))
         finally:
             wait(parts)
         for part in parts:
             sampled |= part.result()
+        return self._with_forced(plan.chunks, sampled)
+
+    def _masks_of(self, part: Plan) -> Masks | None:
+        """Begin to make them; None where there is no constraint."""
+        if not any(chunk.constraint for chunk in part.chunks):
+            return None
+        assert self.constrainer, "a runner without a constrainer"
+        return self._masks.submit(self.constrainer.masks, part.chunks).result
+
+    def _with_forced(self, chunks: Sequence[Chunk], sampled: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+        for chunk in chunks:
+            if chunk.constraint and self.constrainer and chunk.num_samples:
+                sampled[chunk.seq_id] += self.constrainer.forced(chunk.seq_id, chunk.constraint, sampled[chunk.seq_id])
         return sampled
 
     def call(self, work: Callable[[], T]) -> T:
@@ -124,6 +143,7 @@ class ModelRunner:
         """Let the step on its way finish and end the thread; harmless when repeated."""
         self._pool.shutdown()
         self.close_lanes()
+        self._masks.shutdown()
         self.forward.close()
 
     def close_lanes(self) -> None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from streamproc.engine import attention
-from streamproc.engine.attention import Heads
+from streamproc.engine.attention import Heads, attended
 from streamproc.engine.source import one_line
 from streamproc.errors import Usage
 
@@ -21,15 +20,13 @@ NO_INTERFACE = "its attention, if it has any, does not go through transformers' 
 PROBE_TOKENS = 24
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}     # of the logits' norm
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-UNSUPPORTED_EXTRAS = {"softcap": "its attention scores are soft-capped", "s_aux": "its attention has sinks",
-                      "position_bias": "its attention adds a position bias"}
+UNSUPPORTED_EXTRAS = {"s_aux": "its attention has sinks", "position_bias": "its attention adds a position bias"}
 
 CONFIG_CHECKS: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (lambda c: c.is_encoder_decoder, "it is an encoder-decoder"),
     (lambda c: getattr(c, "quantization_config", None), "its weights are quantised"),
     (lambda c: getattr(c, "kv_lora_rank", None), "its attention compresses K and V (MLA)"),
     (lambda c: getattr(c, "num_kv_shared_layers", 0), "its layers share K and V"),
-    (lambda c: getattr(c, "attn_logit_softcapping", None), UNSUPPORTED_EXTRAS["softcap"]),
     (lambda c: set(getattr(c, "layer_types", None) or ()) - KNOWN_LAYERS, "it has layers other than attention over "
                                                                           "all or the newest tokens"),
     (lambda c: not heads_fit(c), "its attention heads are no multiple of its heads of K and V"),
@@ -39,7 +36,7 @@ CONFIG_CHECKS: tuple[tuple[Callable[[Any], Any], str], ...] = (
 
 def refuse(model: str, reason: str) -> Usage:
     return Usage(f"engine.model: {model} is not supported: {reason}; "
-                 "use a decoder-only model with standard attention, such as Llama, Qwen3, Mistral, Gemma3 or Phi3")
+                 "use a decoder-only model with standard attention, such as Llama, Qwen3, Mistral, Gemma or Phi3")
 
 
 def check_config(config: Any, model: str) -> None:
@@ -74,6 +71,7 @@ class Shapes:
     num_kv_heads: int
     head_dim: int
     windows: tuple[int | None, ...]     # by layer
+    softcap: float | None               # of the scaled scores
 
 
 @dataclass(slots=True)
@@ -90,8 +88,8 @@ class Recorder:
             visible &= rows[None, :] > rows[:, None] - heads.window
         groups = heads.query.shape[0] // heads.key.shape[0]
         key, value = (x.repeat_interleave(groups, 0) for x in (heads.key, heads.value))
-        return F.scaled_dot_product_attention(heads.query, key, value, attn_mask=visible,
-                                              scale=heads.scaling).transpose(0, 1)
+        mask = torch.zeros(visible.shape, dtype=key.dtype, device=key.device).masked_fill_(~visible, float("-inf"))
+        return attended(heads.query, key, value, mask, heads).transpose(0, 1)
 
 
 def probe(model: Any, config: Any, name: str) -> Shapes:
@@ -138,4 +136,7 @@ def shapes_of(calls: list[Heads], config: Any, name: str) -> Shapes:
     expected = getattr(config, "layer_types", None) or []
     if any(kind == "sliding_attention" and window is None for kind, window in zip(expected, windows, strict=False)):
         raise refuse(name, "its sliding window does not reach the attention interface")
-    return Shapes(len(calls), heads, kv_heads, dims[0], windows)
+    softcaps = {call.softcap for call in calls}
+    if len(softcaps) > 1:
+        raise refuse(name, "some of its layers cap their attention scores, others do not or differ")
+    return Shapes(len(calls), heads, kv_heads, dims[0], windows, softcaps.pop())

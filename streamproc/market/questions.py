@@ -20,10 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
+from streamproc.answertypes import AnswerType
 from streamproc.market.tape import Tape
-from streamproc.messages import AnswerType
 
-UNKNOWN = "unknown"     # what a model says where the context cannot tell
 NUMBER, BOOLEAN = AnswerType("number"), AnswerType("boolean")
 
 

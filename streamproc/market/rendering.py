@@ -21,10 +21,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from streamproc.answertypes import AnswerType, parse_answer_type
 from streamproc.config import Config, Prompts, known_settings
 from streamproc.errors import BadQuery, Usage
 from streamproc.market.questions import KINDS, Kind
-from streamproc.messages import AnswerType, parse_answer_type
 
 MARKET_MODEL = "market-tiny"
 FILE = "rendering.toml"

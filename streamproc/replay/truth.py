@@ -33,7 +33,7 @@ def recompute(
     context = [token_id for ids in renderer.record_ids(records) for token_id in ids]
     ids = [*renderer.prefix_ids, *context, *renderer.tail_ids(question)]
     stop = renderer.stop if source.stop is None else source.stop
-    answer_ids = stateless_answer(engine, ids, source.max_tokens, stop)
+    answer_ids = stateless_answer(engine, ids, source.max_tokens, stop, source.answer)
     return Recomputed(question, finished_text(renderer, answer_ids, stop, source.max_tokens) or "")
 
 

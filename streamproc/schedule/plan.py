@@ -6,6 +6,14 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer's tokens may be, and how far it has come."""
+
+    grammar: str  # as answertypes writes it
+    answer_ids: tuple[int, ...] = ()  # the answer's tokens before the chunk's first sample; its draft comes after them
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive tokens of one sequence that this step computes."""
 
@@ -15,6 +23,7 @@ class Chunk:
     block_table: tuple[int, ...]  # block i holds positions [i * block_size, (i + 1) * block_size)
     num_samples: int = 0  # greedy tokens to return: those that follow each of the last so many tokens of the chunk
     after: int | None = None  # an earlier chunk's sequence, of this plan, whose cells this one reads
+    constraint: Constraint | None = None  # greedy among the tokens that it allows
 
     @property
     def draft(self) -> tuple[int, ...]:
@@ -58,7 +67,7 @@ class Flight(Protocol):
 
     def wait(self) -> dict[int, tuple[int, ...]]:
         """Block until the step is done -> for every chunk with samples, by sequence, the tokens that follow what is
-        certain in it: those of its draft that held, and one more.
+        certain in it: those of its draft that held, one more, and then any that its constraint leaves no choice about.
         """
         ...
 

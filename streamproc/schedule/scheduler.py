@@ -20,7 +20,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from streamproc.schedule.draft import Draft
-from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.plan import Chunk, Constraint, Plan
 from streamproc.schedule.speculation import Speculation
 from streamproc.schedule.steptime import StepTimes
 from streamproc.state.fork import Fork
@@ -109,8 +109,11 @@ class Scheduler:
         if room >= missing:
             guess = self.speculation.guess(fork, room - missing, len(self.workload.running))
             ids, num_samples = [*ids, *guess], 1 + len(guess)
-        table = fork.block_table
-        draft.add(Chunk(fork.seq_id, position, tuple(ids), tuple(table), num_samples, after), fork.generation.seq_id)
+        grammar = fork.question.grammar if num_samples else None
+        constraint = Constraint(grammar, tuple(fork.answer_ids)) if grammar else None
+        table = tuple(fork.block_table)
+        chunk = Chunk(fork.seq_id, position, tuple(ids), table, num_samples, after, constraint)
+        draft.add(chunk, fork.generation.seq_id)
         if not fork.is_decoding:
             end = fork.base + min(start + len(ids), len(fork.question.tail_ids))
             self._name(draft, fork, position, end)

@@ -5,8 +5,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from streamproc.answertypes import AnswerType
 from streamproc.errors import BadAsk, StreamprocError
-from streamproc.messages import AnswerType
 from streamproc.state.fork import NOWHERE, Call, Fork, Question
 from streamproc.state.session import Generation
 from streamproc.state.workload import Workload
@@ -72,11 +72,17 @@ class CallDesk:
             call.future.set_exception(BadAsk(reason))
             return
         stop = self._renderer.stop if call.stop is None else call.stop
-        question = Question(call, WHO, call.question, ids, call.max_tokens, stop, NOWHERE)
+        grammar = call.answer.grammar(stop)
+        question = Question(call, WHO, call.question, ids, call.max_tokens, stop, NOWHERE, grammar)
         nothing = Generation(self._workload.new_seq_id(), (), 0, 0)
         fork = Fork(self._workload.new_seq_id(), question, None, nothing, 0, self._now())
         self._open[fork.seq_id] = call
         self._workload.wait(fork)
+
+    @property
+    def seq_ids(self) -> set[int]:
+        """Forks that are being answered, or wait."""
+        return set(self._open)
 
     def deliver(self, fork: Fork) -> None:
         """A call is answered."""

@@ -11,7 +11,8 @@ of the question that somebody else has computed.
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from streamproc.messages import AnswerType, Ask, AsOf, Query
+from streamproc.answertypes import AnswerType
+from streamproc.messages import Ask, AsOf, Query
 from streamproc.state.blocks import name_of
 from streamproc.state.session import Generation, Session
 
@@ -43,6 +44,7 @@ class Question:
     max_tokens: int
     stop: tuple[str, ...]
     as_of: AsOf
+    grammar: str | None = None  # of its answer; None where any text may be written
 
     @property
     def is_ask(self) -> bool:

@@ -4,7 +4,7 @@ Nothing here computes tokens' KV or talks to a broker; one batch of messages in,
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -66,11 +66,20 @@ class Parsed(NamedTuple):
 class Intake:
     """Writes sessions and queues forks."""
 
-    def __init__(self, workload: Workload, renderer: Renderer, queries: QueryBook, rules: Rules) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        renderer: Renderer,
+        queries: QueryBook,
+        rules: Rules,
+        grammar_why_not: Callable[[str], str | None] = lambda _: None,
+    ) -> None:
+        """grammar_why_not: the reason why the engine cannot hold answers to a grammar, or None."""
         self.workload = workload
         self.renderer = renderer
         self.queries = queries
         self.rules = rules
+        self._grammar_why_not = grammar_why_not
 
     def take_records(self, partitions: dict[int, Partition], messages: Sequence[Message], now: float) -> None:
         """Append a batch of records, in the order in which they came; bad ones wait for the dead topic."""
@@ -185,11 +194,15 @@ class Intake:
         tail_ids = self.renderer.tail_ids(text)
         last, first = generation.entries[-1], generation.entries[0]
         as_of = AsOf(self.rules.records_topic, partition.number, first.offset, last.offset, last.record.ts_event_ns)
-        stop = self.renderer.stop if source.stop is None else source.stop
-        question = Question(source, session.key, text, tail_ids, source.max_tokens, stop, as_of)
+        stop = self._stop(source)
+        grammar = source.answer.grammar(stop)
+        question = Question(source, session.key, text, tail_ids, source.max_tokens, stop, as_of, grammar)
         fork = Fork(self.workload.new_seq_id(), question, session, generation, generation.num_tokens, now)
         fork.error = self.why_not(source, len(tail_ids))
         return fork
+
+    def _stop(self, source: Query | Ask | Call) -> tuple[str, ...]:
+        return self.renderer.stop if source.stop is None else source.stop
 
     def why_not(self, source: Query | Ask | Call, num_tail: int) -> str | None:
         """The reason why this worker does not answer a question, or None."""
@@ -203,4 +216,5 @@ class Intake:
                 f"max_tokens: {source.max_tokens}, this worker gives {self.rules.max_answer_tokens} "
                 "(worker.max_answer_tokens)"
             )
-        return None
+        grammar = source.answer.grammar(self._stop(source))
+        return None if grammar is None else self._grammar_why_not(grammar)

@@ -4,7 +4,8 @@ where it does not, the guess at the next answer.
 
 from typing import NamedTuple
 
-from streamproc.messages import AnswerType, Ask, AsOf, Query
+from streamproc.answertypes import AnswerType
+from streamproc.messages import Ask, AsOf, Query
 from streamproc.state.fork import Fork, Question
 from streamproc.state.session import Session
 

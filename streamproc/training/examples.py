@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from streamproc.answertypes import UNKNOWN
 from streamproc.market.levels import draw_level
-from streamproc.market.questions import KINDS, UNKNOWN, Kind
+from streamproc.market.questions import KINDS, Kind
 from streamproc.market.rendering import market_model, read_rendering
 from streamproc.market.synthetic import feed, instruments
 from streamproc.market.tape import Tape, Tapes

@@ -6,12 +6,13 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from publisher import Publisher
 
+from streamproc.answertypes import AnswerType
 from streamproc.client import Client, Position
 from streamproc.config import Config, Topics, Worker
 from streamproc.errors import BadAsk, BadQuery, BadRecord, Refused, Unavailable, Usage
 from streamproc.kafka.tailing import Tail
 from streamproc.market.sample import sample_records
-from streamproc.messages import Answer, AnswerType, Ask, AsOf, Query, decode_ask
+from streamproc.messages import Answer, Ask, AsOf, Query, decode_ask
 from streamproc.records import Trade, decode_record
 
 pytestmark = pytest.mark.broker

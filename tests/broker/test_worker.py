@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from workers import RUN, RUN_FAKE, Site, ThreadWorker, make_config, start_process, until, with_slot
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config, Topics
 from streamproc.kafka.properties import client_properties
 from streamproc.messages import Ask, Query, decode_head
 from streamproc.records import Trade, encode_record
-from streamproc.state.intake import Renderer
 
 pytestmark = pytest.mark.broker
 
@@ -30,6 +31,7 @@ TRIGGERED = [
     Query("always-2", "Is {last} {count}?", every=2, max_tokens=5),
     Query("change-3", "up?", every=3, emit="change", max_tokens=1),
     Query("some-5", "{session} vwap {vwap} hi {high}", "[BE]*", every=5, max_tokens=9),
+    Query("number-4", "{session} how many?", every=4, answer=AnswerType("number"), max_tokens=5),
 ]
 IDLE = Query("idle", "now {last}?", max_tokens=4)
 NEWS = Query("news", "now?", emit="change", max_tokens=1)
@@ -309,8 +311,9 @@ def check_against_the_model(site: Site) -> None:
 
     engine = build_engine(site.config)
 
-    def answer(renderer: Renderer, ids: list[int], max_tokens: int, stop: tuple[str, ...]) -> str | None:
-        return finished_text(renderer, stateless_answer(engine, ids, max_tokens, stop), stop, max_tokens)
+    def answer(*asked: Any) -> str | None:
+        renderer, ids, max_tokens, stop, kind = asked
+        return finished_text(renderer, stateless_answer(engine, ids, max_tokens, stop, kind), stop, max_tokens)
 
     try:
         expected = site.expected(TRIGGERED, renderer=engine.renderer, answer=answer)

@@ -10,18 +10,21 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
+    Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
 from streamproc.engine.cpu import library as libraries
 from streamproc.engine.forward import Forward, TorchForward, cpu_forward
-from streamproc.engine.model import LoadedModel, describe
+from streamproc.engine.model import LoadedModel, describe, load_model
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -35,6 +38,13 @@ CONFIGS: dict[str, Any] = {
     "gemma3": Gemma3TextConfig(**SHAPE, head_dim=32, sliding_window=64,
                                layer_types=["sliding_attention", "full_attention"]),
     "phi3": Phi3Config(**SHAPE),
+    "gemma2": Gemma2Config(**SHAPE, head_dim=32, sliding_window=64, query_pre_attn_scalar=24,
+                           attn_logit_softcapping=20.0, final_logit_softcapping=30.0,
+                           layer_types=["sliding_attention", "full_attention"]),
+    "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0]),
+    "smollm2": LlamaConfig(**{**SHAPE, "tie_word_embeddings": True, "num_attention_heads": 9, "num_key_value_heads": 3,
+                              "hidden_size": 144}),
+    "qwen2": Qwen2Config(**SHAPE),
 }
 NAMES = (*CONFIGS, "random-tiny")
 
@@ -74,13 +84,19 @@ def folder(engine: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def load(engine: Any) -> Any:
+def random_tiny(config: Config) -> Any:
+    """The built-in model as it is loaded: the engine frees its weights."""
+    return load_model(config.engine).model
+
+
+@pytest.fixture(scope="session")
+def load(random_tiny: Any) -> Any:
     """(name, dtype) -> LoadedModel, made once."""
     made: dict[tuple[str, torch.dtype], LoadedModel] = {}
 
     def load(name: str, dtype: torch.dtype) -> LoadedModel:
         if (name, dtype) not in made:
-            model = tiny(name, dtype) if name in CONFIGS else copy.deepcopy(engine.loaded.model).to(dtype)
+            model = tiny(name, dtype) if name in CONFIGS else copy.deepcopy(random_tiny).to(dtype)
             made[name, dtype] = describe(model, Path(), name)
         return made[name, dtype]
 
@@ -105,13 +121,13 @@ def forward(load: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def plain(engine: Any) -> Any:
+def plain(random_tiny: Any) -> Any:
     """name -> the same model with transformers' own attention, float32."""
 
     def plain(name: str) -> Any:
         if name in CONFIGS:
-            return tiny(name, attention="sdpa")
-        model = copy.deepcopy(engine.loaded.model)
+            return tiny(name, attention="eager" if name == "gemma2" else "sdpa")     # it has no other
+        model = copy.deepcopy(random_tiny)
         model.set_attn_implementation("sdpa")
         return model
 

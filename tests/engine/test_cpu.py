@@ -18,7 +18,6 @@ from transformers import (
     LlamaConfig,
     Qwen2Config,
     Qwen3Config,
-    SmolLM3Config,
 )
 
 from streamproc.config import Config
@@ -60,7 +59,7 @@ def prefill(forward: Forward, ids: tuple[int, ...] = IDS) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "phi3", "smollm3"])
 def test_cells_are_those_of_torch_but_for_the_last_bits(name: str, dtype: torch.dtype, load: Load) -> None:
     with torch.inference_mode():
         own = cpu_forward(load(name, dtype), 16, 1)
@@ -118,7 +117,6 @@ def test_other_shapes_are_computed_too(config: Any) -> None:
 
 @pytest.mark.parametrize("config", [
     GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300),
-    SmolLM3Config(**SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2),
     GraniteConfig(**SHAPE, residual_multiplier=0.22),
 ])  # fmt: skip
 def test_other_families_are_left_to_torch(config: Any) -> None:
@@ -166,7 +164,7 @@ def test_memory_that_runs_out_in_a_step_is_one_line(load: Load, monkeypatch: pyt
     with torch.inference_mode():
         own = cpu_forward(load("llama", torch.float32), 16, 1)
         assert own
-    own.library = SimpleNamespace(streamproc_forward=lambda *_: 1, streamproc_disband=lambda _: None)
+    own.library = SimpleNamespace(streamproc_layers=lambda *_: 1, streamproc_disband=lambda _: None)
     with pytest.raises(StreamprocError, match=r"out of memory on cpu in a step of 200 tokens; lower engine"):
         prefill(own)
 
@@ -197,6 +195,19 @@ def test_without_machine_code_torch_computes(config: Config, other_kind: Callabl
     assert isinstance(engine.runner.forward, TorchForward)
     assert stateless_answer(engine, asked, 8, ()) == expected
     engine.close()
+
+
+def test_weights_lie_in_memory_once(config: Config, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(engine.runner.forward, CpuForward)
+    assert all(weight.is_meta for weight in engine.loaded.model.parameters())
+    assert not any(buffer.is_meta for buffer in engine.loaded.model.buffers())
+    monkeypatch.setattr(forwards, "library", lambda: None)
+    other = build_engine(config)
+    assert not any(weight.is_meta for weight in other.loaded.model.parameters())
+    asked = (*engine.renderer.prefix_ids, *range(5, 60))
+    assert stateless_answer(engine, asked, 8, ()) == stateless_answer(other, asked, 8, ())
+    assert engine.loaded.fingerprint == other.loaded.fingerprint
+    other.close()
 
 
 def test_every_kind_of_machine_code_that_runs_here_is_right_and_exact(load: Load,

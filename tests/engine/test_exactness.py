@@ -15,7 +15,7 @@ from streamproc.engine.runner import ModelRunner, split
 from streamproc.schedule.plan import Chunk, Plan
 
 BLOCK_SIZE = 16
-ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "phi3", "random-tiny")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "smollm2", "smollm3", "random-tiny")
 DTYPES = (torch.float32, torch.bfloat16)
 PATHS = ("own", "torch")
 Load = Callable[[str, torch.dtype], LoadedModel]

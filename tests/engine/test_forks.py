@@ -15,7 +15,7 @@ from streamproc.engine.model import LoadedModel
 from streamproc.schedule.plan import Chunk, Plan
 
 SIZE = 16
-NAMES = ("llama", "mistral", "gemma3", "phi3")
+NAMES = ("llama", "mistral", "gemma2", "gemma3", "smollm3")
 DTYPES = (torch.float32, torch.bfloat16)
 BASES = (656, 640, 640, 600, 333, 600, 320, 20)      # where the forks leave their session, whose 600 grow to 656
 Load = Callable[[str, torch.dtype], LoadedModel]
@@ -27,7 +27,7 @@ RUNS_HERE = [kind for kind, needed in KINDS.items()
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every machine code that runs here."""
     monkeypatch.setattr(libraries, "processor_flags", lambda: KINDS[request.param])
-    caches = (libraries.library, libraries.library_fingerprint)
+    caches = (libraries.best, libraries.library_fingerprint)
     for cached in caches:
         cached.cache_clear()
     assert libraries.library_kind() == request.param

@@ -172,13 +172,12 @@ def test_models_whose_attention_is_not_plain_are_refused(config: Any, reason: st
         support.probe(model, config, "it")
 
 
-def test_soft_capped_attention_is_refused() -> None:
-    config = Gemma2Config(**SHAPE, attn_logit_softcapping=50.0)
-    with pytest.raises(Usage, match="soft-capped"):
-        support.check_config(config, "gemma2")
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="streamproc").eval()
-    with pytest.raises(Usage, match="soft-capped"):
-        support.probe(model, config, "gemma2")
+def test_scores_capped_in_some_layers_only_are_refused() -> None:
+    model = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE), attn_implementation="streamproc").eval()
+    assert support.probe(model, model.config, "gemma2").softcap == 50.0
+    model.model.layers[0].self_attn.attn_logit_softcapping = 20.0
+    with pytest.raises(Usage, match="cap their attention scores"):
+        support.probe(model, model.config, "gemma2")
 
 
 def test_a_model_that_computes_something_else_is_refused(load: Callable[..., LoadedModel]) -> None:

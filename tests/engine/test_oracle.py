@@ -4,24 +4,27 @@ In float32 against plain transformers: the unmodified model, one full forward fo
 the design's words. In float32 and bfloat16 against our own engine: one chunk, an empty cache, nobody beside it.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
-from engine_world import PROMPTS, QUERIES, SIZES, World, check_cells, make_config
+from engine_world import PROMPTS, QUERIES, SIDE, SIGNALS, SIZES, World, check_cells, make_config
 from oracle import Context, Expected, contexts, expected_answers, rendered
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, Qwen3Config, SmolLM3Config
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config
-from streamproc.engine import build, random_model
+from streamproc.engine import build, forward, random_model
 from streamproc.messages import Answer
 from streamproc.records import encode_record
 
 Ids = tuple[int, ...]
-Answerer = Callable[[Ids, int, tuple[str, ...]], Ids]
+Answerer = Callable[[Ids, int, tuple[str, ...], AnswerType], Ids]
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 16,
@@ -32,8 +35,12 @@ CONFIGS: dict[str, Any] = {
     "qwen3": Qwen3Config(**SHAPE),
     "gemma3": Gemma3TextConfig(**SHAPE, query_pre_attn_scalar=16, sliding_window=48,
                                layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "gemma2": Gemma2Config(**SHAPE, query_pre_attn_scalar=16, sliding_window=48,
+                           layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1]),
 }
-CASES = (("random-tiny", 0), ("random-tiny", 1), ("random-tiny", 2), ("qwen3", 1), ("gemma3", 0), ("gemma3", 2))
+CASES = (("random-tiny", 0), ("random-tiny", 1), ("random-tiny", 2), ("qwen3", 1), ("gemma3", 0), ("gemma3", 2),
+         ("gemma2", 0), ("smollm3", 1))
 
 
 def write_model(name: str, folder: Path) -> Path:
@@ -90,11 +97,19 @@ class Oracle:
         answers = self.world.answers()
         assert len({answer.id for answer in answers}) == len(answers)
         assert sorted(a.id for a in answers if a.kind == "ask") == sorted(self.world.asks)
-        self._check_triggered([a for a in answers if a.query_id and a.query_id != "idle"])
+        self._check_calls()
+        self._check_triggered([a for a in answers if a.query_id and not a.query_id.startswith("idle")])
         found = {(number, offset): (session, context) for number in range(2)
                  for offset, session, context in self._contexts(number)}
         texts = [self._check_answer(a, *found[a.as_of.partition, a.as_of.offset]) for a in answers if a.as_of]
-        return [text for text in texts if len(text) > 1]
+        return [text for text, a in zip(texts, answers, strict=True) if len(text) > 1 and isinstance(a.value, str)]
+
+    def _check_calls(self) -> None:
+        """Those that no death of a worker has cut off."""
+        renderer = self.world.engine.renderer
+        for prompt, max_tokens, kind, future in self.world.calls:
+            if future.done():
+                assert future.result() == self._text(renderer.prompt_ids(prompt), max_tokens, PROMPTS.stop, kind)
 
     def _check_triggered(self, answers: list[Answer]) -> None:
         """The log alone decides which of them there are."""
@@ -113,12 +128,14 @@ class Oracle:
         assert (answer.session, answer.question, answer.error) == (session, question, None)
         stop = PROMPTS.stop if source.stop is None else source.stop
         ids = (*context.ids, *self.world.engine.renderer.tail_ids(question))
-        assert tuple(self.world.watch.answers(ids)) == self.continued(ids, source.max_tokens, stop)
-        assert answer.text == self._text(ids, source.max_tokens, stop)
+        asked = source.max_tokens, stop, source.answer
+        assert tuple(self.world.watch.answers(ids))[:source.max_tokens] == self.continued(ids, *asked)
+        assert answer.text == self._text(ids, *asked)
+        check_value(answer, source)
         return answer.text
 
-    def _text(self, ids: Any, max_tokens: int, stop: tuple[str, ...]) -> str:
-        text = self.world.engine.renderer.decode(self.continued(tuple(ids), max_tokens, stop))
+    def _text(self, ids: Any, max_tokens: int, stop: tuple[str, ...], kind: AnswerType) -> str:
+        text = self.world.engine.renderer.decode(self.continued(tuple(ids), max_tokens, stop, kind))
         return text[: min([text.index(word) for word in stop if word in text], default=len(text))].strip()
 
     def _contexts(self, number: int) -> Any:
@@ -139,12 +156,15 @@ def plain_transformers(engine: build.Engine, attention: str) -> Answerer:
     tokenizer = AutoTokenizer.from_pretrained(engine.loaded.folder)
     made: dict[tuple[Any, ...], Ids] = {}
 
-    def answer(ids: Ids, max_tokens: int, stop: tuple[str, ...]) -> Ids:
+    def answer(ids: Ids, max_tokens: int, stop: tuple[str, ...], kind: AnswerType) -> Ids:
         found: list[int] = []
+        tokens = [tokenizer.decode([i], skip_special_tokens=True) for i in range(model.config.vocab_size)]
         while len(found) < max_tokens:
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([[*ids, *found]]), use_cache=False, logits_to_keep=1).logits
-            found.append(int(logits[0, -1].argmax()))
+            text = tokenizer.decode(found)
+            barred = [i for i, new in enumerate(tokens) if not may_follow(kind, text, new, i == 2, stop)]
+            found.append(int(logits[0, -1].index_fill(0, torch.tensor(barred, dtype=torch.int64), -torch.inf).argmax()))
             if found[-1] == tokenizer.eos_token_id or any(word in tokenizer.decode(found) for word in stop):
                 break
         return tuple(found)
@@ -157,6 +177,46 @@ def in_one_chunk(engine: build.Engine) -> Answerer:
     made: dict[tuple[Any, ...], Ids] = {}
     return lambda *asked: made[asked] if asked in made else made.setdefault(
         asked, build.stateless_answer(engine, *asked))
+
+
+def may_follow(kind: AnswerType, text: str, new: str, is_end: bool, stop: tuple[str, ...]) -> bool:
+    """Whether a token may come after an answer's text so far: by trying, over all texts that the type allows."""
+    if kind.type == "text":
+        return True
+    whole = text.removeprefix(" ")
+    if is_end:
+        return is_allowed(kind, whole)
+    if new in stop:
+        return is_allowed(kind, whole) and any(begins(kind, whole + c) for c in " .0123456789")
+    return bool(new) and begins(kind, (text + new).removeprefix(" "))
+
+
+def texts_of(kind: AnswerType) -> tuple[str, ...]:
+    """All that it allows, but for numbers."""
+    return {"choice": kind.choices, "json": SIGNALS, "number": ("unknown",),
+            "boolean": ("unknown", "yes", "no", "true", "false", "Yes", "No", "True", "False")}[kind.type]
+
+
+def is_allowed(kind: AnswerType, text: str) -> bool:
+    return text in texts_of(kind) or (kind.type == "number" and bool(re.fullmatch(r"-?\d+(\.\d+)?", text)))
+
+
+def begins(kind: AnswerType, text: str) -> bool:
+    is_number = kind.type == "number" and re.fullmatch(r"-?(\d+(\.\d*)?)?", text)
+    return bool(is_number) or any(whole.startswith(text) for whole in texts_of(kind))
+
+
+def check_value(answer: Answer, source: Any) -> None:
+    """Whatever the model, an answer is of its type, unless it was cut; then it begins one."""
+    kind, text = source.answer, answer.text or ""
+    assert kind.type == "text" or begins(kind, text)
+    if kind.type == "json" and source.max_tokens > len(SIGNALS[-1]):
+        assert text in SIGNALS
+        assert answer.value == orjson.loads(text)
+    if source.id == "cut-5":
+        assert answer.value is None
+    if source.id == "choice-4":
+        assert answer.value == text in SIDE.choices
 
 
 def check_variety(texts: list[str]) -> None:
@@ -182,6 +242,18 @@ def test_in_bfloat16_answers_and_cells_are_those_of_one_chunk(name: str, seed: i
     check_variety(Oracle(world, in_one_chunk(world.engine)).check())
     assert check_cells(world)
     assert world.num_hopped
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_are_right_where_torch_computes(dtype: str, engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "cpu_forward", lambda *_: None)
+    settings = make_config(SIZES[0])
+    engine = build.build_engine(replace(settings, engine=replace(settings.engine, model="random-tiny", dtype=dtype)))
+    world = World(engine, 3)
+    world.walk(12)
+    Oracle(world, in_one_chunk(engine)).check()
+    assert engine.runner.forward.name == "torch"
+    engine.close()
 
 
 @pytest.fixture

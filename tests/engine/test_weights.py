@@ -97,11 +97,11 @@ def test_the_memory_that_is_proposed_is_enough(folder: Path, monkeypatch: pytest
     load_model(Settings(model=str(folder), kv_bytes=45 * MIB))
 
 
-def test_weights_in_several_files_are_counted_together(folder: Path, engine: Engine,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    engine.loaded.model.save_pretrained(folder, max_shard_size="1MB")
+def test_weights_in_several_files_are_counted_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(Settings(model="random-tiny")).model
+    model.save_pretrained(folder, max_shard_size="1MB")
     (folder / "model.safetensors").unlink(missing_ok=True)
-    num_bytes = sum(weight.numel() * 4 for weight in engine.loaded.model.parameters())
+    num_bytes = sum(weight.numel() * 4 for weight in model.parameters())
     assert sum(weight.size * 4 for weight in weights.stored_weights(folder)) == num_bytes
     monkeypatch.setattr(weights, "free_memory_bytes", lambda: 2 * num_bytes + 255 * MIB)
     assert "set engine.kv_bytes=255MiB or less" in refusal(Settings(model=str(folder)))

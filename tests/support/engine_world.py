@@ -1,12 +1,15 @@
 """A worker with a real engine on a log that outlives it: records, questions, failing epochs and sudden deaths."""
 
 import random
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from fakes import FakeClock, FakeControl, FakeEngine, FakeSink, FakeSource, Log
 from watch import WatchedRunner
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config, Engine, Prompts, Worker
 from streamproc.engine import build
 from streamproc.engine.forward import run_step
@@ -15,10 +18,17 @@ from streamproc.messages import Answer, Ask, Query, decode_answer
 from streamproc.processor import StreamProcessor
 from streamproc.records import Quote, Record, Trade
 from streamproc.schedule.plan import Chunk, Plan
+from streamproc.state.fork import Fork
 from streamproc.state.session import Generation
 
-PROMPTS = Prompts(system="Feed\n", trade="{sym} {px} {sz}\n", quote="{sym} {bid_px} {ask_px}\n", stop=("\n", "~"))
-MAX_QUESTION, MAX_ANSWER = 48, 8
+SYSTEM = "What follows is a feed.\n"  # more than a block: sessions share it
+PROMPTS = Prompts(system=SYSTEM, trade="{sym} {px} {sz}\n", quote="{sym} {bid_px} {ask_px}\n", stop=("\n", "~"))
+MAX_QUESTION, MAX_ANSWER = 48, 26
+SIGNAL = """{"type": "object", "properties": {"up": {"type": "boolean"}, "by": {"enum": [1, 2, 15]}},
+            "required": ["up", "by"], "additionalProperties": false}"""
+SIGNALS = tuple(f'{{"up": {up}, "by": {by}}}' for up in ("true", "false") for by in (1, 2, 15))
+NUMBER, BOOLEAN = AnswerType("number"), AnswerType("boolean")
+SIDE, SIGNAL_TYPE = AnswerType("choice", ("up", "down", "up a lot")), AnswerType("json", schema=SIGNAL)
 
 
 class Size(NamedTuple):
@@ -41,6 +51,11 @@ QUERIES = (
     Query("every-5", "{session} high {high}?", "S0", every=5, max_tokens=4, stop=("e", "7", "Q")),
     Query("change-2", "up?", "S*", every=2, emit="change", max_tokens=1),
     Query("idle", "now {mid}?", "*", max_tokens=3),
+    Query("choice-4", "which way {last}?", "*", every=4, answer=SIDE, max_tokens=12),
+    Query("number-3", "how many {high}?", "S*", every=3, answer=NUMBER, max_tokens=6),
+    Query("json-5", "tell {vwap}", "*", every=5, answer=SIGNAL_TYPE, max_tokens=26, stop=("\n",)),
+    Query("cut-5", "tell some {vwap}", "S1", every=5, answer=SIGNAL_TYPE, max_tokens=9, stop=()),
+    Query("idle-boolean", "is it {mid}?", "*", answer=BOOLEAN, max_tokens=8),
 )
 
 
@@ -64,19 +79,33 @@ class World:
         self.clock = FakeClock()
         self.fate = "ok"
         self.asks: dict[str, Ask] = {}
+        self.calls: list[tuple[str, int, AnswerType, Future[str]]] = []
+        self.num_guessed = self.num_held = 0
         for query in QUERIES:
             self.log.append(self.config.topics.control, 0, query.id.encode(), query.encode())
         self.start()
 
     def start(self) -> None:
         """A new worker; what the one before held in memory is gone, its cells hold what they held."""
-        engine = FakeEngine(self.watch, self.engine.renderer, self.engine.fingerprint)
+        engine = FakeEngine(self.watch, self.engine.renderer, self.engine.fingerprint, self.engine.why_not)
         sink = FakeSink(self.log, lambda: self.fate)
         self.processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
+        self._count_guesses()
         self.source = FakeSource(self.log, batch=self.rng.choice((1, 4, 30)))
         self.source.listener = self.processor
         self.processor.connect(self.source)
         self.source.assign(range(2))
+
+    def _count_guesses(self) -> None:
+        speculation = self.processor.scheduler.speculation
+        settle = speculation.settle
+
+        def counted(fork: Fork, num_guessed: int, num_held: int) -> None:
+            self.num_guessed += num_guessed
+            self.num_held += num_held
+            settle(fork, num_guessed, num_held)
+
+        speculation.settle = counted  # type: ignore[method-assign]
 
     def walk(self, num_turns: int) -> None:
         """Records and asks come in, steps are made, epochs fail, workers die."""
@@ -86,6 +115,8 @@ class World:
                 self.log.produce(number % 2, self.record(f"S{number}"))
             if self.rng.random() < 0.12:
                 self.ask(self.rng.randrange(self.size.num_sessions))
+            if self.rng.random() < 0.1:
+                self.call()
             self.fate = self.rng.choices(("ok", "abort", "lost reply"), (90, 5, 5))[0]
             self.clock.now_s += self.rng.choice((0.0, 0.004, 0.02))
             self.processor.step()
@@ -106,10 +137,23 @@ class World:
         """A question to a session of which there is a record."""
         sym, partition = f"S{number}", number % 2
         offset = self.log.produce(partition, self.record(sym))
-        ask = Ask(f"ask-{len(self.asks)}", sym, "how is {last}?", min_offset=offset, max_tokens=MAX_ANSWER)
+        answer = self.rng.choice((AnswerType(), NUMBER))
+        words = "how is {last}?" if answer.type == "text" else "what number is {last}?"
+        ask = Ask(f"ask-{len(self.asks)}", sym, words, min_offset=offset, max_tokens=8, answer=answer)
+        if self.rng.random() < 0.5:  # what is asked anyhow
+            same = self.rng.choice(QUERIES)
+            ask = replace(ask, question=same.question, max_tokens=same.max_tokens, answer=same.answer, stop=same.stop)
         self.log.append(self.config.topics.asks, partition, sym.encode(), ask.encode())
         self.asks[ask.id] = ask
         return ask
+
+    def call(self) -> None:
+        """A prompt without a session, which often begins like one before it."""
+        kind, words = self.rng.choice(((AnswerType(), "and?"), (AnswerType(), "then?"), (BOOLEAN, "is it?")))
+        prompt = SYSTEM + "S0 7 8\n" * self.rng.choice((0, 3)) + words
+        max_tokens = self.rng.randrange(1, 8)
+        future = self.processor.calls.call(prompt, max_tokens, answer=kind)
+        self.calls.append((prompt, max_tokens, kind, future))
 
     def drain(self) -> None:
         """Until nothing is left to do."""

@@ -142,6 +142,7 @@ class FakeEngine:
     runner: FakeRunner
     renderer: FakeRenderer
     fingerprint: str = "fake"
+    why_not: Callable[[str], str | None] = lambda grammar: None  # the fake model's answers are held to nothing
 
 
 @dataclass

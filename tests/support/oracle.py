@@ -91,8 +91,10 @@ def rendered(query: Query, session: str, context: Context) -> str:
     return facts.render(query.question, session, context.num_records)
 
 
-def fake_answer(renderer: FakeRenderer, ids: list[int], max_tokens: int, stop: tuple[str, ...]) -> str:
-    """Greedy decoding on the fake model, one token after another."""
+def fake_answer(
+    renderer: FakeRenderer, ids: list[int], max_tokens: int, stop: tuple[str, ...], answer: Any = None
+) -> str:
+    """Greedy decoding on the fake model, one token after another; it is held to no type."""
     kv = 0
     for token_id in ids:
         kv = next_kv(kv, token_id)
@@ -125,7 +127,8 @@ def expected_answers(
             if not query.every or not query.matches(session) or context.num_records % query.every:
                 continue
             ids = context.ids + list(renderer.tail_ids(rendered(query, session, context)))
-            text = answer(renderer, ids, query.max_tokens, renderer.stop if query.stop is None else query.stop)
+            stop = renderer.stop if query.stop is None else query.stop
+            text = answer(renderer, ids, query.max_tokens, stop, query.answer)
             if query.emit == "always" or last.get((query.id, session)) != text:
                 found.append(Expected(session, offset, context.records[0][0], query.id, text))
             last[(query.id, session)] = text

@@ -5,7 +5,8 @@ from concurrent.futures import Future
 from fakes import FakeRenderer, FakeRunner
 from oracle import fake_answer
 
-from streamproc.messages import AnswerType, Ask, AsOf, Query
+from streamproc.answertypes import AnswerType
+from streamproc.messages import Ask, AsOf, Query
 from streamproc.records import Trade
 from streamproc.schedule.plan import Plan
 from streamproc.schedule.progress import Progress

@@ -4,15 +4,16 @@ import pytest
 from click.testing import CliRunner
 
 from streamproc.answers import NOW, PAST, STATE, AnswerStream, Received, Wanted, answer_in, timings_in
+from streamproc.answertypes import AnswerType
 from streamproc.cli.answers import row_of
 from streamproc.cli.ask import parse_timeout_s
 from streamproc.cli.main import cli
-from streamproc.cli.query import query_doc
+from streamproc.cli.query import answer_fields, doc_of, query_doc, read_schema
 from streamproc.client import Client, Position, checked_query, checked_record, session_partition
 from streamproc.config import Config
 from streamproc.errors import BadQuery, BadRecord, Usage
 from streamproc.kafka.tailing import Message
-from streamproc.messages import Answer, AsOf, Query
+from streamproc.messages import Answer, AsOf, Query, parse_query
 from streamproc.records import Trade
 from streamproc.values import printable
 
@@ -180,7 +181,8 @@ def test_timings_that_cannot_be_read_are_none(header):
 
 
 def test_a_typed_query_is_the_control_messages_fields():
-    options = {"sessions": None, "emit": "change", "max_tokens": None, "answer": None, "choices": ("a", "b")}
+    options = {"sessions": None, "emit": "change", "max_tokens": None, "answer": None, "choices": ("a", "b"),
+               "pattern": None, "schema": None}
     options["stop"] = ()
     assert query_doc("Up?", 10, None, **options) == {
         "question": "Up?",
@@ -190,6 +192,30 @@ def test_a_typed_query_is_the_control_messages_fields():
     }
     with pytest.raises(Usage, match="choose one"):
         query_doc("Up?", 10, "idle", **options)
+
+
+def test_a_typed_pattern_or_schema_is_an_answers_type(tmp_path):
+    path = tmp_path / "signal.json"
+    path.write_text('{"type": "object"}')
+    typed = {"answer": None, "choices": (), "pattern": None, "schema": None}
+    assert answer_fields(typed) is None
+    assert answer_fields({**typed, "answer": "number"}) == {"type": "number"}
+    assert answer_fields({**typed, "pattern": "a+"}) == {"type": "regex", "pattern": "a+"}
+    assert answer_fields({**typed, "schema": path}) == {"type": "json", "schema": {"type": "object"}}
+    both = answer_fields({**typed, "answer": "text", "pattern": "a+"})
+    with pytest.raises(BadQuery, match=r"answer\.pattern: a regex needs"):
+        parse_query("q", {"question": "Up?", "answer": both})
+    path.write_text("{")
+    with pytest.raises(Usage, match=r"signal\.json: not JSON"):
+        read_schema(path)
+    with pytest.raises(Usage, match="nothing: cannot be read"):
+        read_schema(tmp_path / "nothing")
+
+
+def test_a_query_is_shown_with_what_its_answers_type_has():
+    shown = doc_of(Query("q", "Up?", answer=AnswerType("json", schema='{"type":"object"}')))
+    assert shown["answer"] == {"type": "json", "schema": {"type": "object"}}
+    assert doc_of(Query("q", "Up?"))["answer"] == {"type": "text"}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("500ms", 0.5), ("2m30s", 150)])

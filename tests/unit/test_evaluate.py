@@ -9,6 +9,7 @@ import pytest
 from evaluating import CONFIG, CONTEXT, SETTINGS, engine, report_of_a_right_model
 from reading import PlainRenderer, ReadingEngine
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config
 from streamproc.errors import StreamprocError, Usage
 from streamproc.evaluate import Report, evaluate, evaluate_engine
@@ -17,7 +18,6 @@ from streamproc.evaluate.play import Play
 from streamproc.evaluate.run import CONTEXT_TOKENS
 from streamproc.market.questions import KINDS
 from streamproc.market.rendering import Rendering
-from streamproc.messages import AnswerType
 
 
 @pytest.fixture(scope="module")

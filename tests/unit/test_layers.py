@@ -18,6 +18,7 @@ LEVELS = {
     3: ["kernels", "schedule"],
     2: ["market", "prompts", "queryfile", "state", "topics"],
     1: [
+        "answertypes",
         "config",
         "errors",
         "javaproperties",
@@ -36,6 +37,7 @@ WORDS_OF_EVERYONE = 1
 
 HOMES = {
     "torch": {"engine", "kernels", "training"},
+    "llguidance": {"engine"},
     "triton": {"kernels"},
     "safetensors": {"engine", "snapshots"},
     "transformers": {"engine", "prompts", "training"},

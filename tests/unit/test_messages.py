@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamproc.answertypes import AnswerType
 from streamproc.errors import BadAsk, BadInput, BadQuery, StreamprocError
 from streamproc.messages import (
     MAX_QUESTION_CHARS,
     PLACEHOLDERS,
     Answer,
-    AnswerType,
     Ask,
     AsOf,
     Head,
@@ -27,9 +27,13 @@ words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
 plain = st.text("abcXYZ ?!.,é", min_size=1, max_size=40).filter(str.strip)
 questions = st.builds(lambda text, name: f"{text} {{{name}}}", plain, st.sampled_from(PLACEHOLDERS)) | plain
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
-answer_types = st.sampled_from(["text", "number", "boolean"]).map(AnswerType) | st.lists(
-    words.filter(str.strip), min_size=1, max_size=4
-).map(lambda choices: AnswerType("choice", tuple(choices)))
+schemas = st.dictionaries(words, st.none() | st.integers(0, 9) | st.dictionaries(words, words, max_size=3), max_size=3)
+answer_types = (
+    st.sampled_from(["text", "number", "boolean"]).map(AnswerType)
+    | st.lists(words.filter(str.strip), min_size=1, max_size=4).map(lambda found: AnswerType("choice", tuple(found)))
+    | words.filter(str.isprintable).map(lambda pattern: AnswerType("regex", pattern=pattern))
+    | schemas.map(lambda schema: AnswerType("json", schema=orjson.dumps(schema).decode()))
+)
 stops = st.none() | st.lists(words, max_size=8).map(tuple)
 counts = st.integers(0, 2**62)
 queries = st.builds(
@@ -116,7 +120,8 @@ def test_any_value_in_any_field_of_a_query_is_taken_or_refused(field, value):
 
 @given(st.text(max_size=200))
 def test_any_text_has_a_value_that_survives_json_or_none(text):
-    for kind in (AnswerType("number"), AnswerType("boolean"), AnswerType("choice", ("up", "down")), AnswerType()):
+    choice, regex, json = AnswerType("choice", ("up", "down")), AnswerType("regex", pattern="a"), AnswerType("json")
+    for kind in (AnswerType("number"), AnswerType("boolean"), choice, regex, json, AnswerType()):
         value = kind.value_of(text)
         assert orjson.loads(orjson.dumps(value)) == value
 
@@ -135,10 +140,50 @@ def test_any_text_has_a_value_that_survives_json_or_none(text):
         (AnswerType("boolean"), "", None),
         (AnswerType("choice", ("up", "up a lot")), "Up a lot.", "up a lot"),
         (AnswerType("choice", ("up", "down")), "flat", None),
+        (AnswerType("choice", ("UP", "up", "Up")), "up", "up"),
+        (AnswerType("choice", (" up ", "down")), " up", " up "),
+        (AnswerType("number"), "unknown", None),
+        (AnswerType("number"), "39.", 39.0),
+        (AnswerType("boolean"), "unknown", None),
+        (AnswerType("regex", pattern="a+"), " aa\n", "aa"),
+        (AnswerType("json", schema="{}"), ' {"a": [1, 2.5, "x", null]}', {"a": [1, 2.5, "x", None]}),
+        (AnswerType("json", schema="{}"), '{"a": 1, "b', None),
+        (AnswerType("json", schema="{}"), "1e400", None),
+        (AnswerType("json", schema="{}"), "[" * 31 + "]" * 31, orjson.loads("[" * 31 + "]" * 31)),
+        (AnswerType("json", schema="{}"), "[" * 33 + "]" * 33, None),
     ],
 )
 def test_an_answer_has_the_value_of_its_type(kind, text, value):
     assert kind.value_of(text) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [
+        (AnswerType(), "393949b7d9ae"),
+        (AnswerType("number"), "792225c5133b"),
+        (AnswerType("boolean"), "35af56b247ac"),
+        (AnswerType("choice", ("up", "down")), "8518fede3010"),
+    ],
+)
+def test_a_version_is_for_ever(kind, version):
+    assert Query("a", "Up?", answer=kind).version == version
+
+
+def test_the_order_of_a_schema_is_kept_on_the_wire():
+    doc = {"question": "Up?", "answer": {"type": "json", "schema": {"z": 1, "a": {"y": 2, "b": 3}}}}
+    query = parse_query("a", doc)
+    assert query.answer.schema == '{"z":1,"a":{"y":2,"b":3}}'
+    assert decode_query("a", query.encode()) == query
+    assert orjson.loads(query.encode())["answer"] == doc["answer"]
+
+
+def test_a_grammar_says_what_may_be_written_and_where_it_ends():
+    assert AnswerType().grammar(("\n",)) is None
+    assert AnswerType("number").grammar(()) == '{"type":"number","stop":[]}'
+    assert AnswerType("json", schema='{"z":1,"a":2}').grammar(("\n",)) == (
+        '{"type":"json","schema":{"z":1,"a":2},"stop":["\\n"]}'
+    )
 
 
 def test_the_same_question_has_the_same_version_whatever_its_id():
@@ -181,6 +226,15 @@ def test_sessions_match_by_glob_and_case(glob, hit):
         ({"question": "x", "answer": "choice"}, "answer.choices: "),
         ({"question": "x", "answer": {"type": "choice", "choices": "up"}}, "answer.choices: must be a list"),
         ({"question": "x", "answer": {"type": "text", "choices": ["up"]}}, "answer.choices: "),
+        ({"question": "x", "answer": "regex"}, "answer.pattern: a regex needs its pattern"),
+        ({"question": "x", "answer": {"type": "regex", "pattern": ["a"]}}, "answer.pattern: a regex needs its pattern"),
+        ({"question": "x", "answer": {"type": "text", "pattern": "a"}}, "answer.pattern: a regex needs its pattern"),
+        ({"question": "x", "answer": {"type": "regex", "pattern": "a" * 1001}}, "1001 characters, the limit is 1000"),
+        ({"question": "x", "answer": {"type": "regex", "pattern": "a\n"}}, "answer.pattern: holds a control character"),
+        ({"question": "x", "answer": "json"}, "answer.schema: json needs its schema, an object"),
+        ({"question": "x", "answer": {"type": "json", "schema": True}}, "answer.schema: json needs its schema"),
+        ({"question": "x", "answer": {"type": "text", "schema": {}}}, "answer.schema: json needs its schema"),
+        ({"question": "x", "answer": {"type": "json", "schema": {"a": "x" * 16000}}}, "the limit is 16000"),
         ({"question": "x", "max_tokens": 0}, "max_tokens: "),
         ({"question": "x", "max_tokens": True}, "max_tokens: "),
         ({"question": "x", "stop": "."}, "stop: "),

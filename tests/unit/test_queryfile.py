@@ -1,7 +1,8 @@
 import pytest
 
+from streamproc.answertypes import AnswerType
 from streamproc.errors import Usage
-from streamproc.messages import AnswerType, Query
+from streamproc.messages import Query
 from streamproc.queryfile import load_queries
 
 GOOD = """

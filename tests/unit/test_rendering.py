@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config, Prompts
 from streamproc.errors import Usage
 from streamproc.market.questions import KINDS
 from streamproc.market.rendering import FILE, Rendering, market_model, read_rendering
-from streamproc.messages import AnswerType
 from streamproc.settings import load_config
 
 GOOD = """

@@ -8,7 +8,8 @@ import pytest
 from oracle import Expected, expected_answers
 from world import CONTEXT, KEEP, World, make_config, random_record
 
-from streamproc.messages import Answer, AnswerType, Ask, Query
+from streamproc.answertypes import AnswerType
+from streamproc.messages import Answer, Ask, Query
 from streamproc.records import Trade
 
 

@@ -33,9 +33,11 @@ template <class Cell> struct Queries {
     float* highest;                                 // score of what they have seen
     const int* positions;
     int head_dim, window;                           // a row sees `window` keys, its own the last
+    float cap;                                      // of scores; 0: none
 
     Queries from(int i) const {
-        return {scaled + size_t(i) * head_dim, out + size_t(i) * head_dim, sums + i, highest + i, positions + i, head_dim, window};
+        return {scaled + size_t(i) * head_dim, out + size_t(i) * head_dim, sums + i, highest + i, positions + i, head_dim, window,
+                cap};
     }
     void begin(int count) const {
         std::fill(out, out + size_t(count) * head_dim, 0.0f);
@@ -105,6 +107,8 @@ template <int ROWS, class Cell> struct Tile {
     // Weights from the scores of a row; what was summed so far is scaled to the new maximum.
     void soften(int r, int first, int count) {
         const int last = rows.positions[r] - first, before = last - rows.window;      // seen: before < j <= last
+        if (rows.cap > 0.0f)
+            for (int j = 0; j < count; j += LANES) store(&scores[r][j], capped(load(&scores[r][j]), rows.cap));
         if (last < count - 1 || before >= 0) hide(scores[r], last, before, count);
         const float was = rows.highest[r];
         Floats top = all(was);

@@ -39,6 +39,8 @@ struct Step {
     const Chunk* chunks;
     int32_t* sampled_ids;       // [samples of all chunks]
     float* sampled_logits;      // of those ids
+    float* sampled_rows;        // [samples][hidden] what the head sees of them: written by the layers, read by the sampler
+    const uint32_t* const* masks;   // [samples] the tokens allowed, a bit each; null where all are, for a sample or at all
     int32_t num_rows, num_chunks;
 };
 
@@ -120,7 +122,7 @@ template <class Number> struct Forward {        // of weights and of KV
                                     model.is_gelu ? Then::GATE_GELU : Then::GATE_SILU});
             add(layer.down, m.inner, layer.after_mlp_norm, m.residual, m.x);
         }
-        sample(m.residual, m.x);
+        take(m.residual);
     }
 
     void norm(float* to, const float* from, const float* weight, int row) const {
@@ -155,7 +157,8 @@ template <class Number> struct Forward {        // of weights and of KV
                     float* at = row + head * model.head_dim;
                     const float* weight = head < model.num_heads ? layer.q_norm : layer.k_norm;
                     if (weight) normalise(at, at, weight, model.head_dim, model.epsilon);
-                    rotate(at, layer.cosines + size_t(position) * half, layer.sines + size_t(position) * half, half);
+                    if (layer.cosines)
+                        rotate(at, layer.cosines + size_t(position) * half, layer.sines + size_t(position) * half, half);
                 }
                 write_cells(chunk.block_table[position / model.block_size], index, position % model.block_size, row + q_size);
                 write_queries(row, i, m);
@@ -199,7 +202,7 @@ template <class Number> struct Forward {        // of weights and of KV
             const Queries<Number> queries{
                 m.queries + first * model.head_dim, m.out + first * model.head_dim,
                 reinterpret_cast<Floats*>(m.sums) + first, m.highest + first, m.positions + group.first_row * groups,
-                model.head_dim, layer.window ? layer.window : 1 << 30};
+                model.head_dim, layer.window ? layer.window : 1 << 30, model.score_cap};
             queries.begin(count);
             attend_keys(queries, count, keys(group.first_chunk), 0, group.shared);
             for (int c = group.first_chunk; c < group.last_chunk && group.num_chunks() > 1; c++) {
@@ -217,26 +220,34 @@ template <class Number> struct Forward {        // of weights and of KV
         for (int d = 0; d < model.head_dim; d += LANES) store(to + d, load(query.out + d) * inverse);
     }
 
-    void sample(const float* residual, float* x) const {
+    void take(const float* residual) const {
         int count = 0;
         for (int c = 0; c < step.num_chunks; c++) {
             const Chunk& chunk = step.chunks[c];
             for (int row = chunk.first_row + chunk.num_rows - chunk.samples; row < chunk.first_row + chunk.num_rows; row++)
-                normalise(x + size_t(count++) * model.hidden, residual + size_t(row) * model.hidden, model.final_norm,
-                          model.hidden, model.epsilon);
+                normalise(step.sampled_rows + size_t(count++) * model.hidden, residual + size_t(row) * model.hidden,
+                          model.final_norm, model.hidden, model.epsilon);
         }
-        if (!count) return;
+    }
+
+    void sample() const {
+        int count = 0;
+        for (int c = 0; c < step.num_chunks; c++) count += step.chunks[c].samples;
         const int stride = (model.head.outputs + PANEL - 1) / PANEL * PANEL;
         std::vector<float> logits(size_t(count) * stride);
-        multiply<Number>(team, {model.head, x, logits.data(), count, stride, Then::STORE});
+        multiply<Number>(team, {model.head, step.sampled_rows, logits.data(), count, stride, Then::STORE});
+        if (model.logit_cap > 0.0f)
+            for (size_t i = 0; i < logits.size(); i += LANES) store(&logits[i], capped(load(&logits[i]), model.logit_cap));
         for (int i = 0; i < count; i++) {
             const float* row = logits.data() + size_t(i) * stride;
-            int best = 0;
+            const uint32_t* mask = step.masks ? step.masks[i] : nullptr;
+            int best = -1;
             bool is_number = true;
             for (int n = 0; n < model.head.outputs; n++) {
                 is_number &= std::isfinite(row[n]);
-                if (row[n] > row[best]) best = n;
+                if ((!mask || mask[n / 32] >> n % 32 & 1) && (best < 0 || row[n] > row[best])) best = n;
             }
+            best = std::max(best, 0);       // nothing is allowed after a token that is not: nobody gets there
             step.sampled_ids[i] = best;
             step.sampled_logits[i] = is_number ? row[best] : NAN;
         }
@@ -247,11 +258,22 @@ template <class Number> struct Forward {        // of weights and of KV
 
 extern "C" {
 
+// A step in two calls: all layers, then, once the masks are there, the head for the rows that are sampled.
 // 0, or 1 where memory ran out. Tasks allocate nothing, so whatever is thrown is thrown here.
-int streamproc_forward(const Model* model, const Step* step, Team* team) {
+int streamproc_layers(const Model* model, const Step* step, Team* team) {
     try {
         if (model->is_bfloat16) Forward<bfloat16>{*model, *step, team}.run();
         else Forward<float>{*model, *step, team}.run();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+int streamproc_sample(const Model* model, const Step* step, Team* team) {
+    try {
+        if (model->is_bfloat16) Forward<bfloat16>{*model, *step, team}.sample();
+        else Forward<float>{*model, *step, team}.sample();
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;

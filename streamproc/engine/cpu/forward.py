@@ -1,17 +1,19 @@
 """Steps through forward.cpp."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import transformers
 
+from streamproc.engine.constrain import Masks
 from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.memory import give_back
+from streamproc.engine.model import LoadedModel, free_parameters
 from streamproc.schedule.plan import Chunk, verify
 
 
@@ -32,12 +34,12 @@ class CpuForward:
     def facts(self) -> tuple[str, ...]:
         return (library_fingerprint(), torch.__version__, transformers.__version__)     # they fill the rotary tables
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, tuple[int, ...]]:
-        best, logits = self.best(kv, chunks)
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
+        best, logits = self.best(kv, chunks, masks)
         self.loaded.require_finite(bool(np.isfinite(logits).all()))
         return verify(chunks, iter(best.tolist()))
 
-    def best(self, kv: KVCache, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+    def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
         self.program.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks))
         assert kv.layout.block_size == self.program.model.block_size, "a cache of other blocks"
@@ -51,12 +53,20 @@ class CpuForward:
             row += len(chunk.token_ids)
         num_samples = sum(chunk.num_samples for chunk in chunks)
         best, logits = np.empty(num_samples, np.int32), np.empty(num_samples, np.float32)
+        rows = np.empty((num_samples, self.program.model.hidden), np.float32)
         step = Step(kv.blocks.data_ptr(), token_ids.ctypes.data, described.ctypes.data, best.ctypes.data,
-                    logits.ctypes.data, row, len(chunks))
-        model = self.program.model
-        if self.library.streamproc_forward(ctypes.addressof(model), ctypes.addressof(step), self.team):
-            raise MemoryError
+                    logits.ctypes.data, rows.ctypes.data, None, row, len(chunks))
+        self._call(self.library.streamproc_layers, step)
+        if num_samples:
+            allowed = masks() if masks else []
+            pointers = np.array([0 if mask is None else mask.ctypes.data for mask in allowed], np.uintp)
+            step.masks = pointers.ctypes.data if allowed else None
+            self._call(self.library.streamproc_sample, step)
         return best, logits
+
+    def _call(self, function: Callable[..., int], step: Step) -> None:
+        if function(ctypes.addressof(self.program.model), ctypes.addressof(step), self.team):
+            raise MemoryError
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:
         blocks, layout = kv.gather(block_table), kv.layout      # as in forward.cpp
@@ -66,6 +76,11 @@ class CpuForward:
         v = blocks[:, :, 1].reshape(*blocks.shape[:2], -1, size // pair, dim, pair).permute(1, 2, 0, 3, 5, 4)
         parts = (part.reshape(layout.num_layers, layout.num_kv_heads, -1, dim) for part in (k, v))
         return torch.stack(tuple(parts), 1)[:, :, :, :num_tokens]
+
+    def release(self) -> None:
+        """Free the model's own weights: nothing of the program lies in them."""
+        free_parameters(self.loaded.model)
+        give_back()
 
     def close(self) -> None:
         """End its threads; harmless when repeated."""

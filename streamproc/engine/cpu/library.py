@@ -77,8 +77,9 @@ def load(path: Path) -> ctypes.CDLL | None:
             return None
     except (OSError, AttributeError):
         return None
-    found.streamproc_forward.argtypes = [ctypes.c_void_p] * 3
-    found.streamproc_forward.restype = ctypes.c_int
+    for function in (found.streamproc_layers, found.streamproc_sample):
+        function.argtypes = [ctypes.c_void_p] * 3
+        function.restype = ctypes.c_int
     found.streamproc_team.argtypes = [ctypes.c_int]
     found.streamproc_team.restype = ctypes.c_void_p
     found.streamproc_disband.argtypes = [ctypes.c_void_p]

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from streamproc.engine.cpu.tables import Layer, Matrix, Model
+from streamproc.engine.memory import copied
 from streamproc.engine.model import LoadedModel
 
 LANES, PANEL, MAX_HEAD_DIM, MAX_WINDOW = 16, 32, 256, 2**30     # as in forward.cpp; a longer window is none
-FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text"}    # others compute more than their parts tell
+# Other families compute more than their parts tell.
+FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "smollm3"}
 ATTENTION = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"},
              {"qkv_proj", "o_proj"})
 MLP = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
@@ -24,6 +26,7 @@ NORMS = ({"input_layernorm", "post_attention_layernorm"},
          {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"})
 ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}    # whether it is GELU
 POSITIONS = 1024            # of the rotary tables, computed at once
+UNROTATED = ""              # the kind of a layer that does not know positions
 
 
 class Unknown(Exception):
@@ -54,7 +57,7 @@ class Rotary:
         self.kinds = kinds
         self.limit = max_positions
         self.size = 0
-        self._tables: dict[str | None, list[Tensor]] = {kind: [] for kind in kinds}
+        self._tables: dict[str | None, list[Tensor]] = {kind: [] for kind in kinds if kind != UNROTATED}
         self._outgrown: list[Tensor] = []       # another thread may still read them
         self._lock = threading.Lock()
 
@@ -71,7 +74,8 @@ class Rotary:
                 size = end
             joined = {kind: torch.cat(pieces, 1) for kind, pieces in self._tables.items()}
             for layer, kind in zip(layers, self.kinds, strict=True):
-                layer.cosines, layer.sines = (table.data_ptr() for table in joined[kind])
+                if kind != UNROTATED:
+                    layer.cosines, layer.sines = (table.data_ptr() for table in joined[kind])
             self._outgrown += joined.values()
             self.size = size
 
@@ -119,10 +123,11 @@ class _Compiler:
         intermediate = layers[0].down.inputs
         head = self._matrix([self.loaded.model.lm_head])
         model = Model(
-            self._keep(embedding.weight), final_norm, ctypes.addressof(layers), head,
+            self._keep(copied(embedding.weight)), final_norm, ctypes.addressof(layers), head,
             shapes.num_layers, embedding.weight.shape[1], shapes.num_heads, shapes.num_kv_heads, shapes.head_dim,
             rotary.dim, intermediate, self.block_size, self.loaded.dtype == torch.bfloat16, self._is_gelu(),
-            self.epsilons.pop(), self.scalings.pop(), embedding_scale(embedding))
+            self.epsilons.pop(), self.scalings.pop(), embedding_scale(embedding), shapes.softcap or 0.0,
+            getattr(self.config, "final_logit_softcapping", None) or 0.0)
         return Program(model, layers, rotary, self.kept)
 
     def _check(self) -> None:
@@ -150,7 +155,12 @@ class _Compiler:
         """What the rotary module wants to know of each layer."""
         kinds = getattr(self.config, "layer_types", None) or ()
         differ = kinds and isinstance(next(iter(self.config.rope_parameters.values())), dict)
-        return list(kinds) if differ else [None] * self.loaded.num_layers
+        layers = self.body.layers
+        rotated = [bool(getattr(layer.self_attn, "use_rope", True)) for layer in layers]
+        if not any(rotated):
+            raise Unknown("its layers do not know positions")
+        return [kind if is_rotated else UNROTATED
+                for kind, is_rotated in zip(kinds if differ else [None] * len(layers), rotated, strict=True)]
 
     def _layer(self, module: Any, window: int | None) -> Layer:
         attention, mlp, names = module.self_attn, module.mlp, children(module) - {"self_attn", "mlp"}
@@ -193,7 +203,7 @@ class _Compiler:
         if weight.dtype == torch.bfloat16:
             panels = panels.unflatten(1, (-1, 2)).transpose(2, 3)
         padded = None if bias is None else self._keep(pad(bias.float(), (0, padding)))
-        return Matrix(self._keep(panels), padded, outputs, inputs)
+        return Matrix(self._keep(copied(panels)), padded, outputs, inputs)
 
     def _norm(self, module: Any) -> int | None:
         """Weights of an RMS norm, in float32; Gemma's are kept less one."""

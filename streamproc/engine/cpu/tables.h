@@ -15,7 +15,7 @@ struct Matrix {
 struct Layer {
     Matrix qkv, out, gate_up, down;         // gate and up alternate, LANES rows of each
     const float *input_norm, *q_norm, *k_norm, *attention_norm, *mlp_norm, *after_mlp_norm;     // null: none
-    const float *cosines, *sines;           // [positions][rotary_dim / 2]
+    const float *cosines, *sines;           // [positions][rotary_dim / 2]; null: positions are not told
     int32_t window;                         // keys a row sees; 0: all before it
 };
 
@@ -27,6 +27,7 @@ struct Model {
     int32_t num_layers, hidden, num_heads, num_kv_heads, head_dim, rotary_dim, intermediate, block_size;
     int32_t is_bfloat16, is_gelu;
     float epsilon, scaling, embedding_scale;
+    float score_cap, logit_cap;             // of attention and of the head; 0: none
 };
 
 struct Chunk {

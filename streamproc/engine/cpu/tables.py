@@ -22,9 +22,11 @@ class Model(ctypes.Structure):
     _fields_ = [*((name, c_void_p) for name in ("embedding", "final_norm", "layers")), ("head", Matrix),
                 *((name, c_int32) for name in ("num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim",
                                                "rotary_dim", "intermediate", "block_size", "is_bfloat16", "is_gelu")),
-                *((name, c_float) for name in ("epsilon", "scaling", "embedding_scale"))]
+                *((name, c_float) for name in ("epsilon", "scaling", "embedding_scale",
+                                               "score_cap", "logit_cap"))]
 
 
 class Step(ctypes.Structure):
-    _fields_ = [*((name, c_void_p) for name in ("blocks", "token_ids", "chunks", "sampled_ids", "sampled_logits")),
+    _fields_ = [*((name, c_void_p) for name in ("blocks", "token_ids", "chunks", "sampled_ids", "sampled_logits",
+                                               "sampled_rows", "masks")),
                 *((name, c_int32) for name in ("num_rows", "num_chunks"))]
