@@ -174,12 +174,16 @@ def peer_sustained(name: str, given: argparse.Namespace, files: Files, stream: s
     return found
 
 
+def whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = functools.partial(parser.add_argument, type=int)
     parser.add_argument("--quick", action="store_true", help="contexts of 1,000 and 4,000 only, within 5 minutes")
     parser.add_argument("--only", default=",".join(PARTS), help="some of ingest,s1,s2,s3,s4")
-    parser.add_argument("--contexts", default="")
+    parser.add_argument("--contexts", type=whole_numbers, help="such as 1000,4000")
     parser.add_argument("--peers", default=",".join([*LLAMA, *TRANSFORMERS]))
     parser.add_argument("--plot", type=Path, help="write latency against context to this PNG")
     parser.add_argument("--small", action="store_true", help="a model of 8M parameters: to try the program itself")
@@ -196,8 +200,7 @@ def arguments() -> argparse.Namespace:
     numbers("--rounds", default=0, help="of S4: times that every session's questions are due; 0: 5, or 2 with --quick")
     numbers("--step-tokens", default=512, help="engine.step_tokens of S3 and S4")
     given = parser.parse_args()
-    contexts = given.contexts or ("1000,4000" if given.quick else "1000,4000,16000")
-    given.contexts = [int(text) for text in contexts.split(",")]
+    given.contexts = given.contexts or ([1_000, 4_000] if given.quick else [1_000, 4_000, 16_000])
     given.only, given.peers = given.only.split(","), [name for name in given.peers.split(",") if name]
     given.rounds = given.rounds or (2 if given.quick else 5)
     given.ingest_repeats = given.ingest_repeats or (1 if given.quick else given.repeats)
