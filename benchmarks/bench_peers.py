@@ -67,6 +67,7 @@ except ModuleNotFoundError as missing:
 
 LLAMA = {"llama.cpp": llama.Setting("f16", True), PLAIN: llama.Setting("f16", False)}
 TRANSFORMERS = ("transformers", "transformers continuous batching")
+WAYS = ("decodes", "drafts")
 PARTS = ("ingest", "s1", "s2", "s3", "s4")
 COLUMNS = ("ingest_tokens_per_s", "arrive_ms", "s1_ms", "s2_ms", "draft_ms")
 SAME_MODEL = 0.5    # of the next tokens have to agree
@@ -156,8 +157,8 @@ def stand(given: argparse.Namespace, files: Files) -> dict[str, Any]:
     if "s4" in given.only:
         standing.answered(loop, 1)
         mine = standing.answered(loop, given.rounds)
-        theirs = {name: peer_sustained(name, given, files, stream) for name in given.peers if name in LLAMA}
-        best = max(one["records_per_s"] for row in theirs.values() for one in row.values())
+        theirs = {name: peer_sustained(name, given, files, loop) for name in given.peers if name in LLAMA}
+        best = max(row[way]["records_per_s"] for row in theirs.values() for way in WAYS)
         found["s4"] = {"records_per_s": mine["records_per_s"], "peer_records_per_s": best,
                        "ratio": mine["records_per_s"] / best, "ours": mine, "peers": theirs}  # fmt: skip
     loop.processor.runner.close()
@@ -165,13 +166,14 @@ def stand(given: argparse.Namespace, files: Files) -> dict[str, Any]:
     return found
 
 
-def peer_sustained(name: str, given: argparse.Namespace, files: Files, stream: standing.Stream) -> dict[str, Any]:
+def peer_sustained(name: str, given: argparse.Namespace, files: Files, loop: standing.Loop) -> dict[str, Any]:
     """Decoding every answer, and verifying the previous one as a draft as we do."""
     more_tokens = (2 * given.rounds + 4) * given.every * standing.RECORD
-    sessions = sustained.Sessions(files.gguf, stream, given.threads, LLAMA[name], more_tokens)
-    found = {way: sustained.sustained(sessions, given.rounds, drafts=way == "drafts") for way in ("decodes", "drafts")}
+    sessions = sustained.Sessions(files.gguf, loop.stream, given.threads, LLAMA[name], more_tokens)
+    same = sustained.agreement(sessions.round(None), loop.first)
+    found = {way: sustained.sustained(sessions, given.rounds, drafts=way == "drafts") for way in WAYS}
     sessions.close()
-    return found
+    return {**found, "agreement": same}
 
 
 def whole_numbers(text: str) -> list[int]:

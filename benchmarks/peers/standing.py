@@ -130,6 +130,7 @@ class Loop:
     given: Counter[int] = field(default_factory=Counter)        # records, by session
     due: dict[str, int] = field(default_factory=dict)           # newest offset at which questions are due
     texts: dict[bytes, str] = field(default_factory=dict)       # the last answer to every question of every session
+    first: dict[bytes, str] = field(default_factory=dict)       # the first one
 
     def give(self, session: int, count: int) -> None:
         for _ in range(count):
@@ -249,6 +250,7 @@ def answered(loop: Loop, rounds: int) -> dict[str, float]:
             num_fresh += answer["as_of"]["offset"] == loop.due[session]
             num_same += loop.texts.get(message.key) == answer["text"]
             loop.texts[message.key] = answer["text"]
+            loop.first.setdefault(message.key, answer["text"])
             missing[session] -= 1
             finished += not missing[session]
         kafka.answers.clear()

@@ -90,6 +90,13 @@ class Sessions:
         self.library.close()
 
 
+def agreement(answers: list[list[Ids]], ours: dict[bytes, str]) -> float:
+    """Share of a first round's answers that begin with the token of ours: both saw the same stream."""
+    pairs = [(answer[0], ours[f"q{query}/s{session}".encode()].split()[0])
+             for query, of in enumerate(answers) for session, answer in enumerate(of)]  # fmt: skip
+    return sum(str(theirs) == mine for theirs, mine in pairs) / len(pairs)
+
+
 def sustained(sessions: Sessions, rounds: int, drafts: bool) -> dict[str, float]:
     """Rounds one after the other, the first one uncounted."""
     stream, before = sessions.stream, sessions.round(None)
