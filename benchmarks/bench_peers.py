@@ -57,6 +57,8 @@ from peers.subject import (
     question,
 )
 
+from streamproc.errors import StreamprocError
+
 try:
     from peers import llama, plot, sustained
 except ModuleNotFoundError as missing:
@@ -158,9 +160,9 @@ def stand(given: argparse.Namespace, files: Files) -> dict[str, Any]:
         standing.answered(loop, 1)
         mine = standing.answered(loop, given.rounds)
         theirs = {name: peer_sustained(name, given, files, loop) for name in given.peers if name in LLAMA}
-        best = max(row[way]["records_per_s"] for row in theirs.values() for way in WAYS)
+        best = max((row[way]["records_per_s"] for row in theirs.values() for way in WAYS), default=None)
         found["s4"] = {"records_per_s": mine["records_per_s"], "peer_records_per_s": best,
-                       "ratio": mine["records_per_s"] / best, "ours": mine, "peers": theirs}  # fmt: skip
+                       "ratio": best and mine["records_per_s"] / best, "ours": mine, "peers": theirs}  # fmt: skip
     loop.processor.runner.close()
     print({name: found[name] for name in ("s3", "s4") if name in found}, flush=True)
     return found
@@ -239,4 +241,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StreamprocError as problem:
+        sys.exit(f"bench_peers: {problem}")

@@ -21,7 +21,7 @@ def ratios(ours: dict[str, Row], peers: Figures) -> dict[str, Any]:
         "flash": latencies(ours, flash),
         "least": latencies(ours, peers, "_least"),
         "best_peer": {context: {case: best_name(peers, context, case) for case in ("s1_ms", "s2_ms")}
-                      for context in ours if "s2_ms" in ours[context]},
+                      for context in ours if peers and "s2_ms" in ours[context]},
     }  # fmt: skip
     return {name: value for name, value in found.items() if value}
 
