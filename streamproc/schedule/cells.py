@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from streamproc.schedule.draft import Draft
 from streamproc.state.fork import Fork
-from streamproc.state.session import Generation
+from streamproc.state.generation import Generation
 from streamproc.state.workload import Workload
 
 

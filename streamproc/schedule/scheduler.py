@@ -23,8 +23,8 @@ from streamproc.schedule.plan import Chunk, Constraint, Plan
 from streamproc.schedule.speculation import Speculation
 from streamproc.schedule.steptime import StepTimes
 from streamproc.state.fork import Fork
+from streamproc.state.generation import Generation
 from streamproc.state.recent import expected_ids
-from streamproc.state.session import Generation
 from streamproc.state.turns import Turns, Verdict
 from streamproc.state.workload import Workload
 

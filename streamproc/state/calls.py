@@ -8,7 +8,7 @@ from typing import Protocol
 from streamproc.answertypes import AnswerType
 from streamproc.errors import BadAsk, StreamprocError
 from streamproc.state.fork import NOWHERE, Call, Fork, Question
-from streamproc.state.session import Generation
+from streamproc.state.generation import Generation
 from streamproc.state.workload import Workload
 
 WHO = ""  # calls take turns with the sessions as one of them

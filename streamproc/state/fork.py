@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from streamproc.answertypes import AnswerType
 from streamproc.messages import Ask, AsOf, Query
 from streamproc.state.blocks import name_of
-from streamproc.state.session import Generation, Session
+from streamproc.state.generation import Generation
+from streamproc.state.session import Session
 
 Ids = tuple[int, ...]
 

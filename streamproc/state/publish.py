@@ -13,9 +13,10 @@ from streamproc.config import Topics
 from streamproc.messages import Answer, Ask, AsOf, Head, Mark, Query, flash_answer_id, text_digest
 from streamproc.state.epoch import Epoch, Outgoing, Position
 from streamproc.state.fork import Fork
+from streamproc.state.generation import Generation
 from streamproc.state.partition import Partition
 from streamproc.state.recent import Recent
-from streamproc.state.session import Generation, Session
+from streamproc.state.session import Session
 
 Headers = tuple[tuple[str, bytes], ...]
 

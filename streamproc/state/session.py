@@ -5,7 +5,7 @@
     KV cells    [computed ...............]                          <= num_tokens: a step lets computed catch up
                                           num_computed
 
-`Session.append` is the only writer of token ids and offsets, `Generation.advance` of what is computed. Where a
+`Session.append` is the only writer of token ids and offsets. Where a
 generation ends depends on token counts alone, never on time, so a replay hops at the same offsets.
 
 The next generation is made ahead: once the tokens reach `Shape.mark` it gets the newest records, and from then on every
@@ -19,14 +19,13 @@ knows nothing of the time before it, so its records are rendered anew: ids follo
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from streamproc.errors import BadRecord
 from streamproc.messages import Head
 from streamproc.past import Past
 from streamproc.records import Record
-from streamproc.state.blocks import ROOT, BlockPool, name_of
-from streamproc.state.facts import Facts
+from streamproc.state.generation import Generation
 
 Ids = tuple[int, ...]
 
@@ -37,14 +36,6 @@ class Teller(Protocol):
     def record_ids(self, records: Sequence[Record]) -> Sequence[Ids]: ...
 
     def ids_after(self, past: Past, record: Record) -> Ids: ...
-
-
-class Entry(NamedTuple):
-    """One record inside a generation."""
-
-    offset: int
-    end: int  # tokens of the generation up to and including this record
-    record: Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,102 +60,6 @@ class Shape:
     def mark(self) -> int:
         """Tokens of a generation from which on the next one is made ahead."""
         return self.context_tokens - self.lead_tokens
-
-
-class Generation:
-    """One context of a session: what a question sees, from `start_offset` to now."""
-
-    def __init__(self, seq_id: int, prefix_ids: Ids, start_offset: int, records_before: int) -> None:
-        self.seq_id = seq_id
-        self.start_offset = start_offset
-        self.born_at = start_offset  # the first record that came after this generation began
-        self.records_before = records_before  # records of the session before start_offset
-        self.num_prefix = len(prefix_ids)
-        self.token_ids = list(prefix_ids)
-        self.entries: list[Entry] = []
-        self._facts = Facts()
-        self._num_in_facts = 0
-        self._past = Past()
-        self._num_in_past = 0
-        self.num_computed = 0
-        self.block_table: list[int] = []
-        self._names: list[bytes] = []
-        self.num_waiting_forks = 0  # questions that still need this generation's cells
-        self.num_running_forks = 0
-        self.is_ahead = False  # its session has not hopped to it yet
-        self.is_retired = False  # a newer generation has taken its place
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids)
-
-    def name(self, index: int, block_size: int) -> bytes:
-        """Of the full block of this index (blocks.py); ROOT for -1."""
-        while len(self._names) <= index:
-            start = len(self._names) * block_size
-            before = self._names[-1] if self._names else ROOT
-            self._names.append(name_of(before, self.token_ids[start : start + block_size]))
-        return self._names[index] if index >= 0 else ROOT
-
-    @property
-    def num_records(self) -> int:
-        """Records of the session up to the newest one here."""
-        return self.records_before + len(self.entries)
-
-    @property
-    def facts(self) -> Facts:
-        """Facts of all entries; brought up to date when somebody asks."""
-        for entry in self.entries[self._num_in_facts :]:
-            self._facts.update(entry.record)
-        self._num_in_facts = len(self.entries)
-        return self._facts
-
-    @property
-    def past(self) -> Past:
-        """What the next record can look back at; brought up to date when somebody asks."""
-        for entry in self.entries[self._num_in_past :]:
-            self._past.add(entry.record)
-        self._num_in_past = len(self.entries)
-        return self._past
-
-    def advance(self, num_tokens: int) -> None:
-        """This many more cells are written."""
-        self.num_computed += num_tokens
-        assert self.num_computed <= self.num_tokens
-
-    def forget_cells(self) -> list[int]:
-        """Nothing is computed any more -> the blocks that held it."""
-        block_ids, self.block_table, self.num_computed = self.block_table, [], 0
-        return block_ids
-
-    def _append(self, offset: int, record: Record, ids: Ids) -> None:
-        if not self.entries:
-            self.start_offset = offset
-        self.token_ids.extend(ids)
-        self.entries.append(Entry(offset, len(self.token_ids), record))
-
-    def _truncate(self, offset: int) -> None:
-        while self.entries and self.entries[-1].offset >= offset:
-            self.entries.pop()
-        end = self.entries[-1].end if self.entries else self.num_prefix
-        del self.token_ids[end:]
-        self._facts, self._num_in_facts = Facts(), 0
-        self._past, self._num_in_past = Past(), 0
-        self._names = []
-        self.num_computed = min(self.num_computed, end)
-
-    def trim_blocks(self, pool: BlockPool) -> list[int]:
-        """Take out of the block table what holds none of the tokens, or a token that is gone in a block whose content
-        others may rely on -> those blocks.
-        """
-        num_blocks = pool.num_blocks_for(self.num_tokens)
-        last = self.num_tokens // pool.block_size
-        if last < len(self.block_table) and last < num_blocks and pool.is_named(self.block_table[last]):
-            num_blocks = last
-            self.num_computed = min(self.num_computed, last * pool.block_size)
-        block_ids = self.block_table[num_blocks:]
-        del self.block_table[num_blocks:]
-        return block_ids
 
 
 class Session:
@@ -199,9 +94,9 @@ class Session:
         hops = len(self.current.token_ids) + len(ids) > self.shape.context_tokens
         if hops:
             ids = self._hop(offset, record, ids, new_seq_id)
-        self.current._append(offset, record, ids)
+        self.current.append(offset, record, ids)
         if self.next:
-            self.next._append(offset, record, self._ids_after(self.next, record, ids))
+            self.next.append(offset, record, self._ids_after(self.next, record, ids))
         elif self.current.num_tokens >= self.shape.mark:
             self.next = self._begin(new_seq_id)
         return hops
@@ -260,7 +155,7 @@ class Session:
         else:
             all_ids = teller.record_ids([entry.record for entry in entries])
         for entry, ids in zip(entries, all_ids, strict=True):
-            new._append(entry.offset, entry.record, ids)
+            new.append(entry.offset, entry.record, ids)
         new.is_ahead = True
         return new
 
@@ -288,7 +183,7 @@ class Session:
             gone.append(self.current)
             self.current = self.retired.pop()
             self.current.is_retired = False
-        self.current._truncate(offset)
+        self.current.truncate(offset)
         self.evaluated.clear()
         self.newest = {asked: recent for asked, recent in self.newest.items() if recent.as_of.offset < offset}
         return gone

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from streamproc.state.blocks import BlockPool
 from streamproc.state.fork import Fork
-from streamproc.state.session import Generation
+from streamproc.state.generation import Generation
 from streamproc.state.turns import Turns
 
 

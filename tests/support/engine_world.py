@@ -19,7 +19,7 @@ from streamproc.processor import StreamProcessor
 from streamproc.records import Quote, Record, Trade
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.state.fork import Fork
-from streamproc.state.session import Generation
+from streamproc.state.generation import Generation
 
 SYSTEM = "What follows is a feed.\n"  # more than a block: sessions share it
 PROMPTS = Prompts(system=SYSTEM, trade="{sym} {px} {sz}\n", quote="{sym} {bid_px} {ask_px}\n", stop=("\n", "~"))

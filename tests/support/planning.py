@@ -13,8 +13,9 @@ from streamproc.schedule.progress import Progress
 from streamproc.schedule.scheduler import Scheduler
 from streamproc.state.blocks import BlockPool
 from streamproc.state.fork import NOWHERE, Call, Fork, Question
+from streamproc.state.generation import Generation
 from streamproc.state.recent import remember
-from streamproc.state.session import Generation, Session, Shape
+from streamproc.state.session import Session, Shape
 from streamproc.state.workload import Workload
 
 Ids = tuple[int, ...]
