@@ -203,12 +203,10 @@ class StreamProcessor:
 
     def _why_not_call(self, call: Call, num_tokens: int) -> str | None:
         """The reason why this worker cannot continue a prompt of so many tokens, or None."""
-        most = self.pool.num_blocks * self.pool.block_size
-        if call.max_tokens > self.rules.max_answer_tokens:
-            return self.intake.why_not(call, 0)
-        if num_tokens + call.max_tokens > most:
-            return f"prompt: {num_tokens} tokens and {call.max_tokens} of an answer, this worker has cells for {most}"
-        return None
+        longest = self.shape.context_tokens + self.rules.max_question_tokens
+        if num_tokens > longest:
+            return f"prompt: {num_tokens} tokens, this worker takes {longest} (engine.context_tokens and a question's)"
+        return self.intake.why_not(call, 0)
 
     def _why_not(self, query: Query) -> str | None:
         return self.intake.why_not(query, len(self.renderer.tail_ids(query.question)))
@@ -304,6 +302,7 @@ class StreamProcessor:
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Answer what has been asked if it can be done in time, commit, leave the group."""
+        self._land()
         deadline = self.clock.now() + deadline_s
         while not self.workload.is_idle and self.clock.now() < deadline:
             plan = self.scheduler.plan()

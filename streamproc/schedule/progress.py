@@ -18,12 +18,17 @@ class Progress:
         self._decoder = decoder
 
     def apply(self, plan: Plan, sampled: Mapping[int, Sequence[int]], now: float) -> list[Fork]:
-        """The plan is carried out, and these tokens follow (plan.Flight) -> the forks whose answers are complete."""
+        """The plan is carried out, and these tokens follow (plan.Flight) -> the forks whose answers are complete.
+
+        What was let go of while the device worked, such as a generation that was hopped over, is passed over.
+        """
         finished = []
         for chunk in plan.chunks:
             fork = self._workload.running.get(chunk.seq_id)
             if fork is None:
-                self._workload.advance(self._workload.resident[chunk.seq_id], len(chunk.token_ids))
+                generation = self._workload.resident.get(chunk.seq_id)
+                if generation is not None:
+                    self._workload.advance(generation, len(chunk.token_ids))
                 continue
             fork.started_at = now if fork.started_at is None else fork.started_at
             if self._extend(fork, chunk, sampled.get(chunk.seq_id, ())):

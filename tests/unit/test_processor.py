@@ -129,7 +129,7 @@ def test_a_call_may_come_from_another_thread_and_be_given_up(world: World) -> No
 
 @pytest.mark.parametrize(
     ("prompt", "max_tokens", "reason"),
-    [("", 3, "empty"), ("x" * 900, 3, "cells for 800"), ("x", 13, "worker.max_answer_tokens")],
+    [("", 3, "empty"), ("x" * 221, 3, "221 tokens, this worker takes 220"), ("x", 13, "worker.max_answer_tokens")],
 )
 def test_a_call_that_can_never_be_answered_says_why(prompt: str, max_tokens: int, reason: str, world: World) -> None:
     with pytest.raises(BadAsk, match=reason):
@@ -137,7 +137,7 @@ def test_a_call_that_can_never_be_answered_says_why(prompt: str, max_tokens: int
 
 
 def test_calls_that_are_open_when_the_worker_stops_are_told(world: World) -> None:
-    call = world.processor.calls.call("x" * 700, 3)
+    call = world.processor.calls.call("x" * 200, 3)
     world.processor.close(deadline_s=0)
     with pytest.raises(StreamprocError, match="stopped"):
         call.result(0)

@@ -273,3 +273,18 @@ def test_where_memory_ran_out_flash_queries_start_over_and_all_is_answered_right
     world.drain()
     assert len(world.waits) == 10
     assert world.scheduler.step_tokens < 200
+
+
+def test_what_is_let_go_of_while_it_is_computed_is_passed_over() -> None:
+    world, rng = planning(), random.Random(12)
+    for _ in range(2):
+        world.record(world.session(), ids_of(rng, 20))
+    fork = world.call(ids_of(rng, 30), 4)
+    plan = world.scheduler.plan()
+    gone, kept = (session.current for session in world.sessions)
+    world.workload.drop(gone)
+    world.workload.drop_forks(lambda other: other is fork)
+    world.progress.apply(plan, world.runner.run(plan), 0.0)
+    assert 0 < kept.num_computed < kept.num_tokens
+    world.drain()
+    world.workload.check()
