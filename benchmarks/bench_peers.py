@@ -159,7 +159,7 @@ def stand(given: argparse.Namespace, files: Files) -> dict[str, Any]:
     if "s4" in given.only:
         standing.answered(loop, 1)
         mine = standing.answered(loop, given.rounds)
-        theirs = {name: peer_sustained(name, given, files, loop) for name in given.peers if name in LLAMA}
+        theirs = {name: peer_sustained(name, given, files, loop) for name in given.s4_peers}
         best = max((row[way]["records_per_s"] for row in theirs.values() for way in WAYS), default=None)
         found["s4"] = {"records_per_s": mine["records_per_s"], "peer_records_per_s": best,
                        "ratio": best and mine["records_per_s"] / best, "ours": mine, "peers": theirs}  # fmt: skip
@@ -172,10 +172,12 @@ def peer_sustained(name: str, given: argparse.Namespace, files: Files, loop: sta
     """Decoding every answer, and verifying the previous one as a draft as we do."""
     more_tokens = (2 * given.rounds + 4) * given.every * standing.RECORD
     sessions = sustained.Sessions(files.gguf, loop.stream, given.threads, LLAMA[name], more_tokens)
-    same = sustained.agreement(sessions.round(None), loop.first)
-    found = {way: sustained.sustained(sessions, given.rounds, drafts=way == "drafts") for way in WAYS}
+    answers = sessions.round(None)
+    found: dict[str, Any] = {"agreement": sustained.agreement(answers, loop.first)}
+    for way in WAYS:
+        found[way], answers = sustained.sustained(sessions, given.rounds, answers, drafts=way == "drafts")
     sessions.close()
-    return {**found, "agreement": same}
+    return found
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -201,12 +203,14 @@ def arguments() -> argparse.Namespace:
     numbers("--queries", default=8)
     numbers("--every", default=4, help="records of a session after which its questions are due again")
     numbers("--session-context", default=1_000, help="tokens of a session when S3 and S4 start")
-    numbers("--rounds", default=0, help="of S4: times that every session's questions are due; 0: 5, or 2 with --quick")
+    numbers("--rounds", default=0, help="of S4: times that every session's questions are due; 0: 5, or 1 with --quick, "
+            "and then only beside llama.cpp plain")
     numbers("--step-tokens", default=512, help="engine.step_tokens of S3 and S4")
     given = parser.parse_args()
     given.contexts = given.contexts or ([1_000, 4_000] if given.quick else [1_000, 4_000, 16_000])
     given.only, given.peers = given.only.split(","), [name for name in given.peers.split(",") if name]
-    given.rounds = given.rounds or (2 if given.quick else 5)
+    given.s4_peers = [name for name in given.peers if name == PLAIN or (name in LLAMA and not given.quick)]
+    given.rounds = given.rounds or (1 if given.quick else 5)
     given.ingest_repeats = given.ingest_repeats or (1 if given.quick else given.repeats)
     for unknown in {*given.only} - {*PARTS} or {*given.peers} - {*LLAMA, *TRANSFORMERS}:
         parser.error(f"unknown: {unknown}")

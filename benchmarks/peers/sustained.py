@@ -97,10 +97,10 @@ def agreement(answers: list[list[Ids]], ours: dict[bytes, str]) -> float:
     return sum(str(theirs) == mine for theirs, mine in pairs) / len(pairs)
 
 
-def sustained(sessions: Sessions, rounds: int, drafts: bool) -> dict[str, float]:
-    """Rounds one after the other, the first one uncounted."""
-    stream, before = sessions.stream, sessions.round(None)
-    num_same, started = 0, time.perf_counter()
+def sustained(sessions: Sessions, rounds: int, before: list[list[Ids]],
+              drafts: bool) -> tuple[dict[str, float], list[list[Ids]]]:  # fmt: skip
+    """Rounds one after the other, after one that gave the answers `before` -> figures, the last answers."""
+    stream, num_same, started = sessions.stream, 0, time.perf_counter()
     for _ in range(rounds):
         answers = sessions.round(before if drafts else None)
         num_same += sum(one == other for query, old in zip(answers, before, strict=True)
@@ -108,7 +108,6 @@ def sustained(sessions: Sessions, rounds: int, drafts: bool) -> dict[str, float]
         before = answers
     taken = time.perf_counter() - started
     records = rounds * stream.sessions * stream.every
-    return {"records_per_s": records / taken, "fresh": 1.0, "seconds": taken,
-            "answer_as_before": num_same / (rounds * stream.sessions * stream.queries)}  # fmt: skip
-
-
+    figures = {"records_per_s": records / taken, "fresh": 1.0, "seconds": taken,
+               "answer_as_before": num_same / (rounds * stream.sessions * stream.queries)}  # fmt: skip
+    return figures, before
