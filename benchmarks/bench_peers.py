@@ -160,7 +160,7 @@ def stand(given: argparse.Namespace, files: Files) -> dict[str, Any]:
         standing.answered(loop, 1)
         mine = standing.answered(loop, given.rounds)
         theirs = {name: peer_sustained(name, given, files, loop) for name in given.s4_peers}
-        best = max((row[way]["records_per_s"] for row in theirs.values() for way in WAYS), default=None)
+        best = max((row[way]["records_per_s"] for row in theirs.values() for way in given.ways), default=None)
         found["s4"] = {"records_per_s": mine["records_per_s"], "peer_records_per_s": best,
                        "ratio": best and mine["records_per_s"] / best, "ours": mine, "peers": theirs}  # fmt: skip
     loop.processor.runner.close()
@@ -174,7 +174,7 @@ def peer_sustained(name: str, given: argparse.Namespace, files: Files, loop: sta
     sessions = sustained.Sessions(files.gguf, loop.stream, given.threads, LLAMA[name], more_tokens)
     answers = sessions.round(None)
     found: dict[str, Any] = {"agreement": sustained.agreement(answers, loop.first)}
-    for way in WAYS:
+    for way in given.ways:
         found[way], answers = sustained.sustained(sessions, given.rounds, answers, drafts=way == "drafts")
     sessions.close()
     return found
@@ -204,12 +204,13 @@ def arguments() -> argparse.Namespace:
     numbers("--every", default=4, help="records of a session after which its questions are due again")
     numbers("--session-context", default=1_000, help="tokens of a session when S3 and S4 start")
     numbers("--rounds", default=0, help="of S4: times that every session's questions are due; 0: 5, or 1 with --quick, "
-            "and then only beside llama.cpp plain")
+            "and then only beside llama.cpp plain, which decodes")
     numbers("--step-tokens", default=512, help="engine.step_tokens of S3 and S4")
     given = parser.parse_args()
     given.contexts = given.contexts or ([1_000, 4_000] if given.quick else [1_000, 4_000, 16_000])
     given.only, given.peers = given.only.split(","), [name for name in given.peers.split(",") if name]
     given.s4_peers = [name for name in given.peers if name == PLAIN or (name in LLAMA and not given.quick)]
+    given.ways = WAYS[:1] if given.quick else WAYS
     given.rounds = given.rounds or (1 if given.quick else 5)
     given.ingest_repeats = given.ingest_repeats or (1 if given.quick else given.repeats)
     for unknown in {*given.only} - {*PARTS} or {*given.peers} - {*LLAMA, *TRANSFORMERS}:
