@@ -49,10 +49,12 @@ class Cells:
         younger: generations that come after it; None: it gets only what is free.
         """
         missing = self.pool.num_blocks_for(end) - len(generation.block_table)
-        if missing > 0:
+        if missing > self.pool.num_free:
             victims = [] if younger is None else [*self._victims(draft, generation, younger, False)]
             most = self.pool.most([victim.block_table for victim in victims])
             generation.block_table += self._allocate(draft, min(missing, most), victims) or []
+        elif missing > 0:
+            generation.block_table += self.pool.allocate(missing) or []
         return min(end, len(generation.block_table) * self.pool.block_size)
 
     def reuse(self, draft: Draft, generation: Generation) -> None:
