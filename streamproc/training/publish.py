@@ -74,7 +74,7 @@ def export(run: Path, folder: Path, dtype: torch.dtype) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--seed", default="1", help="what the training was given, for the card")
     parser.add_argument("--machine", default="two cores", help="what it was trained on, for the card")
     given = parser.parse_args()

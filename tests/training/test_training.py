@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamproc.market.questions import UNKNOWN
+from streamproc.answertypes import UNKNOWN
 from streamproc.training.examples import UNIT, Batch, Stage
 from streamproc.training.hints import IGNORED
 from streamproc.training.model import FIRST_LAYERS, LAYERS, SECOND_LAYERS, SEGMENTS, make_model, segments, sights
