@@ -24,7 +24,7 @@ MAX_TOKENS_LIMIT = 4_096
 MAX_EVERY = 1_000_000_000
 
 QUERY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-EVERY = re.compile(r"every (\d+) records?")
+EVERY = re.compile(r"every ([0-9]{1,10}) records?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _parse_trigger(trigger: Any) -> int | None:
     found = EVERY.fullmatch(trigger) if type(trigger) is str else None
     if found and 1 <= int(found.group(1)) <= MAX_EVERY:
         return int(found.group(1))
-    raise BadQuery(f"trigger: {trigger!r} is unknown, use 'idle' or 'every N records'")
+    raise BadQuery(f"trigger: {str(trigger)[:40]!r} is unknown, use 'idle' or 'every N records'")
 
 
 @dataclass(frozen=True, slots=True)

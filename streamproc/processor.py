@@ -2,7 +2,7 @@
 
 plan   = scheduler.plan()                 what the next step computes: a frozen value
 flight = runner.launch(plan)              returns at once; the device works
-ingest(source.poll(...))                  Kafka hides under the device
+ingest(source.poll(...))                  Kafka hides under the device; what is known already is answered at once
 apply(plan, flight.wait())                the only place where progress is recorded
 if commit is due: commit()                one Kafka transaction
 """
@@ -141,14 +141,15 @@ class StreamProcessor:
             self.intake.offer_idle(self.partitions, now, MAX_IDLE_FORKS - len(self.workload.flash))
 
     def _attend(self) -> None:
-        """While the device works: take in what comes, and answer at once what can be answered without it."""
-        if self._flight is not None:
-            while not self._flight[1].is_done(ATTEND_S):
-                self._ingest(self.source.poll(0))
-                if self._has_replies():
-                    self.commit()
-                    if self._flight is None:    # rolled back
-                        return
+        """While the device works: take in what comes, and answer at once what can be answered without it.
+
+        A rebalance, or an epoch that fails, lands the flight.
+        """
+        while self._flight is not None and not self._flight[1].is_done(ATTEND_S):
+            self._ingest(self.source.poll(0))
+            self._balance()
+            if self._has_replies():
+                self.commit()
 
     def _land(self) -> None:
         """Wait for the flight that is out, if any, and record its progress. Raises OutOfMemory at its second time."""
@@ -231,7 +232,7 @@ class StreamProcessor:
     # What goes out
 
     def _has_replies(self) -> bool:
-        return any(partition.replies for partition in self.partitions.values())
+        return any(partition.replies for partition in self.partitions.values() if partition.is_live)
 
     def _commit_is_due(self) -> bool:
         return self._has_replies() or self.clock.now() - self._committed_at >= self._commit_interval_s

@@ -26,9 +26,12 @@ class Worker:
 
     def run(self, is_stopped: Callable[[], bool]) -> None:
         """Until it is told to stop; then the open epoch is committed and the group is left."""
-        while not is_stopped():
-            self.processor.step()
-        self.processor.close()
+        try:
+            while not is_stopped():
+                self.processor.step()
+            self.processor.close()
+        finally:
+            self.processor.calls.close()    # whoever waits is told, whatever has happened
         self.control.close()
         self.engine.close()
 

@@ -3,7 +3,7 @@
 Checked at start, in milliseconds for a small model, in three parts:
     matmul      the smallest number of rows whose multiples all give a row the same bits (`find_row_multiple`)
     attention   one chunk against the same rows in smaller ones, side by side (`attention_is_exact`)
-    the whole   a short sequence in one chunk against pieces beside another sequence (runner.py)
+    the whole   a short sequence in one chunk against pieces beside another sequence (forward.py)
 The answer is measured, never assumed: another chip, library or thread count may need another padding, or have none.
 """
 

@@ -110,8 +110,7 @@ class ModelRunner:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
         check_chunks(plan.chunks, self.kv)
         first, *rest = split(plan, self.num_lanes)
-        with torch.inference_mode():
-            self.kv.copy(first.copies)
+        run_step(self.forward, self.kv, Plan(first.copies, ()))
         parts = [helper.submit(run_step, self.forward, self.kv, part, self._masks_of(part))
                  for helper, part in zip(self._helpers, rest, strict=False)]  # fmt: skip
         try:

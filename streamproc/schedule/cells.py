@@ -73,12 +73,20 @@ class Cells:
             self.workload.touch(generation)
 
     def _find(self, draft: Draft, sequence: Generation | Fork, first: int, end: int) -> list[int]:
-        """Blocks from index `first` below `end` that hold what this sequence needs, each with one more holder."""
+        """Blocks from index `first` below `end` that hold, or with this plan will, what this sequence needs, each with
+        one more holder.
+        """
         found: list[int] = []
+        writer: int | None = None
         for index in range(first, end):
             block_id = self.pool.look_up(sequence.name(index, self.pool.block_size))
             if block_id is None:
                 break
+            by = draft.writers.get(block_id)
+            if by is not None:
+                if writer is not None and not draft.is_after(by, writer):
+                    break       # a sequence comes after one other, and after all that this one comes after
+                writer = by
             self.pool.take(block_id)
             found.append(block_id)
         return found

@@ -61,6 +61,12 @@ class Draft:
         """The sequence of this plan that makes the last of these blocks full, if any does."""
         return next((self.writers[block_id] for block_id in reversed([*block_ids]) if block_id in self.writers), None)
 
+    def is_after(self, seq_id: int, other: int) -> bool:
+        """Whether this sequence is the other one, or comes after it."""
+        while seq_id != other and seq_id in self.after:
+            seq_id = self.after[seq_id]
+        return seq_id == other
+
     def come_after(self, seq_id: int, block_ids: Iterable[int]) -> None:
         """This sequence reads these blocks."""
         writer = self.writer(block_ids)

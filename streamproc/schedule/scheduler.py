@@ -30,6 +30,7 @@ from streamproc.state.workload import Workload
 
 ASK_SHARE = 4  # while questions of asks wait, records leave them at least this fraction of a step
 FEWEST = 32  # tokens of a sequence in one step, if it has them
+RECOVERY = 100  # steps after which a step may be twice as large again
 FIRST_TOKENS = 64  # in a step before anything is known of how long steps take
 
 
@@ -54,6 +55,8 @@ class Scheduler:
         self.is_short = False  # growing generations do not all get the cells that they need
         self._turn: tuple[int, int] | None = None  # while short: whose turn it is, and up to which of its tokens
         self._newest = Draft(self.times, 0, 0.0)
+        self._lacks_cells: Turns | None = None  # whose next question found no cells in the newest plan
+        self._most_tokens, self._num_good_steps = step_tokens, 0
 
     def plan(self) -> Plan:
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
@@ -61,30 +64,41 @@ class Scheduler:
         running = list(self.workload.running.values())
         awaited = [fork for fork in running if fork.question.is_awaited]
         self._advance(draft, (fork for fork in awaited if fork.is_decoding))
+        if self._lacks_cells is not None:       # before records take what others have let go of
+            self._start(draft, self._lacks_cells, self._by_need() if self._is_urgent(self._lacks_cells) else [])
+        self._lacks_cells = None
         self._grow(draft)
         self._advance(draft, (fork for fork in awaited if not fork.is_decoding))
         self._start(draft, self.workload.awaited, self._by_need())
         self._advance(draft, (fork for fork in running if not fork.question.is_awaited))
-        self._start(draft, self.workload.flash, self._by_need() if self.is_short else [])
+        self._start(draft, self.workload.flash, self._by_need() if self._is_urgent(self.workload.flash) else [])
         if not draft.chunks:
             self._unstick(draft)
         if not self.is_short:
             self._make_ahead(draft)
         return draft.plan()
 
+    def _is_urgent(self, turns: Turns) -> bool:
+        """Whether its questions may take cells of generations that are behind."""
+        return self.is_short or turns is self.workload.awaited
+
     def landed(self, seconds: float) -> None:
         """The newest plan is carried out; it took so long."""
         if self._newest.chunks:
             self.times.observe(self._newest.load, seconds)
+            self._num_good_steps += 1
+            if self._num_good_steps >= RECOVERY and self.step_tokens < self._most_tokens:
+                self.step_tokens, self._num_good_steps = min(2 * self.step_tokens, self._most_tokens), 0
 
     def retreat(self, plan: Plan) -> None:
         """The newest plan did not fit the device's memory: nothing is in the cells that it was to write. Flash queries
-        let go of theirs and wait again, and from now on a step takes half of what was in this one.
+        let go of theirs and wait again, and for a while a step takes half of what was in this one.
         """
         for fork in [fork for fork in self.workload.running.values() if not fork.question.is_awaited]:
             self.workload.start_over(fork)
         self.cells.take_back(self._newest)
-        self.step_tokens = max(1, plan.num_tokens // 2)
+        self.step_tokens = max(min(self.step_tokens, FEWEST), plan.num_tokens // 2)
+        self._num_good_steps = 0
 
     # Forks
 
@@ -117,7 +131,11 @@ class Scheduler:
                 return Verdict.FULL
             if fork.generation.num_computed < fork.base or fork.generation.seq_id in draft.after:
                 return Verdict.NOT_YET
-            return Verdict.STARTED if self._begin(draft, fork, younger) else Verdict.FULL
+            if self._begin(draft, fork, younger):
+                return Verdict.STARTED
+            if self._lacks_cells is None or turns is self.workload.awaited:
+                self._lacks_cells = turns
+            return Verdict.FULL
 
         if draft.room:
             turns.offer(start)

@@ -107,7 +107,7 @@ class StepTimes:
 
 def _fit(products: Sequence[Sequence[float]], targets: Sequence[float]) -> list[float]:
     """Least squares without negative costs: the most negative one is taken out until none is."""
-    used = [i for i in range(len(targets)) if products[i][i] > 0]
+    used = [i for i in range(len(targets)) if products[i][i] > 1e-12]   # less was not seen for long
     while used:
         found = _solve([[products[i][j] * (1 + RIDGE * (i == j)) for j in used] for i in used],
                        [targets[i] for i in used])  # fmt: skip

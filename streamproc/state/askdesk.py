@@ -28,10 +28,12 @@ class AskDesk:
             return
         try:
             ask = decode_ask(message.value)
+            if self._answer_at_once(partition, message.offset, ask):
+                return
             if partition.asks.is_full:
                 reason = f"too many asks are waiting in partition {partition.number}: try again later"
                 partition.replies.append(Reply(message.offset, self._publisher.refusal(ask, reason)))
-            elif not self._answer_at_once(partition, message.offset, ask):
+            else:
                 partition.waiting_asks.append(WaitingAsk(message.offset, ask, now))
         except BadAsk as problem:
             letter = Bad(message, problem.code, str(problem)).letter(self._publisher.topics.dead)
@@ -56,7 +58,8 @@ class AskDesk:
     def _answer_at_once(self, partition: Partition, offset: int, ask: Ask) -> bool:
         """Reply with what is known already, if it has seen what this ask wants to be seen -> whether that was so."""
         session = partition.sessions.get(ask.session)
-        if session is None or not partition.has_seen(ask.min_offset):
+        is_late = ask.deadline_ms is not None and self._unix_ms() > ask.deadline_ms
+        if session is None or is_late or not partition.has_seen(ask.min_offset):
             return False
         known = fresh(session, ask)
         if known is None:

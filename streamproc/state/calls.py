@@ -53,6 +53,8 @@ class CallDesk:
             future.set_exception(StreamprocError("this worker has stopped"))
         else:
             self._arrived.put(Call(prompt, max_tokens, stop, answer or AnswerType(), future))
+            if self._is_closed:     # meanwhile
+                self._refuse()
         return future
 
     def take(self) -> None:
@@ -66,8 +68,9 @@ class CallDesk:
                 self._queue(call)
 
     def _queue(self, call: Call) -> None:
-        ids = self._renderer.prompt_ids(call.question)
-        reason = "prompt: empty, there is nothing to continue" if not ids else self._why_not(call, len(ids))
+        reason = why_bad(call)
+        ids = () if reason else self._renderer.prompt_ids(call.question)
+        reason = reason or self._why_not(call, len(ids))
         if reason:
             call.future.set_exception(BadAsk(reason))
             return
@@ -91,7 +94,29 @@ class CallDesk:
     def close(self) -> None:
         """Nobody will answer what is still open."""
         self._is_closed = True
-        self.take()
+        self._refuse()
         for call in self._open.values():
             call.future.set_exception(StreamprocError("this worker has stopped"))
         self._open.clear()
+
+    def _refuse(self) -> None:
+        while True:
+            try:
+                call = self._arrived.get_nowait()
+            except Empty:
+                return
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(StreamprocError("this worker has stopped"))
+
+
+def why_bad(call: Call) -> str | None:
+    """What is wrong with a call whatever the model, or None."""
+    try:
+        call.question.encode()
+    except UnicodeEncodeError:
+        return "prompt: holds half a character (a surrogate)"
+    if not call.question:
+        return "prompt: empty, there is nothing to continue"
+    if call.max_tokens < 1:
+        return f"max_tokens: {call.max_tokens} is less than 1"
+    return None if all(call.stop or ()) else "stop: a stop text is empty"

@@ -46,6 +46,8 @@ def _truncate_session(workload: Workload, session: Session, offset: int) -> None
     workload.pool.release(current.trim_blocks(workload.pool))
     if current.num_computed == current.num_tokens:
         workload.growing.pop(current.seq_id, None)
+    else:
+        workload.grow(current)
 
 
 def let_go(workload: Workload, partition: Partition) -> None:

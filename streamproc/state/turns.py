@@ -40,6 +40,11 @@ class Turns:
         self._queues.setdefault(fork.question.session, deque()).append(fork)
         self._num_forks += 1
 
+    def put_back(self, fork: Fork) -> None:
+        """One that had started: it is the first of its session again."""
+        self._queues.setdefault(fork.question.session, deque()).appendleft(fork)
+        self._num_forks += 1
+
     def remove(self, fork: Fork) -> None:
         key = fork.question.session
         self._queues[key].remove(fork)
@@ -79,5 +84,5 @@ class Turns:
         if not queue:
             self._leave(key)
         else:
-            self._credit[key] = credit if verdict is Verdict.STARTED else before
+            self._credit[key] = credit if verdict is Verdict.STARTED else min(before, credit)
         return verdict

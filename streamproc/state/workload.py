@@ -4,7 +4,7 @@
     ahead     generations that sessions will hop to, with tokens to compute while there is time
     awaited   forks of asks and calls that have not started     \
     flash     forks of standing questions, likewise             /  started once their generation has computed their base
-    running   forks that own their cells; they cannot be starved of memory any more
+    running   forks that own their cells
 """
 
 from collections.abc import Callable, Iterator
@@ -101,7 +101,9 @@ class Workload:
         """Take a running fork's cells; it waits again, with nothing computed."""
         self._stop(fork)
         fork.start_over()
-        self.wait(fork)
+        fork.generation.num_waiting_forks += 1
+        self.turns_of(fork).put_back(fork)
+        self.grow(fork.generation)
 
     def _stop(self, fork: Fork) -> None:
         del self.running[fork.seq_id]

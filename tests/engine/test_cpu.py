@@ -253,3 +253,16 @@ def test_a_model_without_numbers_is_an_error(load: Load) -> None:
         with pytest.raises(StreamprocError, match=r"not finite in torch.float32; try engine.dtype"):
             prefill(own)
         assert not agrees(own, 16)
+
+
+def test_many_query_heads_on_one_head_of_k_and_v(load: Load) -> None:
+    """More than a task's rows of attention: a single row is a task still."""
+    loaded = made(LlamaConfig(**{**SHAPE, "hidden_size": 512, "num_attention_heads": 32, "num_key_value_heads": 1}))
+    with torch.inference_mode():
+        own = cpu_forward(loaded, 16, 1)
+    assert own
+    kv = KVCache(loaded.layout(16), 4, loaded.device)
+    found = [run_step(own, kv, Plan((), (Chunk(0, i, (IDS[i],), (0,), 1),)))[0] for i in range(3)]
+    whole = run_step(own, kv, Plan((), (Chunk(1, 0, tuple(IDS[:3]), (1,), 1),)))[1]
+    assert found[2] == whole
+    assert torch.equal(own.cells(kv, (0,), 3), own.cells(kv, (1,), 3))

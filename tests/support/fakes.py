@@ -55,9 +55,10 @@ class FakeRunner:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.cells: list[int | None] = [None] * (num_blocks * block_size)
         self.num_steps = 0
+        self.looks: Callable[[], int] = lambda: 0  # how often the loop looks in vain whether a step is done
 
     def launch(self, plan: Plan) -> "FakeFlight":
-        return FakeFlight(self, plan)
+        return FakeFlight(self, plan, self.looks() if plan.chunks else 0)
 
     def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         size = self.block_size
@@ -92,11 +93,12 @@ class FakeFlight:
 
     runner: FakeRunner
     plan: Plan
-
-    seconds = 0.0
+    looks: int = 0
+    seconds: float = 0.0
 
     def is_done(self, timeout_s: float) -> bool:
-        return True
+        self.looks -= 1
+        return self.looks < 0
 
     def wait(self) -> dict[int, tuple[int, ...]]:
         return self.runner.run(self.plan)
@@ -193,6 +195,7 @@ class FakeSource:
         self.positions: dict[tuple[str, int], int] = {}
         self.listener: Any = None
         self.is_paused = False
+        self.rebalances: list[int] = []  # partitions that go and come back at the next poll
 
     def assign(self, numbers: Sequence[int]) -> None:
         recoveries = {number: self.recover(number) for number in numbers}
@@ -211,6 +214,11 @@ class FakeSource:
         return Recovery(rebuild_from, offset, heads, asks_from, metadata, control_from if number == OWNER else 0)
 
     def poll(self, timeout_s: float) -> list[Message]:
+        if self.rebalances:
+            numbers, self.rebalances = self.rebalances, []
+            self.listener.revoked(numbers)
+            self.positions = {where: at for where, at in self.positions.items() if where[1] not in numbers}
+            self.assign(numbers)
         found: list[Message] = []
         for (topic, number), position in self.positions.items():
             if self.is_paused and topic == self.log.config.topics.records:

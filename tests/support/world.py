@@ -31,10 +31,13 @@ class World:
         self.log = Log(config)
         self.clock = FakeClock()
         self.fate = "ok"
+        self.rebalance_share = 0.02
         self.processor = self.start()
 
     def start(self) -> StreamProcessor:
-        engine = FakeEngine(FakeRunner(self.num_blocks, BLOCK), self.renderer)
+        runner = FakeRunner(self.num_blocks, BLOCK)
+        runner.looks = lambda: self.rng.choice((0, 0, 1, 3))
+        engine = FakeEngine(runner, self.renderer)
         sink = FakeSink(self.log, lambda: self.fate)
         processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
         self.source = FakeSource(self.log, batch=self.rng.choice((1, 3, 50)))
@@ -45,6 +48,8 @@ class World:
 
     def step(self) -> None:
         self.clock.now_s += self.rng.choice((0.0, 0.004, 0.02))
+        if self.rng.random() < self.rebalance_share:
+            self.source.rebalances = [self.rng.randrange(self.num_partitions)]
         self.processor.step()
         self.processor.check()
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from queue import Queue
 
 import pytest
 from fakes import FakeFlight, FakeRunner
@@ -14,13 +15,18 @@ from world import World, make_config, random_record
 from streamproc.errors import BadAsk, OutOfMemory, StreamprocError
 from streamproc.messages import Answer, Ask, Query
 from streamproc.schedule.plan import Plan
+from streamproc.state import rollback
+from streamproc.state.fork import Call
+from streamproc.state.partition import Phase
 
 QUERY = Query("q", "how is {last}?", every=1, max_tokens=5)
 
 
 @pytest.fixture
 def world() -> World:
-    return World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
+    world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
+    world.rebalance_share = 0
+    return world
 
 
 def tokens_of(world: World, work: Callable[[], object]) -> int:
@@ -129,7 +135,14 @@ def test_a_call_may_come_from_another_thread_and_be_given_up(world: World) -> No
 
 @pytest.mark.parametrize(
     ("prompt", "max_tokens", "reason"),
-    [("", 3, "empty"), ("x" * 221, 3, "221 tokens, this worker takes 220"), ("x", 13, "worker.max_answer_tokens")],
+    [
+        ("", 3, "empty"),
+        ("x", 0, "less than 1"),
+        ("x", -5, "less than 1"),
+        ("\ud800", 3, "half a character"),
+        ("x" * 221, 3, "221 tokens, this worker takes 220"),
+        ("x", 13, "worker.max_answer_tokens"),
+    ],
 )
 def test_a_call_that_can_never_be_answered_says_why(prompt: str, max_tokens: int, reason: str, world: World) -> None:
     with pytest.raises(BadAsk, match=reason):
@@ -191,3 +204,56 @@ def test_a_worker_whose_memory_runs_out_twice_stops_with_one_line_and_commits_no
     world.crash()
     world.drain()
     assert len({answer.id for answer in world.answers()}) == len(world.answers()) == 9 > committed
+
+
+@pytest.mark.parametrize("numbers", [[0], [1], [0, 1]])
+def test_partitions_may_go_and_come_back_while_the_device_works(numbers: list[int]) -> None:
+    world = World(random.Random(3), make_config(), num_partitions=2, num_blocks=200)
+    world.processor.runner.looks = lambda: 2
+    world.register(QUERY)
+    for turn in range(12):
+        for number in range(2):
+            world.log.produce(number, random_record(world.rng, "AB"[number]))
+        world.processor.source.rebalances = numbers if turn in (4, 7) else []
+        world.step()
+    world.drain()
+    assert len({answer.id for answer in world.answers()}) == len(world.answers()) == 24
+
+
+def test_a_reply_that_no_epoch_can_carry_yet_makes_none(world: World) -> None:
+    for _ in range(5):
+        world.log.produce(0, random_record(world.rng, "A"))
+    world.drain()
+    partition = world.processor.partitions[0]
+    partition.phase, partition.live_from = Phase.RESTORING, 10**6
+    world.log.append(world.config.topics.asks, 0, b"A", b"{bad")
+    before = world.processor._num_epochs
+    for _ in range(4):
+        world.processor.step()
+    assert partition.replies
+    assert world.processor._num_epochs - before <= 4
+
+
+def test_a_truncated_generation_whose_shared_block_is_gone_is_computed_again(world: World) -> None:
+    for _ in range(6):
+        world.log.produce(0, random_record(world.rng, "A"))
+    world.drain()
+    partition = world.processor.partitions[0]
+    generation = partition.sessions["A"].current
+    offset = next(entry.offset for entry in generation.entries[2:] if entry.end % 4)
+    rollback._truncate_session(world.processor.workload, partition.sessions["A"], offset + 1)
+    assert generation.num_computed < generation.num_tokens
+    assert generation.seq_id in world.processor.workload.growing
+
+
+def test_a_call_that_comes_while_the_worker_stops_is_told(world: World) -> None:
+    desk = world.processor.calls
+
+    class Late(Queue[Call]):
+        def put(self, call: Call, block: bool = True, timeout: float | None = None) -> None:
+            desk.close()
+            super().put(call)
+
+    desk._arrived = Late()     # type: ignore[assignment]
+    with pytest.raises(StreamprocError, match="stopped"):
+        desk.call("hello", 3).result(0)

@@ -6,11 +6,15 @@ import pytest
 from planning import Planning
 
 from streamproc.messages import Ask, Query
+from streamproc.schedule.draft import Draft
 from streamproc.schedule.plan import Plan
 from streamproc.schedule.scheduler import FEWEST, share
 from streamproc.schedule.steptime import Load, StepTimes
-from streamproc.state.fork import Fork
+from streamproc.state.blocks import ROOT, name_of
+from streamproc.state.fork import NOWHERE, Fork, Question
+from streamproc.state.generation import Generation
 from streamproc.state.session import Session, Shape
+from streamproc.state.turns import Turns, Verdict
 
 PREFIX = tuple(range(1, 41))
 QUERY = Query("q", "how?", max_tokens=6, stop=())
@@ -288,3 +292,93 @@ def test_what_is_let_go_of_while_it_is_computed_is_passed_over() -> None:
     assert 0 < kept.num_computed < kept.num_tokens
     world.drain()
     world.workload.check()
+
+
+@pytest.mark.parametrize("num_blocks", [36, 44, 56, 72])
+def test_a_question_gets_its_cells_while_records_never_stop(num_blocks: int) -> None:
+    world = Planning(num_blocks, 4, 200, Shape(PREFIX[:4], 80, 60))
+    sessions = [world.session() for _ in range(3)]
+
+    def step() -> None:
+        for session in sessions:
+            world.record(session, (world.offset % 90, world.offset % 7))
+        world.settle()
+        world.step()
+
+    for _ in range(60):
+        step()
+    forks = [world.call(tuple(i % 100 for i in range(140)), 4)]
+    forks.append(world.ask(sessions[1], Ask("a", "S1", "how?", max_tokens=4, stop=()), (1, 2, 3)))
+    forks.append(world.ask(sessions[2], QUERY, (1, 2, 3)))
+    for _ in range(60):
+        step()
+    assert all(world.waits[fork.seq_id] < 40 for fork in forks)
+
+
+def test_what_a_session_has_had_is_not_given_back_to_it() -> None:
+    turns, got = Turns(), {"A": 0, "B": 0}
+
+    def wait(session: str, num_tokens: int) -> None:
+        question = Question(QUERY, session, "how?", (1,) * (num_tokens - 6), 6, (), NOWHERE)
+        turns.add(Fork(len(turns), question, None, Generation(0, (), 0, 0), 0, 0.0))
+
+    wait("A", 1_000)
+    for _ in range(4_000):
+        wait("A", 20)
+        wait("B", 20)
+    for step in range(200):
+        room = [64 if step == 0 else 20]
+
+        def start(fork: Fork, room: list[int] = room) -> Verdict:
+            if room[0] <= 0:
+                return Verdict.FULL
+            room[0] = 0 if fork.num_own_tokens == 1_000 else room[0] - 1
+            got[fork.question.session] += fork.num_own_tokens
+            return Verdict.STARTED
+
+        turns.offer(start)
+    assert abs(got["A"] - got["B"]) < 1_100
+
+
+def test_after_memory_ran_out_a_step_grows_back_to_what_the_settings_say() -> None:
+    world, rng = planning(), random.Random(13)
+    session = world.session()
+    world.record(session, ids_of(rng, 20))
+    world.drain()
+    for _ in range(9):
+        world.ask(session, QUERY, ids_of(rng, 5))
+        world.scheduler.retreat(world.scheduler.plan())
+    assert world.scheduler.step_tokens == FEWEST
+    world.drain()
+    for _ in range(500):
+        world.record(session, ids_of(rng, 2))
+        world.drain()
+    assert world.scheduler.step_tokens == 200
+
+
+def test_what_was_not_seen_for_long_is_not_guessed() -> None:
+    times, rng = StepTimes(), random.Random(14)
+    for i in range(26_000):
+        load = load_of((rng.randrange(500), rng.randrange(1, 60), int(i < 50)))
+        times.observe(load, 1e-3 + 1e-5 * load.rows)
+    assert times.per_draft_token(100) < 1e-3
+
+
+def test_blocks_of_two_that_know_nothing_of_each_other_are_not_both_taken() -> None:
+    """A sequence can come after one other of its plan, and after what that one comes after."""
+    world = planning()
+    first, second = world.pool.allocate(2)
+    ids = (1, 2, 3, 4, 5, 6, 7, 8)
+    names = [name_of(ROOT, ids[:4])]
+    names.append(name_of(names[0], ids[4:]))
+    draft = Draft(world.scheduler.times, 100, 1.0)
+    for block_id, name, writer in zip((first, second), names, (71, 72), strict=True):
+        world.pool.name(block_id, name)
+        draft.writers[block_id] = writer
+    reader = Generation(73, (*ids, 9), 0, 0)
+    world.scheduler.cells.reuse(draft, reader)
+    assert (reader.block_table, draft.after) == ([first], {73: 71})
+    draft.after[72] = 71
+    other = Generation(74, (*ids, 9), 0, 0)
+    world.scheduler.cells.reuse(draft, other)
+    assert (other.block_table, draft.after[74]) == ([first, second], 72)

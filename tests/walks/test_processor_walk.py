@@ -207,6 +207,7 @@ def test_a_session_whose_records_were_rolled_back_is_unknown_until_they_come_aga
 
 def test_a_flood_of_waiting_asks_is_refused_instead_of_outgrowing_the_offsets_metadata() -> None:
     world = World(random.Random(1), make_config(), num_partitions=1, num_blocks=200)
+    world.rebalance_share = 0
     world.log.produce(0, random_record(world.rng, "A"))
     for number in range(600):
         ask = Ask(f"ask-{number}", "A", "how?", min_offset=1 + number % 2 * 10**6, max_tokens=1)

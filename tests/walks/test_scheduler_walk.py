@@ -72,6 +72,8 @@ class Walk(Planning):
         self.pool.release(session.current.trim_blocks(self.pool))
         if session.current.num_computed == session.current.num_tokens:
             self.workload.growing.pop(session.current.seq_id, None)
+        else:
+            self.workload.grow(session.current)
 
 
 @pytest.mark.parametrize("seed", range(20))

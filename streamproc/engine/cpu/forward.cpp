@@ -100,7 +100,7 @@ template <class Number> struct Forward {        // of weights and of KV
         constexpr int TASKS = 4, FEWEST = 24, MOST = 128;       // of a thread; query rows
         const int threads = team ? int(team->threads.size()) + 1 : 1;
         const int even = step.num_rows * model.num_heads / (threads * TASKS);
-        return (std::clamp(even, FEWEST, MOST) / groups + 7) / 8 * 8;
+        return std::max(8, (std::clamp(even, FEWEST, MOST) / groups + 7) / 8 * 8);
     }
 
     void run() const {

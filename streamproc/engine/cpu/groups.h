@@ -23,7 +23,7 @@ inline int common_keys(const Chunk& one, const Chunk& other, int block_size) {
     const int end = std::min(one.start + one.num_rows, other.start + other.num_rows);
     const int blocks = (end + block_size - 1) / block_size;
     const auto differ = std::mismatch(one.block_table, one.block_table + blocks, other.block_table);
-    return int(differ.first - one.block_table) * block_size / KEYS * KEYS;
+    return std::min(end, int(differ.first - one.block_table) * block_size) / KEYS * KEYS;
 }
 
 // Consecutive chunks join where that saves more reading of keys than it costs: all of them then share what each shares.
