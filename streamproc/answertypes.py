@@ -104,6 +104,11 @@ def parse_answer_type(doc: Any, error: type[BadInput]) -> AnswerType:
     choices = doc.get("choices", [])
     if type(choices) is not list or not all(type(c) is str and c.strip() for c in choices):
         raise error("answer.choices: must be a list of words")
+    if found := next((c for c in choices if not c.isprintable()), None):
+        raise error(f"answer.choices: {found[:40]!r} holds a control character")
+    words = [c.strip() for c in choices]
+    if found := next((word for word in words if words.count(word) > 1), None) if len(words) <= 1_000 else None:
+        raise error(f"answer.choices: {found[:40]!r} is there twice")
     if (kind == "choice") != bool(choices):
         raise error("answer.choices: a choice needs its words, and only a choice has them")
     return AnswerType(kind, tuple(choices), _parse_pattern(kind, doc, error), _parse_schema(kind, doc, error))

@@ -7,19 +7,21 @@ A mask is a function of the grammar and the answer's tokens so far. Where the an
 Masks are computed beside the forward, on a thread of the runner's; matchers are kept from step to step and moved along.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import orjson
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from numpy.typing import NDArray
 
 from streamproc.engine.grammars import BOOLEAN, NUMBER, CannotConstrain, lark, literal, make_tokenizer, one_line
@@ -34,7 +36,10 @@ Masks = Callable[[], Rows]              # waits until they are there
 MAX_GRAMMARS = 256                      # compiled at once
 MAX_WALKS = 1024                        # answers under way whose matchers are kept
 MAX_FORCED = 256                        # tokens at once without a choice
-LIMITS = LLParserLimits(initial_lexer_fuel=200_000, verbose_errors=False)
+FUEL, MAX_ITEMS = 200_000, 10_000       # of a grammar's lexer at first, of its parser in a step
+LIMITS = LLParserLimits(initial_lexer_fuel=FUEL, step_max_items=MAX_ITEMS, max_items_in_row=MAX_ITEMS,
+                        verbose_errors=False)  # fmt: skip
+log = logging.getLogger("streamproc")
 
 
 def unpacked(row: Row, size: int) -> NDArray[np.bool_]:
@@ -50,6 +55,7 @@ class Grammar:
     first: LLMatcher
     endings: LLMatcher | None       # of a stop text, and what its last token has after it
     ends: Row                       # tokens that may come where an answer may end
+    anew: Callable[[], LLMatcher]   # one that shares nothing with any other
     spare: list[LLMatcher] = field(default_factory=list)      # of answers that are over: they know the grammar's states
 
     def matcher(self) -> LLMatcher:
@@ -73,15 +79,25 @@ class Walk:
     def go(self, ids: Sequence[int]) -> "Walk":
         """To the place after these tokens, from wherever it is."""
         if self.matcher.is_error():
-            self.matcher, self.ids = self.grammar.matcher(), []
+            self.start_anew()
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.ids, ids, strict=False)))
         if known < len(self.ids) and not self.matcher.rollback(len(self.ids) - known):
             self.matcher.reset()
             known = 0
         num_more = self.matcher.try_consume_tokens(list(ids[known:]))
+        if self.matcher.is_error():
+            self.start_anew()
+            known, num_more = 0, self.matcher.try_consume_tokens(list(ids))
         self.ids = list(ids[:known + num_more])
         self.after = list(ids[known + num_more:])
         return self
+
+
+    def start_anew(self) -> None:
+        """Copies of a matcher share what it has built of its grammar, and a budget for that: where one fails, it may be
+        the others' doing. What succeeds would succeed in one that shares nothing, so that one decides.
+        """
+        self.matcher, self.ids = self.grammar.anew(), []
 
 
 class Constrainer:
@@ -103,7 +119,7 @@ class Constrainer:
     @property
     def facts(self) -> str:
         """What an answer depends on."""
-        return f"llguidance {version('llguidance')} {NUMBER} {BOOLEAN}"
+        return f"llguidance {version('llguidance')} {NUMBER} {BOOLEAN} {FUEL} {MAX_ITEMS}"
 
     def why_not(self, grammar: str) -> str | None:
         """The reason why answers cannot be held to this grammar, or None. Compiles it at the first call."""
@@ -162,13 +178,28 @@ class Constrainer:
     def _row(self, walk: Walk) -> Row:
         if walk.after:
             return self._row_after(walk)
-        matcher = walk.matcher
-        row = self._row_from(matcher) & self._writable     # for text that it lacks, a tokenizer has a control token
+        row = self._row_from(walk.matcher)
+        if walk.matcher.is_error():
+            row = self._row_anew(walk)
+        row, matcher = row & self._writable, walk.matcher     # for text that it lacks, a tokenizer has a control token
         if matcher.is_stopped():
             return self._end
         if matcher.is_accepting():
             row |= walk.grammar.ends
         return row if row.any() else self._end       # the vocabulary lacks what comes next: nothing can be done
+
+    def _row_anew(self, walk: Walk) -> Row:
+        """Of a matcher whose limits are used up by this answer alone, or not; if so the answer ends here."""
+        ids = walk.ids
+        walk.start_anew()
+        walk.matcher.try_consume_tokens(ids)
+        walk.ids = ids
+        row = self._row_from(walk.matcher)
+        if walk.matcher.is_error():
+            log.warning("an answer is cut: its type is too large for what can be built of it in an answer (%s): %s",
+                        one_line(walk.matcher.get_error()), walk.constraint[:200])
+            return self._end
+        return row
 
     def _row_after(self, walk: Walk) -> Row:
         """Inside a stop text; where the answer is over, or went another way, it ends."""
@@ -222,14 +253,19 @@ class Constrainer:
         if not self._end_ids:
             raise CannotConstrain("answer: only text, this model has no end-of-sequence token to end others with")
         name = {"regex": "answer.pattern", "json": "answer.schema"}.get(grammar["type"], "answer")
-        first = self._matcher(lark(grammar), name)
+        if grammar["type"] == "regex":      # alone, so that it cannot reach beyond itself
+            if (len(grammar["pattern"]) - len(grammar["pattern"].rstrip("\\"))) % 2:
+                raise CannotConstrain(f"{name}: ends in a lone backslash")
+            self._matcher(f"start: TEXT\nTEXT: /{regex_to_lark(grammar['pattern'], 'd')}/", name)
+        anew = partial(self._matcher, lark(grammar), name)
+        first = anew()
         if not (self._row_from(first) & self._writable).any() and not first.is_accepting():
             raise CannotConstrain(f"{name}: no text that this model can write satisfies it")
         if not grammar["stop"]:
-            return Grammar(first, None, self._ends)
+            return Grammar(first, None, self._ends, anew)
         stop = "|".join(map(literal, grammar["stop"]))
         endings = self._matcher(f"start: TEXT\nTEXT: /({stop})(?s:.*)/", "stop")
-        return Grammar(first, endings, self._ends | self._row_from(endings))
+        return Grammar(first, endings, self._ends | self._row_from(endings), anew)
 
     def prepare(self) -> None:
         """Read the vocabulary: seconds for a large one, of which the first constrained question need not wait."""

@@ -9,6 +9,7 @@ from llguidance import LLTokenizer, regex_to_lark
 from streamproc.answertypes import UNKNOWN
 from streamproc.prompts import Renderer
 
+MAX_ALL_OF = 8
 NUMBER = f"-?[0-9]+(\\.[0-9]+)?|{UNKNOWN}"
 BOOLEAN = f"[Yy]es|[Nn]o|[Tt]rue|[Ff]alse|{UNKNOWN}"
 PLACE = re.compile(r'(at \d+\(\d+\): )?(invalid regex ".*" \(in regex\): |failed to compile JSON schema: )?')
@@ -25,6 +26,8 @@ def lark(grammar: dict[str, Any]) -> str:
     if kind == "json":
         if inside := next((text for text in stop if min(text) >= " "), None):
             raise CannotConstrain(f'stop: {inside!r} may stand inside JSON, use stop = ["\\n"] or []')
+        if num_members(grammar["schema"]) > MAX_ALL_OF:
+            raise CannotConstrain(f"answer.schema: more than {MAX_ALL_OF} members of allOf, they take too long to join")
         schema = orjson.dumps({**grammar["schema"], "x-guidance": IN_ONE_LINE}).decode()
         return f'start: SPACE? body\nSPACE: " "\nbody: %json {schema}'
     choices = [choice.strip() for choice in grammar.get("choices", ())]
@@ -36,6 +39,16 @@ def lark(grammar: dict[str, Any]) -> str:
         return f"start: TEXT\nTEXT: {allowed}"
     stopped = f"/(?s:.*)({'|'.join(map(literal, stop))})(?s:.*)/"
     return f"start: TEXT\nTEXT: BODY & ~STOPPED\nBODY: {allowed}\nSTOPPED: {stopped}"
+
+
+def num_members(schema: Any) -> int:
+    """Of all allOf: what joins them takes exponential time."""
+    if isinstance(schema, list):
+        return sum(map(num_members, schema))
+    if not isinstance(schema, dict):
+        return 0
+    own = schema.get("allOf")
+    return sum(map(num_members, schema.values())) + (len(own) if isinstance(own, list) else 0)
 
 
 def without_anchors(pattern: str) -> str:

@@ -349,3 +349,40 @@ def test_matchers_do_not_pile_up(constrainers: dict[str, Constrainer], monkeypat
         constrainer.forced(i, constraint, constrainers["characters"]._renderer.text_ids(("5", "5\n")[i % 2]))
     assert {seq_id % 2 for seq_id in constrainer._walks} == {0}
     assert len(constrainer._grammars) <= 4
+
+
+HEAVY = (r"(.{3,50}[a-z]|.{2,60}[0-9]){2,5}#", r"(\p{L}{1,50}|[0-9. ]{1,30}){3,20}#")
+
+
+@pytest.mark.parametrize("pattern", HEAVY)
+def test_what_was_asked_before_changes_no_mask_even_where_a_pattern_is_too_large(pattern: str, engine: Engine) -> None:
+    """What matchers build of a grammar they share, and the limit to that as well."""
+    grammar = AnswerType("regex", pattern=pattern).grammar(())
+    assert grammar
+
+    def walked(constrainer: Constrainer, seed: int) -> list[bytes]:
+        rng, ids, rows = random.Random(seed), [], []
+        while len(ids) < 30 and (not ids or ids[-1] not in engine.renderer.eos_ids):
+            chunk = Chunk(seed, 0, (1,), (0,), 1, constraint=Constraint(grammar, tuple(ids)))
+            (row,) = constrainer.masks([chunk])
+            assert row is not None
+            rows.append(row.tobytes())
+            ids.append(int(rng.choice(np.flatnonzero(unpacked(row, engine.loaded.vocab_size)))))
+        return rows
+
+    alone = [walked(Constrainer(engine.renderer, engine.loaded.vocab_size), seed) for seed in range(4)]
+    together = Constrainer(engine.renderer, engine.loaded.vocab_size)
+    assert [walked(together, seed) for seed in range(4)] == alone
+    assert [walked(together, seed) for seed in reversed(range(4))] == alone[::-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (AnswerType("json", schema=orjson.dumps({"allOf": [{"pattern": ".*0.*"}] * 40}).decode()), "members of allOf"),
+        (AnswerType("regex", pattern=")|("), "answer.pattern"),
+        (AnswerType("regex", pattern="\\"), "answer.pattern"),
+    ],
+)
+def test_what_takes_for_ever_or_reaches_beyond_itself_is_refused(kind: AnswerType, reason: str, engine: Engine) -> None:
+    assert reason in (engine.why_not(grammar_of(kind)) or "")

@@ -311,3 +311,16 @@ def test_a_flash_answer_has_one_id_per_input():
 def test_ids_and_digests_are_the_same_in_every_process():
     assert flash_answer_id(Query("a", "Up?"), "BTC", "records", 0, 7) == "f094b23f993ed137d0a2ea6b"
     assert text_digest("up") == "75a288c0d6898c5f"
+
+
+@pytest.mark.parametrize("trigger", ["every " + "9" * 5_000 + " records", "every ٣ records", "every 0 records"])
+def test_a_trigger_that_is_no_number_of_records_is_refused_in_a_short_line(trigger):
+    with pytest.raises(BadQuery, match="trigger") as caught:
+        parse_query("q", {"question": "Q?", "trigger": trigger})
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(("choices", "reason"), [(["up", "up "], "twice"), (["a\x01b", "c"], "control character")])
+def test_choices_that_cannot_be_told_apart_or_written_are_refused(choices, reason):
+    with pytest.raises(BadQuery, match=reason):
+        parse_query("q", {"question": "Q?", "answer": {"type": "choice", "choices": choices}})
