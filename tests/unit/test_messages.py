@@ -27,10 +27,11 @@ words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
 plain = st.text("abcXYZ ?!.,é", min_size=1, max_size=40).filter(str.strip)
 questions = st.builds(lambda text, name: f"{text} {{{name}}}", plain, st.sampled_from(PLACEHOLDERS)) | plain
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+choices = words.filter(lambda word: word.strip() and word.isprintable())
 schemas = st.dictionaries(words, st.none() | st.integers(0, 9) | st.dictionaries(words, words, max_size=3), max_size=3)
 answer_types = (
     st.sampled_from(["text", "number", "boolean"]).map(AnswerType)
-    | st.lists(words.filter(str.strip), min_size=1, max_size=4).map(lambda found: AnswerType("choice", tuple(found)))
+    | st.lists(choices, min_size=1, max_size=4, unique_by=str.strip).map(lambda words: AnswerType("choice", tuple(words)))
     | words.filter(str.isprintable).map(lambda pattern: AnswerType("regex", pattern=pattern))
     | schemas.map(lambda schema: AnswerType("json", schema=orjson.dumps(schema).decode()))
 )
