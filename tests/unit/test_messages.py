@@ -31,7 +31,7 @@ choices = words.filter(lambda word: word.strip() and word.isprintable())
 schemas = st.dictionaries(words, st.none() | st.integers(0, 9) | st.dictionaries(words, words, max_size=3), max_size=3)
 answer_types = (
     st.sampled_from(["text", "number", "boolean"]).map(AnswerType)
-    | st.lists(choices, min_size=1, max_size=4, unique_by=str.strip).map(lambda words: AnswerType("choice", tuple(words)))
+    | st.lists(choices, min_size=1, max_size=4, unique_by=str.strip).map(lambda found: AnswerType("choice", (*found,)))
     | words.filter(str.isprintable).map(lambda pattern: AnswerType("regex", pattern=pattern))
     | schemas.map(lambda schema: AnswerType("json", schema=orjson.dumps(schema).decode()))
 )
