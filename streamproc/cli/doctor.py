@@ -18,7 +18,7 @@ COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 @click.option("--report", is_flag=True, help="A block to paste into an issue: the checks and all settings, no secrets.")
 @shared_options
 def doctor(call: Call, report: bool) -> None:
-    """Check settings, versions, broker, topics, model, memory and disk; changes nothing.
+    """Check settings, versions, broker, topics, model, code, memory and disk; changes nothing.
 
     \b
     streamproc doctor
