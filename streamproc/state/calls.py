@@ -1,6 +1,6 @@
 """Calls: prompts without a session, continued for whoever holds the future. Any thread may call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -59,13 +59,8 @@ class CallDesk:
 
     def take(self) -> None:
         """Queue what has arrived. In the loop's thread, as all that follows."""
-        while True:
-            try:
-                call = self._arrived.get_nowait()
-            except Empty:
-                return
-            if call.future.set_running_or_notify_cancel():
-                self._queue(call)
+        for call in self._arrivals():
+            self._queue(call)
 
     def _queue(self, call: Call) -> None:
         reason = why_bad(call)
@@ -100,13 +95,18 @@ class CallDesk:
         self._open.clear()
 
     def _refuse(self) -> None:
+        for call in self._arrivals():
+            call.future.set_exception(StreamprocError("this worker has stopped"))
+
+    def _arrivals(self) -> Iterator[Call]:
+        """What has arrived and was not given up since."""
         while True:
             try:
                 call = self._arrived.get_nowait()
             except Empty:
                 return
             if call.future.set_running_or_notify_cancel():
-                call.future.set_exception(StreamprocError("this worker has stopped"))
+                yield call
 
 
 def why_bad(call: Call) -> str | None:
