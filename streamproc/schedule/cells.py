@@ -8,7 +8,7 @@ until it has.
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from streamproc.schedule.draft import Draft
+from streamproc.schedule.builder import StepBuilder
 from streamproc.state.fork import Fork
 from streamproc.state.generation import Generation
 from streamproc.state.workload import Workload
@@ -21,28 +21,28 @@ class Cells:
         self.workload = workload
         self.pool = workload.pool
 
-    def give_fork(self, draft: Draft, fork: Fork, younger: Sequence[Generation], is_stuck: bool) -> bool:
+    def give_fork(self, step: StepBuilder, fork: Fork, younger: Sequence[Generation], is_stuck: bool) -> bool:
         """All cells that a fork can ever need, shared and its own -> whether they could be had."""
         size, table = self.pool.block_size, fork.generation.block_table
         num_shared = fork.base // size
-        found = self._find(draft, fork, num_shared, (fork.base + len(fork.question.tail_ids) - 1) // size)
+        found = self._find(step, fork, num_shared, (fork.base + len(fork.question.tail_ids) - 1) // size)
         shared = [*table[:num_shared], *found]
         self.pool.share(table[:num_shared])
         num_own = self.pool.num_blocks_for(fork.max_cells) - len(shared)
-        own = self._allocate(draft, num_own, self._victims(draft, fork.generation, younger, is_stuck))
+        own = self._allocate(step, num_own, self._victims(step, fork.generation, younger, is_stuck))
         if own is None:
             self.pool.release(shared)
             return False
         if found:
-            draft.come_after(fork.seq_id, found)
+            step.come_after(fork.seq_id, found)
             fork.num_computed = len(shared) * size - fork.base
         elif fork.base % size and own:
-            draft.copies.append((table[num_shared], own[0]))
+            step.copies.append((table[num_shared], own[0]))
         fork.block_table = shared + own
         return True
 
     def give_generation(
-        self, draft: Draft, generation: Generation, end: int, younger: Sequence[Generation] | None
+        self, step: StepBuilder, generation: Generation, end: int, younger: Sequence[Generation] | None
     ) -> int:
         """Blocks for a generation's cells up to position `end` -> the end of those that it has.
 
@@ -50,29 +50,29 @@ class Cells:
         """
         missing = self.pool.num_blocks_for(end) - len(generation.block_table)
         if missing > self.pool.num_free:
-            victims = [] if younger is None else [*self._victims(draft, generation, younger, False)]
+            victims = [] if younger is None else [*self._victims(step, generation, younger, False)]
             most = self.pool.most([victim.block_table for victim in victims])
-            generation.block_table += self._allocate(draft, min(missing, most), victims) or []
+            generation.block_table += self._allocate(step, min(missing, most), victims) or []
         elif missing > 0:
             generation.block_table += self.pool.allocate(missing) or []
         return min(end, len(generation.block_table) * self.pool.block_size)
 
-    def reuse(self, draft: Draft, generation: Generation) -> None:
+    def reuse(self, step: StepBuilder, generation: Generation) -> None:
         """Give a generation blocks that somebody has computed already, or will have with this plan."""
         size, start = self.pool.block_size, generation.num_computed
         if start != len(generation.block_table) * size:
             return
-        found = self._find(draft, generation, start // size, generation.num_tokens // size)
+        found = self._find(step, generation, start // size, generation.num_tokens // size)
         end = start + len(found) * size
-        if end == generation.num_tokens and draft.writer(found) is not None:
+        if end == generation.num_tokens and step.writer(found) is not None:
             self.pool.release(found)    # it would have no chunk in the plan that computes them
         elif found:
-            draft.come_after(generation.seq_id, found)
+            step.come_after(generation.seq_id, found)
             generation.block_table += found
             self.workload.advance(generation, end - start)
             self.workload.touch(generation)
 
-    def _find(self, draft: Draft, sequence: Generation | Fork, first: int, end: int) -> list[int]:
+    def _find(self, step: StepBuilder, sequence: Generation | Fork, first: int, end: int) -> list[int]:
         """Blocks from index `first` below `end` that hold, or with this plan will, what this sequence needs, each with
         one more holder.
         """
@@ -82,26 +82,26 @@ class Cells:
             block_id = self.pool.look_up(sequence.name(index, self.pool.block_size))
             if block_id is None:
                 break
-            by = draft.writers.get(block_id)
+            by = step.writers.get(block_id)
             if by is not None:
-                if writer is not None and not draft.is_after(by, writer):
+                if writer is not None and not step.is_after(by, writer):
                     break       # a sequence comes after one other, and after all that this one comes after
                 writer = by
             self.pool.take(block_id)
             found.append(block_id)
         return found
 
-    def name(self, draft: Draft, sequence: Generation | Fork, start: int, end: int) -> None:
+    def name(self, step: StepBuilder, sequence: Generation | Fork, start: int, end: int) -> None:
         """The blocks that a chunk of these positions makes full."""
         size = self.pool.block_size
         for index in range(start // size, end // size):
             block_id = sequence.block_table[index]
             if self.pool.name(block_id, sequence.name(index, size)):
-                draft.writers[block_id] = sequence.seq_id
+                step.writers[block_id] = sequence.seq_id
 
-    def take_back(self, draft: Draft) -> None:
+    def take_back(self, step: StepBuilder) -> None:
         """The plan was not carried out: who relies on its cells, or on a copy that it was to make, starts over."""
-        written = draft.writers.keys()
+        written = step.writers.keys()
         for fork in list(self.workload.running.values()):
             if not fork.num_computed or not written.isdisjoint(fork.block_table):
                 self.workload.start_over(fork)
@@ -111,23 +111,23 @@ class Cells:
                 self.workload.grow(generation)
         self.pool.unname(list(written))
 
-    def _allocate(self, draft: Draft, num_blocks: int, victims: Iterable[Generation]) -> list[int] | None:
+    def _allocate(self, step: StepBuilder, num_blocks: int, victims: Iterable[Generation]) -> list[int] | None:
         """So many blocks, or None; nobody loses cells in vain."""
         victims = list(victims) if self.pool.num_free < num_blocks else []
         num_chosen = self.pool.num_enough(num_blocks, [victim.block_table for victim in victims])
         if num_chosen is None:
             return None
         for victim in victims[:num_chosen]:
-            draft.took_from_growing |= victim.seq_id in self.workload.growing
+            step.took_from_growing |= victim.seq_id in self.workload.growing
             self.workload.evict(victim)
         return self.pool.allocate(max(num_blocks, 0))
 
     def _victims(
-        self, draft: Draft, needy: Generation, younger: Sequence[Generation], is_stuck: bool
+        self, step: StepBuilder, needy: Generation, younger: Sequence[Generation], is_stuck: bool
     ) -> Iterator[Generation]:
         """Generations whose cells may be taken, the least missed first. is_stuck: nothing else goes on, so all may."""
         growing, resident = self.workload.growing, self.workload.resident
-        kept = {*draft.planned, needy.seq_id}
+        kept = {*step.planned, needy.seq_id}
         free = [g for g in resident.values() if g.seq_id not in kept and not g.num_running_forks]
         yield from [g for g in free if g.is_ahead]
         idle = [g for g in free if not g.num_waiting_forks and not g.is_ahead]

@@ -17,8 +17,8 @@ questions (state/turns.py).
 
 from collections.abc import Iterable
 
+from streamproc.schedule.builder import StepBuilder
 from streamproc.schedule.cells import Cells
-from streamproc.schedule.draft import Draft
 from streamproc.schedule.plan import Chunk, Constraint, Plan
 from streamproc.schedule.speculation import Speculation
 from streamproc.schedule.steptime import StepTimes
@@ -54,29 +54,29 @@ class Scheduler:
         self.speculation = Speculation(self.times)
         self.is_short = False  # growing generations do not all get the cells that they need
         self._turn: tuple[int, int] | None = None  # while short: whose turn it is, and up to which of its tokens
-        self._newest = Draft(self.times, 0, 0.0)
+        self._newest = StepBuilder(self.times, 0, 0.0)
         self._lacks_cells: Turns | None = None  # whose next question found no cells in the newest plan
         self._most_tokens, self._num_good_steps = step_tokens, 0
 
     def plan(self) -> Plan:
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
-        draft = self._newest = Draft(self.times, num_tokens, self.step_s)
+        step = self._newest = StepBuilder(self.times, num_tokens, self.step_s)
         running = list(self.workload.running.values())
         awaited = [fork for fork in running if fork.question.is_awaited]
-        self._advance(draft, (fork for fork in awaited if fork.is_decoding))
+        self._advance(step, (fork for fork in awaited if fork.is_decoding))
         if self._lacks_cells is not None:       # before records take what others have let go of
-            self._start(draft, self._lacks_cells, self._by_need() if self._is_urgent(self._lacks_cells) else [])
+            self._start(step, self._lacks_cells, self._by_need() if self._is_urgent(self._lacks_cells) else [])
         self._lacks_cells = None
-        self._grow(draft)
-        self._advance(draft, (fork for fork in awaited if not fork.is_decoding))
-        self._start(draft, self.workload.awaited, self._by_need())
-        self._advance(draft, (fork for fork in running if not fork.question.is_awaited))
-        self._start(draft, self.workload.flash, self._by_need() if self._is_urgent(self.workload.flash) else [])
-        if not draft.chunks:
-            self._unstick(draft)
+        self._grow(step)
+        self._advance(step, (fork for fork in awaited if not fork.is_decoding))
+        self._start(step, self.workload.awaited, self._by_need())
+        self._advance(step, (fork for fork in running if not fork.question.is_awaited))
+        self._start(step, self.workload.flash, self._by_need() if self._is_urgent(self.workload.flash) else [])
+        if not step.chunks:
+            self._unstick(step)
         if not self.is_short:
-            self._make_ahead(draft)
-        return draft.plan()
+            self._make_ahead(step)
+        return step.plan()
 
     def _is_urgent(self, turns: Turns) -> bool:
         """Whether its questions may take cells of generations that are behind."""
@@ -102,99 +102,99 @@ class Scheduler:
 
     # Forks
 
-    def _advance(self, draft: Draft, forks: Iterable[Fork]) -> None:
+    def _advance(self, step: StepBuilder, forks: Iterable[Fork]) -> None:
         for fork in forks:
-            if not draft.room:
+            if not step.room:
                 return
-            self._add_fork(draft, fork)
+            self._add_fork(step, fork)
 
-    def _add_fork(self, draft: Draft, fork: Fork) -> None:
+    def _add_fork(self, step: StepBuilder, fork: Fork) -> None:
         """The next tokens of a running fork; where they are its last, also a guess at those that follow."""
         start, position = fork.num_computed, fork.base + fork.num_computed
-        missing, room = fork.num_tokens - start, max(1, draft.tokens_at(position))
+        missing, room = fork.num_tokens - start, max(1, step.tokens_at(position))
         ids, num_samples = fork.token_ids[start : start + min(missing, room)], 0
         if room >= missing:
             guess = self.speculation.guess(fork, room - missing, len(self.workload.running))
             ids, num_samples = [*ids, *guess], 1 + len(guess)
         grammar = fork.question.grammar if num_samples else None
         constraint = Constraint(grammar, tuple(fork.answer_ids)) if grammar else None
-        after, table = draft.after.get(fork.seq_id), tuple(fork.block_table)
+        after, table = step.after.get(fork.seq_id), tuple(fork.block_table)
         chunk = Chunk(fork.seq_id, position, tuple(ids), table, num_samples, after, constraint)
-        draft.add(chunk, fork.generation.seq_id)
+        step.add(chunk, fork.generation.seq_id)
         if not fork.is_decoding:
             end = fork.base + min(start + len(ids), len(fork.question.tail_ids))
-            self.cells.name(draft, fork, position, end)
+            self.cells.name(step, fork, position, end)
 
-    def _start(self, draft: Draft, turns: Turns, younger: list[Generation]) -> None:
+    def _start(self, step: StepBuilder, turns: Turns, younger: list[Generation]) -> None:
         def start(fork: Fork) -> Verdict:
-            if not draft.room:
+            if not step.room:
                 return Verdict.FULL
-            if fork.generation.num_computed < fork.base or fork.generation.seq_id in draft.after:
+            if fork.generation.num_computed < fork.base or fork.generation.seq_id in step.after:
                 return Verdict.NOT_YET
-            if self._begin(draft, fork, younger):
+            if self._begin(step, fork, younger):
                 return Verdict.STARTED
             if self._lacks_cells is None or turns is self.workload.awaited:
                 self._lacks_cells = turns
             return Verdict.FULL
 
-        if draft.room:
+        if step.room:
             turns.offer(start)
 
-    def _unstick(self, draft: Draft) -> None:
+    def _unstick(self, step: StepBuilder) -> None:
         """Complete generations fill the pool and none of their questions can start: the first one makes room."""
         for turns in (self.workload.awaited, self.workload.flash):
             for fork in list(turns):
                 ready = fork.generation.num_computed >= fork.base
-                if ready and self._begin(draft, fork, list(self.workload.resident.values()), is_stuck=True):
+                if ready and self._begin(step, fork, list(self.workload.resident.values()), is_stuck=True):
                     turns.remove(fork)
                     return
 
-    def _begin(self, draft: Draft, fork: Fork, younger: list[Generation], is_stuck: bool = False) -> bool:
+    def _begin(self, step: StepBuilder, fork: Fork, younger: list[Generation], is_stuck: bool = False) -> bool:
         """Start a fork -> whether the cells for it could be had."""
-        if not self.cells.give_fork(draft, fork, younger, is_stuck):
+        if not self.cells.give_fork(step, fork, younger, is_stuck):
             return False
         fork.expected = expected_ids(fork.session, fork.question)
         self.workload.start(fork)
         self.workload.touch(fork.generation)
-        self._add_fork(draft, fork)
+        self._add_fork(step, fork)
         return True
 
     # Generations
 
-    def _grow(self, draft: Draft) -> None:
+    def _grow(self, step: StepBuilder) -> None:
         """Let generations catch up. While there are cells for all they share the step and take turns; else one after
         the other gets what it needs.
         """
         order, asked = self._by_need(), self._asked()
-        draft.hold_back(ASK_SHARE if self.workload.awaited else 0)
+        step.hold_back(ASK_SHARE if self.workload.awaited else 0)
         got_all = True
         for place, generation in enumerate(order):
-            if draft.room <= 0:
+            if step.room <= 0:
                 got_all = not self.is_short     # who came first may have taken all: the others are still to be seen to
                 break
-            most = self._share(draft, generation.seq_id in asked, len(order) - place)
-            if not self._extend(draft, generation, most, order[place + 1 :]):
+            most = self._share(step, generation.seq_id in asked, len(order) - place)
+            if not self._extend(step, generation, most, order[place + 1 :]):
                 got_all = False
                 break
-        draft.give_back()
-        self.is_short = not got_all or draft.took_from_growing
-        self._take_turns(draft)
+        step.give_back()
+        self.is_short = not got_all or step.took_from_growing
+        self._take_turns(step)
 
-    def _share(self, draft: Draft, is_asked: bool, num_waiting: int) -> int:
+    def _share(self, step: StepBuilder, is_asked: bool, num_waiting: int) -> int:
         if self.is_short:
-            return draft.room
+            return step.room
         if is_asked and num_waiting > 1:
-            return max(draft.room // 2, share(draft.room, num_waiting))
-        return share(draft.room, num_waiting)
+            return max(step.room // 2, share(step.room, num_waiting))
+        return share(step.room, num_waiting)
 
-    def _take_turns(self, draft: Draft) -> None:
+    def _take_turns(self, step: StepBuilder) -> None:
         """Those that have waited for longest come first in the next step. Short of cells, a generation's turn lasts
         until it has caught up with what it had at the beginning: cells taken too early would be computed in vain.
         """
         growing = self.workload.growing
         if not self.is_short:
             self._turn = None
-            for seq_id in [seq_id for seq_id in growing if seq_id in draft.planned] if len(growing) > 1 else ():
+            for seq_id in [seq_id for seq_id in growing if seq_id in step.planned] if len(growing) > 1 else ():
                 growing[seq_id] = growing.pop(seq_id)
             return
         if self._turn and self._turn[0] in growing and growing[self._turn[0]].num_computed >= self._turn[1]:
@@ -203,30 +203,30 @@ class Scheduler:
         if first and (self._turn is None or self._turn[0] != first.seq_id):
             self._turn = first.seq_id, first.num_tokens
 
-    def _make_ahead(self, draft: Draft) -> None:
+    def _make_ahead(self, step: StepBuilder) -> None:
         """Generations that sessions will hop to, where cells are free anyway."""
         for generation in list(self.workload.ahead.values()):
-            if not draft.room:
+            if not step.room:
                 return
-            self._extend(draft, generation, draft.room, None)
+            self._extend(step, generation, step.room, None)
 
-    def _extend(self, draft: Draft, generation: Generation, most: int, younger: list[Generation] | None) -> bool:
+    def _extend(self, step: StepBuilder, generation: Generation, most: int, younger: list[Generation] | None) -> bool:
         """The next tokens of a generation, `most` at most -> whether there were cells for any.
 
         `younger`: generations whose cells it may take besides those that nobody waits for; None: nobody's.
         """
-        self.cells.reuse(draft, generation)
+        self.cells.reuse(step, generation)
         start = generation.num_computed
-        end = start + min(most, draft.tokens_at(start), generation.num_tokens - start)
+        end = start + min(most, step.tokens_at(start), generation.num_tokens - start)
         if end == start:
             return True
-        end = self.cells.give_generation(draft, generation, end, younger)
+        end = self.cells.give_generation(step, generation, end, younger)
         if end == start:
             return False
         ids, table = tuple(generation.token_ids[start:end]), tuple(generation.block_table)
-        after = draft.after.get(generation.seq_id)
-        draft.add(Chunk(generation.seq_id, start, ids, table, after=after), generation.seq_id)
-        self.cells.name(draft, generation, start, end)
+        after = step.after.get(generation.seq_id)
+        step.add(Chunk(generation.seq_id, start, ids, table, after=after), generation.seq_id)
+        self.cells.name(step, generation, start, end)
         self.workload.touch(generation)
         return True
 

@@ -6,7 +6,7 @@ import pytest
 from planning import Planning
 
 from streamproc.messages import Ask, Query
-from streamproc.schedule.draft import Draft
+from streamproc.schedule.builder import StepBuilder
 from streamproc.schedule.plan import Plan
 from streamproc.schedule.scheduler import FEWEST, share
 from streamproc.schedule.steptime import Load, StepTimes
@@ -371,7 +371,7 @@ def test_blocks_of_two_that_know_nothing_of_each_other_are_not_both_taken() -> N
     ids = (1, 2, 3, 4, 5, 6, 7, 8)
     names = [name_of(ROOT, ids[:4])]
     names.append(name_of(names[0], ids[4:]))
-    draft = Draft(world.scheduler.times, 100, 1.0)
+    draft = StepBuilder(world.scheduler.times, 100, 1.0)
     for block_id, name, writer in zip((first, second), names, (71, 72), strict=True):
         world.pool.name(block_id, name)
         draft.writers[block_id] = writer

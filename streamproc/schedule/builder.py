@@ -11,7 +11,7 @@ LEAST = 8  # tokens that an empty step takes however long they may last
 
 
 @dataclass
-class Draft:
+class StepBuilder:
     """So many tokens at most, and about as many as can be computed in `seconds`."""
 
     times: StepTimes
