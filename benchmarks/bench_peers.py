@@ -74,7 +74,7 @@ PARTS = ("ingest", "s1", "s2", "s3", "s4")
 COLUMNS = ("ingest_tokens_per_s", "arrive_ms", "s1_ms", "s2_ms", "draft_ms")
 SAME_MODEL = 0.5    # of the next tokens have to agree
 QUIET = 0.03        # share of the machine that others may take
-LONG = 8_000        # tokens of a context from which on three repeats must do
+LONG = 8_000        # tokens of a context from which on three repeats must do, and one filling
 
 
 class Files:
@@ -135,8 +135,7 @@ def measure(given: argparse.Namespace, contenders: list[Contender]) -> dict[str,
     figures: dict[str, dict[str, dict[str, float]]] = {one.name: {} for one in contenders}
     for context in given.contexts:
         repeats = min(given.repeats, 3) if context > LONG else given.repeats
-        fillings = min(repeats, given.ingest_repeats) if "ingest" in given.only else 1
-        rows = [cases.ingest(contenders, context, fillings)]
+        rows = [cases.ingest(contenders, context, fillings(given, context, repeats))]
         if {"s1", "s2"} & set(given.only):
             rows.append(cases.questions(contenders, context, repeats, OURS))
         for name, row in ((name, row) for part in rows for name, row in cases.medians(part).items()):
@@ -145,6 +144,13 @@ def measure(given: argparse.Namespace, contenders: list[Contender]) -> dict[str,
               for name, of in figures.items()])  # fmt: skip
     found["ours"] = figures.pop(OURS)
     return {**found, "peers": figures, **ratios(found["ours"], figures)}
+
+
+def fillings(given: argparse.Namespace, context: int, repeats: int) -> int:
+    """How often a context is filled from empty, which at a long one takes most of the time."""
+    if "ingest" not in given.only:
+        return 1
+    return given.ingest_repeats or (1 if given.quick or context > LONG else repeats)
 
 
 def stand(given: argparse.Namespace, files: Files) -> dict[str, Any]:
@@ -196,7 +202,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--context-weight", type=float, default=1.0, help="of what attention adds: with 0.1 answers "
                         "mostly stay as they were when records come, with 1 hardly ever")
     numbers("--repeats", default=5, help="of questions; at most 3 at a context above 8,000")
-    numbers("--ingest-repeats", default=0, help="0: as many as of questions, one with --quick")
+    numbers("--ingest-repeats", default=0, help="0: as many as of questions; one with --quick and above 8,000")
     numbers("--threads", default=torch.get_num_threads())
     numbers("--asks", default=1_000, help="of S3")
     numbers("--sessions", default=32)
@@ -212,7 +218,6 @@ def arguments() -> argparse.Namespace:
     given.s4_peers = [name for name in given.peers if name == PLAIN or (name in LLAMA and not given.quick)]
     given.ways = WAYS[:1] if given.quick else WAYS
     given.rounds = given.rounds or (1 if given.quick else 5)
-    given.ingest_repeats = given.ingest_repeats or (1 if given.quick else given.repeats)
     for unknown in {*given.only} - {*PARTS} or {*given.peers} - {*LLAMA, *TRANSFORMERS}:
         parser.error(f"unknown: {unknown}")
     if given.plot and not (given.plot.parent.is_dir() and {"s1", "s2"} & {*given.only}):

@@ -2,11 +2,16 @@
 //
 // What a row has summed up lies in memory between the tiles, so that many rows can take one tile of keys after the
 // other while it is in the cache. A row takes its tiles in ascending order, whoever else takes them with it.
+//
+// Blocks are short runs of memory far apart, for which a processor does not read ahead by itself. So the first rows that
+// take a tile fetch the next one, line by line as they read their own, into the second cache: it waits for many more
+// lines at once than the first.
 
 #pragma once
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "vectors.h"
 
@@ -50,18 +55,23 @@ template <class Cell> struct Queries {
     int end(int count) const { return *std::max_element(positions, positions + count) + 1; }
 };
 
-template <int ROWS, class Cell> struct Tile {
+inline void fetch(const void* line) { __builtin_prefetch(line, 0, 2); }
+
+template <int ROWS, bool FETCHES, class Cell> struct Tile {
     using S = Sum<Cell>;
     using Operand = typename S::Operand;
 
     const Queries<Cell> rows;
     const Keys<Cell>& keys;
 
+    const int next;     // first key of the tile to fetch, a whole one
+
     Operand queries[ROWS][MAX_HEAD_DIM];
     float scores[ROWS][KEYS];
     Operand weights[ROWS][KEYS];
 
-    Tile(const Queries<Cell>& rows, const Keys<Cell>& keys) : rows(rows), keys(keys) {}     // nothing is filled in
+    // Nothing is filled in.
+    Tile(const Queries<Cell>& rows, const Keys<Cell>& keys, int next) : rows(rows), keys(keys), next(next) {}
 
     // The keys from `first` on, a multiple of KEYS.
     void run(int first) {
@@ -88,13 +98,17 @@ template <int ROWS, class Cell> struct Tile {
     }
 
     template <int WIDTH> void score_part(int first, int j) {
-        const Cell* k[WIDTH];
-        for (int w = 0; w < WIDTH; w++) k[w] = keys.k(first + j + w * LANES);
+        const Cell *k[WIDTH], *ahead[WIDTH];
+        for (int w = 0; w < WIDTH; w++) {
+            k[w] = keys.k(first + j + w * LANES);
+            if constexpr (FETCHES) ahead[w] = keys.k(next + j + w * LANES);
+        }
         Floats dots[ROWS][WIDTH] = {};
         const int step = keys.block_size * S::PAIR;
         for (int d = 0, at = 0; d < keys.head_dim; d += S::PAIR, at += step) {
 #pragma GCC unroll 4
             for (int w = 0; w < WIDTH; w++) {
+                if constexpr (FETCHES) fetch(ahead[w] + at);
                 const auto cells = S::take(k[w] + at);
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; r++) dots[r][w] = S::add(dots[r][w], &queries[r][d], cells);
@@ -146,9 +160,11 @@ template <int ROWS, class Cell> struct Tile {
         for (int j = 0; j < count;) {
             const int end = std::min(count, j + keys.block_size - (first + j) % keys.block_size);
             const Cell* v = keys.v(first + j) + d * S::PAIR;
-            for (; j < end; j += S::PAIR, v += head_dim * S::PAIR) {
+            const Cell* ahead = FETCHES ? keys.v(next + j) + d * S::PAIR : nullptr;
+            for (; j < end; j += S::PAIR, v += head_dim * S::PAIR, ahead += head_dim * S::PAIR) {
 #pragma GCC unroll 4
                 for (int w = 0; w < WIDTH; w++) {
+                    if constexpr (FETCHES) fetch(ahead + w * LANES * S::PAIR);
                     auto cells = S::take(v + w * LANES * S::PAIR);
                     if constexpr (S::PAIR == 2)
                         if (j + 1 == count) cells = S::first(cells);    // the second may never have been written
@@ -162,21 +178,25 @@ template <int ROWS, class Cell> struct Tile {
     }
 };
 
-template <int ROWS, class Cell> void attend_tile(const Queries<Cell>& rows, const Keys<Cell>& keys, int first) {
-    Tile<ROWS, Cell>(rows, keys).run(first);
+constexpr int NOTHING = 0;      // to fetch: the first tile is no other's next
+
+template <int ROWS, class Cell> void attend_tile(const Queries<Cell>& rows, const Keys<Cell>& keys, int first, int next) {
+    if (next != NOTHING) Tile<ROWS, true, Cell>(rows, keys, next).run(first);
+    else Tile<ROWS, false, Cell>(rows, keys, next).run(first);
 }
 
 // `count` query rows over the keys from `start`, a multiple of KEYS, to `end`.
 template <class Cell> void attend_keys(const Queries<Cell>& queries, int count, const Keys<Cell>& keys, int start, int end) {
     end = std::min(end, queries.end(count));
     for (int first = std::max(start, queries.start(count)); first < end; first += KEYS) {
+        int next = first + 2 * KEYS <= end ? first + KEYS : NOTHING;
         int i = 0;
-        for (; i + 8 <= count; i += 8) attend_tile<8>(queries.from(i), keys, first);
-        if (i + 4 <= count) attend_tile<4>(queries.from(i), keys, first), i += 4;
+        for (; i + 8 <= count; i += 8) attend_tile<8>(queries.from(i), keys, first, std::exchange(next, NOTHING));
+        if (i + 4 <= count) attend_tile<4>(queries.from(i), keys, first, std::exchange(next, NOTHING)), i += 4;
         switch (count - i) {
-            case 3: attend_tile<3>(queries.from(i), keys, first); break;
-            case 2: attend_tile<2>(queries.from(i), keys, first); break;
-            case 1: attend_tile<1>(queries.from(i), keys, first); break;
+            case 3: attend_tile<3>(queries.from(i), keys, first, next); break;
+            case 2: attend_tile<2>(queries.from(i), keys, first, next); break;
+            case 1: attend_tile<1>(queries.from(i), keys, first, next); break;
         }
     }
 }
