@@ -1,4 +1,4 @@
-"""Does a worker's memory stay the same under load that goes on? The built-in model, the real loop, no Kafka.
+"""Does a worker's memory stay the same under load that goes on? The real loop, no Kafka.
 
 32 sessions, 8 standing questions each, due every 4 records, as fast as they are computed; contexts fill and hop.
 Resident memory is read every ten seconds.
@@ -6,19 +6,27 @@ Resident memory is read every ten seconds.
     rss_mb        at the first reading after every session has hopped twice, and at the last
     growth_mb     between the two
     free_blocks   of the KV pool once everything is answered and every session let go: all of them, or some have leaked
+
+Loads: `market`, real trades and typed questions on the built-in model; `s4`, that of bench_peers.py's S4 on the model of
+109M parameters, whose answers are free text, with contexts that hop at 1,100 tokens.
 """
 
 import argparse
 import itertools
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from bench_market import MemoryKafka, Questions, until_idle
+import torch
 from common import last_line, show
+from peers import ours, standing
+from peers.subject import SHAPE, make_weights
 
 from streamproc.config import Config, Engine, Worker
 from streamproc.engine.build import build_engine
@@ -33,6 +41,18 @@ from streamproc.state.partition import Recovery
 
 SESSIONS, QUERIES, EVERY = 32, 8, 4
 READ_EVERY_S = 10
+RECORD = 13                     # tokens at least
+S4_CONTEXT = 1_100              # tokens at which a session hops
+MOST_WAITING = Worker().backlog_tokens // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A worker, and `add`: the next record of every session."""
+
+    processor: StreamProcessor
+    kafka: MemoryKafka
+    add: Callable[[], None]
 
 
 def records() -> Iterator[Record]:
@@ -54,43 +74,72 @@ def rss_mb() -> float:
     return pages * 4096 / 2**20
 
 
-def has_hopped_twice(processor: StreamProcessor, context_tokens: int) -> bool:
-    sessions = processor.partitions[0].sessions.values()
-    return all(session.current.records_before > 2 * context_tokens // 16 for session in sessions)
+def has_hopped_twice(processor: StreamProcessor) -> bool:
+    shape = processor.shape
+    num_dropped = 2 * (shape.context_tokens - shape.keep_tokens) // RECORD
+    return all(session.current.records_before >= num_dropped for session in processor.partitions[0].sessions.values())
+
+
+def market() -> Load:
+    config = Config(engine=Engine(device="cpu"), worker=Worker(slot="bench"))
+    kafka = MemoryKafka(config.topics)
+    processor = StreamProcessor(config, build_engine(config), kafka, Questions(config, queries()), Clock())
+    processor.connect(kafka)
+    processor.assigned({0: Recovery(0, 0, {}, asks_from=0)})
+    source = records()
+
+    def add() -> None:
+        for _ in range(SESSIONS):
+            kafka.add(next(source))
+
+    return Load(processor, kafka, add)
+
+
+def s4() -> Load:
+    stream = standing.Stream(SESSIONS, QUERIES, EVERY)
+    with tempfile.TemporaryDirectory(prefix="streamproc-bench-") as folder:
+        loaded = ours.load(SHAPE, make_weights(SHAPE, 1.0), Path(folder))
+    loop = standing.start(loaded, stream, torch.get_num_threads(), S4_CONTEXT, 512, context_tokens=S4_CONTEXT)
+
+    def add() -> None:
+        loop.kafka.answers.clear()      # it keeps them
+        for session in range(SESSIONS):
+            loop.give(session, 1)
+
+    return Load(loop.processor, loop.kafka, add)
+
+
+LOADS = {"market": market, "s4": s4}
 
 
 def main() -> None:
     collect_rarely()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--model", default="market-tiny")
+    parser.add_argument("--load", choices=LOADS, default="market")
     given = parser.parse_args()
-    config = Config(engine=Engine(model=given.model, device="cpu"), worker=Worker(slot="bench"))
-    engine = build_engine(config)
-    kafka = MemoryKafka(config.topics)
-    processor = StreamProcessor(config, engine, kafka, Questions(config, queries()), Clock())
-    processor.connect(kafka)
-    processor.assigned({0: Recovery(0, 0, {}, asks_from=0)})
-    source, started, rows = records(), time.monotonic(), []
+    load = LOADS[given.load]()
+    processor, kafka = load.processor, load.kafka
+    started, rows = time.monotonic(), []
     while time.monotonic() - started < given.seconds:
-        if len(kafka.waiting) < SESSIONS and processor.workload.num_waiting < config.worker.backlog_tokens // 2:
-            for _ in range(SESSIONS):
-                kafka.add(next(source))
+        if len(kafka.waiting) < SESSIONS and processor.workload.num_waiting < MOST_WAITING:
+            load.add()
         processor.step()
         if time.monotonic() - started > READ_EVERY_S * (len(rows) + 1):
             rows.append({"seconds": READ_EVERY_S * (len(rows) + 1), "rss_mb": rss_mb(),
                          "records": processor.counters.records, "answers": processor.counters.flash_answers,
-                         "settled": has_hopped_twice(processor, config.engine.context_tokens)})  # fmt: skip
+                         "settled": has_hopped_twice(processor)})  # fmt: skip
     until_idle(processor, kafka)
     processor.commit()
-    settled = [row["rss_mb"] for row in rows if row["settled"]] or [rss_mb()]
+    settled = [row for row in rows if row["settled"]] or rows[-1:]
     show(rows[:: max(1, len(rows) // 20)])
     processor.lost([0])
-    last_line({"seconds": given.seconds, "records": processor.counters.records, "model": given.model,
-               "answers": processor.counters.flash_answers, "rss_mb": [settled[0], settled[-1]],
-               "growth_mb": settled[-1] - settled[0], "free_blocks": processor.pool.num_free,
+    last_line({"load": given.load, "seconds": given.seconds, "settled_seconds": settled[-1]["seconds"] - settled[0]["seconds"],
+               "records": processor.counters.records, "answers": processor.counters.flash_answers,
+               "rss_mb": [settled[0]["rss_mb"], settled[-1]["rss_mb"]],
+               "growth_mb": settled[-1]["rss_mb"] - settled[0]["rss_mb"], "free_blocks": processor.pool.num_free,
                "blocks": processor.pool.num_blocks})  # fmt: skip
-    engine.close()
+    processor.close()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ A mask is a function of the grammar and the answer's tokens so far. Where the an
     can go on         allowed is what continues it
     may end here      also ends of sequence, and what begins a stop text
     cannot go on      one end of sequence and nothing else, so that it ends without another step
+    went too far      nothing: what may come exceeds the limits of the constrainer, and plan.STUCK is sampled
 Masks are computed beside the forward, on a thread of the runner's; matchers are kept from step to step and moved along.
 """
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from streamproc.engine.grammars import BOOLEAN, NUMBER, CannotConstrain, lark, literal, make_tokenizer, one_line
 from streamproc.errors import StreamprocError
 from streamproc.prompts import Renderer
-from streamproc.schedule.plan import Chunk, Constraint
+from streamproc.schedule.plan import STUCK, Chunk, Constraint
 
 Row = NDArray[np.uint32]                # [ceil(vocabulary / 32)] a bit a token, the lowest first
 Rows = list[Row | None]                 # by sample of a step; None: every token may come
@@ -39,7 +39,6 @@ MAX_FORCED = 256                        # tokens at once without a choice
 FUEL, MAX_ITEMS = 200_000, 10_000       # of a grammar's lexer at first, of its parser in a step
 LIMITS = LLParserLimits(initial_lexer_fuel=FUEL, step_max_items=MAX_ITEMS, max_items_in_row=MAX_ITEMS,
                         verbose_errors=False)  # fmt: skip
-log = logging.getLogger("streamproc")
 
 
 def unpacked(row: Row, size: int) -> NDArray[np.bool_]:
@@ -161,7 +160,7 @@ class Constrainer:
         return other
 
     def _is_over(self, ids: Sequence[int]) -> bool:
-        return ids[-1] in self._renderer.eos_ids
+        return ids[-1] == STUCK or ids[-1] in self._renderer.eos_ids
 
     def _only(self, walk: Walk) -> int | None:
         """The one token that is allowed, where that is easily seen."""
@@ -181,6 +180,8 @@ class Constrainer:
         row = self._row_from(walk.matcher)
         if walk.matcher.is_error():
             row = self._row_anew(walk)
+        if walk.matcher.is_error():
+            return self._row_of(())
         row, matcher = row & self._writable, walk.matcher     # for text that it lacks, a tokenizer has a control token
         if matcher.is_stopped():
             return self._end
@@ -189,17 +190,12 @@ class Constrainer:
         return row if row.any() else self._end       # the vocabulary lacks what comes next: nothing can be done
 
     def _row_anew(self, walk: Walk) -> Row:
-        """Of a matcher whose limits are used up by this answer alone, or not; if so the answer ends here."""
+        """Of a matcher whose limits are used up by this answer alone, or not."""
         ids = walk.ids
         walk.start_anew()
         walk.matcher.try_consume_tokens(ids)
         walk.ids = ids
-        row = self._row_from(walk.matcher)
-        if walk.matcher.is_error():
-            log.warning("an answer is cut: its type is too large for what can be built of it in an answer (%s): %s",
-                        one_line(walk.matcher.get_error()), walk.constraint[:200])
-            return self._end
-        return row
+        return self._row_from(walk.matcher)
 
     def _row_after(self, walk: Walk) -> Row:
         """Inside a stop text; where the answer is over, or went another way, it ends."""

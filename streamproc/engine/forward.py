@@ -21,7 +21,7 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
 from streamproc.engine.support import Recorder
 from streamproc.errors import OutOfMemory
-from streamproc.schedule.plan import Chunk, Plan, verify
+from streamproc.schedule.plan import STUCK, Chunk, Plan, verify
 
 CHECK_TOKENS = 24
 CHECK_CUTS = (1, 3, 8, 12)
@@ -104,7 +104,7 @@ class TorchForward:
         for i, mask in enumerate(masks() if masks else ()):
             if mask is not None:
                 allowed = torch.from_numpy(unpacked(mask, logits.shape[-1])).to(logits.device)
-                samples[i] = int(logits[i].masked_fill(~allowed, -torch.inf).argmax())
+                samples[i] = int(logits[i].masked_fill(~allowed, -torch.inf).argmax()) if allowed.any() else STUCK
         return verify(chunks, iter(samples))
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> torch.Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+STUCK = -1  # in place of a token: what its constraint allows here is more than can be found out
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
@@ -68,6 +70,7 @@ class Flight(Protocol):
     def wait(self) -> dict[int, tuple[int, ...]]:
         """Block until the step is done -> for every chunk with samples, by sequence, the tokens that follow what is
         certain in it: those of its draft that held, one more, and then any that its constraint leaves no choice about.
+        The last may be STUCK.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from streamproc.schedule.plan import Chunk, Plan, num_equal
+from streamproc.schedule.plan import STUCK, Chunk, Plan, num_equal
 from streamproc.schedule.speculation import Speculation
 from streamproc.state.ending import Decoder, finished_text
 from streamproc.state.fork import Fork
@@ -18,7 +18,7 @@ class Progress:
         self._decoder = decoder
 
     def apply(self, plan: Plan, sampled: Mapping[int, Sequence[int]], now: float) -> list[Fork]:
-        """The plan is carried out, and these tokens follow (plan.Flight) -> the forks whose answers are complete.
+        """The plan is carried out, and these tokens follow (plan.Flight) -> the forks that are over: answered, or failed.
 
         What was let go of while the device worked, such as a generation that was hopped over, is passed over.
         """
@@ -42,6 +42,12 @@ class Progress:
         num_held, question = num_equal(chunk.draft, tokens), fork.question
         self._speculation.settle(fork, len(chunk.draft), num_held)
         for token_id in tokens:
+            if token_id == STUCK:
+                fork.error = (
+                    f"answer: what its type allows after {len(fork.answer_ids)} tokens is too much to be found out, "
+                    "make its schema or pattern simpler"
+                )
+                return True
             fork.extend(token_id)
             fork.text = finished_text(self._decoder, fork.answer_ids, question.stop, question.max_tokens)
             if fork.text is not None:

@@ -83,8 +83,12 @@ class CallDesk:
         return set(self._open)
 
     def deliver(self, fork: Fork) -> None:
-        """A call is answered."""
-        self._open.pop(fork.seq_id).future.set_result(fork.text or "")
+        """A call is answered, or failed."""
+        future = self._open.pop(fork.seq_id).future
+        if fork.error is None:
+            future.set_result(fork.text or "")
+        else:
+            future.set_exception(BadAsk(fork.error))
 
     def close(self) -> None:
         """Nobody will answer what is still open."""

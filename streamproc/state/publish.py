@@ -134,7 +134,9 @@ class Publisher:
         return Outgoing(self.topics.answers, key, answer.encode(), self._timings(fork))
 
     def ask_message(self, fork: Fork, ask: Ask) -> Outgoing:
-        """The reply to an ask that was answered."""
+        """The reply to an ask that was answered, or failed on the way."""
+        if fork.error is not None:
+            return self.refusal(ask, fork.error)
         return self._reply(ask, fork.question.text, fork.question.as_of, fork.text or "", self._timings(fork))
 
     def known_message(self, recent: Recent, ask: Ask) -> Outgoing:

@@ -37,7 +37,7 @@ struct Step {
     void* blocks;               // the KV pool
     const int32_t* token_ids;   // [num_rows]
     const Chunk* chunks;
-    int32_t* sampled_ids;       // [samples of all chunks]
+    int32_t* sampled_ids;       // [samples of all chunks]; -1 where no token is allowed
     float* sampled_logits;      // of those ids
     float* sampled_rows;        // [samples][hidden] what the head sees of them: written by the layers, read by the sampler
     const uint32_t* const* masks;   // [samples] the tokens allowed, a bit each; null where all are, for a sample or at all
@@ -247,9 +247,8 @@ template <class Number> struct Forward {        // of weights and of KV
                 is_number &= std::isfinite(row[n]);
                 if ((!mask || mask[n / 32] >> n % 32 & 1) && (best < 0 || row[n] > row[best])) best = n;
             }
-            best = std::max(best, 0);       // nothing is allowed after a token that is not: nobody gets there
             step.sampled_ids[i] = best;
-            step.sampled_logits[i] = is_number ? row[best] : NAN;
+            step.sampled_logits[i] = is_number ? row[std::max(best, 0)] : NAN;
         }
     }
 };
