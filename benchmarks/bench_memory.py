@@ -5,10 +5,10 @@ Resident memory is read every ten seconds.
 
     rss_mb        at the first reading after every session has hopped twice, and at the last
     growth_mb     between the two
-    free_blocks   of the KV pool once everything is answered and every session let go: all of them, or some have leaked
+    free_blocks   of the KV pool once all is answered and all sessions let go: fewer than `blocks`, if some leak
 
-Loads: `market`, real trades and typed questions on the built-in model; `s4`, that of bench_peers.py's S4 on the model of
-109M parameters, whose answers are free text, with contexts that hop at 1,100 tokens.
+Loads: `market`, real trades and typed questions on the built-in model; `s4`, that of bench_peers.py's S4 on the model
+of 109M parameters: answers are free text, contexts hop at 1,100 tokens.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
-from bench_market import MemoryKafka, Questions, until_idle
 import torch
+from bench_market import MemoryKafka, Questions, until_idle
 from common import last_line, show
 from peers import ours, standing
 from peers.subject import SHAPE, make_weights
@@ -96,10 +96,10 @@ def market() -> Load:
 
 
 def s4() -> Load:
-    stream = standing.Stream(SESSIONS, QUERIES, EVERY)
+    stream = standing.Stream(SESSIONS, QUERIES, EVERY, hops_at=S4_CONTEXT)
     with tempfile.TemporaryDirectory(prefix="streamproc-bench-") as folder:
         loaded = ours.load(SHAPE, make_weights(SHAPE, 1.0), Path(folder))
-    loop = standing.start(loaded, stream, torch.get_num_threads(), S4_CONTEXT, 512, context_tokens=S4_CONTEXT)
+    loop = standing.start(loaded, stream, torch.get_num_threads(), S4_CONTEXT, 512)
 
     def add() -> None:
         loop.kafka.answers.clear()      # it keeps them
@@ -134,9 +134,9 @@ def main() -> None:
     settled = [row for row in rows if row["settled"]] or rows[-1:]
     show(rows[:: max(1, len(rows) // 20)])
     processor.lost([0])
-    last_line({"load": given.load, "seconds": given.seconds, "settled_seconds": settled[-1]["seconds"] - settled[0]["seconds"],
-               "records": processor.counters.records, "answers": processor.counters.flash_answers,
-               "rss_mb": [settled[0]["rss_mb"], settled[-1]["rss_mb"]],
+    last_line({"load": given.load, "seconds": given.seconds,
+               "settled_seconds": settled[-1]["seconds"] - settled[0]["seconds"], "records": processor.counters.records,
+               "answers": processor.counters.flash_answers, "rss_mb": [settled[0]["rss_mb"], settled[-1]["rss_mb"]],
                "growth_mb": settled[-1]["rss_mb"] - settled[0]["rss_mb"], "free_blocks": processor.pool.num_free,
                "blocks": processor.pool.num_blocks})  # fmt: skip
     processor.close()

@@ -34,6 +34,7 @@ class Stream:
     queries: int = 8
     every: int = 4          # records of a session from one time that its questions are due to the next
     context: int = 1000     # tokens of a session at the start, in whole records that make every question due
+    hops_at: int = 0        # tokens; 0: there is room for all
 
     @property
     def first_records(self) -> int:
@@ -139,13 +140,13 @@ class Loop:
         self.due[f"s{session}"] = self.kafka.num_sent - 1
 
 
-def start(loaded: LoadedModel, stream: Stream, threads: int, more_tokens: int, step_tokens: int,
-          context_tokens: int | None = None) -> Loop:  # fmt: skip
-    """All sessions at their context, all queries registered; `more_tokens`: how far each may grow. None: no hops."""
+def start(loaded: LoadedModel, stream: Stream, threads: int, more_tokens: int, step_tokens: int) -> Loop:
+    """All sessions at their context, all queries registered; `more_tokens`: how far each may grow."""
     per_session = -(-(stream.context + more_tokens) // BLOCK_SIZE) + 1
     per_fork = -(-(QUESTION + ANSWER) // BLOCK_SIZE) + 2
     kv = KVCache(loaded.layout(BLOCK_SIZE), stream.sessions * (per_session + stream.queries * per_fork), loaded.device)
-    config = Config(engine=Engine(device="cpu", context_tokens=context_tokens or 2 * per_session * BLOCK_SIZE, step_tokens=step_tokens),
+    context_tokens = stream.hops_at or 2 * per_session * BLOCK_SIZE
+    config = Config(engine=Engine(device="cpu", context_tokens=context_tokens, step_tokens=step_tokens),
                     worker=Worker(slot="bench", commit_interval_ms=10))  # fmt: skip
     engine = OurEngine(ModelRunner(loaded, kv, threads), IdRenderer(stream))
     kafka, control = Kafka(config.topics), Control(config.topics)

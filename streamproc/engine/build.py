@@ -18,7 +18,7 @@ from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError, Usage
 from streamproc.market.rendering import Rendering, read_rendering
 from streamproc.prompts import Renderer, load_tokenizer
-from streamproc.schedule.plan import Chunk, Constraint, Plan
+from streamproc.schedule.plan import STUCK, Chunk, Constraint, Plan
 from streamproc.state.ending import finished_text
 
 MIN_CONTEXT_TOKENS = 32
@@ -144,7 +144,8 @@ def stateless_answer(engine: Engine, ids: Sequence[int], max_tokens: int, stop: 
     """The oracle: the greedy continuation of `ids`, from nothing, in one chunk and then token by token.
 
     Ends as every answer does (state/ending.py); stop None: the prompts' own. The token that ends it is part of the
-    result. A type's masks are made from nothing for every token. Raises StreamprocError where it cannot be used.
+    result. A type's masks are made from nothing for every token. Raises StreamprocError where it cannot be
+    used, or followed to the end.
     """
     stop = tuple(engine.renderer.stop if stop is None else stop)
     grammar = answer.grammar(stop)
@@ -166,6 +167,8 @@ def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple
         plan = Plan((), (Chunk(0, start, new, table, 1, constraint=constraint),))
         masks = partial(engine.constrainer.fresh().masks, plan.chunks) if grammar else None
         token, = run_step(engine.runner.forward, kv, plan, masks)[0]
+        if token == STUCK:
+            raise StreamprocError(f"an answer's type cannot be followed beyond {len(answer)} tokens")
         start, new = start + len(new), (token,)
         answer.append(token)
     return tuple(answer)

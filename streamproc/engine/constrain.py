@@ -4,7 +4,8 @@ A mask is a function of the grammar and the answer's tokens so far. Where the an
     can go on         allowed is what continues it
     may end here      also ends of sequence, and what begins a stop text
     cannot go on      one end of sequence and nothing else, so that it ends without another step
-    went too far      nothing: what may come exceeds the limits of the constrainer, and plan.STUCK is sampled
+    went too far      nothing: what may come exceeds the limits of the constrainer, and plan.STUCK is sampled. Nor does
+                      anything follow a guess that is not allowed: nobody gets there
 Masks are computed beside the forward, on a thread of the runner's; matchers are kept from step to step and moved along.
 """
 
@@ -87,10 +88,11 @@ class Walk:
         if self.matcher.is_error():
             self.start_anew()
             known, num_more = 0, self.matcher.try_consume_tokens(list(ids))
+        if self.matcher.is_error():
+            num_more = len(ids) - known     # it says nothing of how far it came
         self.ids = list(ids[:known + num_more])
         self.after = list(ids[known + num_more:])
         return self
-
 
     def start_anew(self) -> None:
         """Copies of a matcher share what it has built of its grammar, and a budget for that: where one fails, it may be
@@ -109,6 +111,7 @@ class Constrainer:
         self._num_words = -(-vocab_size // 32)
         self._ends = self._row_of(self._end_ids)
         self._end = self._row_of(self._end_ids[:1])
+        self._nothing = self._row_of(())
         self._writable = ~self._row_of(token for token in renderer.control.values() if token < vocab_size)
         self._tokenizer: LLTokenizer | None = None
         self._grammars: OrderedDict[str, Grammar | str] = OrderedDict()    # or why there is none
@@ -164,7 +167,7 @@ class Constrainer:
 
     def _only(self, walk: Walk) -> int | None:
         """The one token that is allowed, where that is easily seen."""
-        if walk.after:
+        if walk.after or walk.matcher.is_error():
             return None
         if walk.matcher.is_stopped():
             return self._end_ids[0]
@@ -181,7 +184,7 @@ class Constrainer:
         if walk.matcher.is_error():
             row = self._row_anew(walk)
         if walk.matcher.is_error():
-            return self._row_of(())
+            return self._nothing
         row, matcher = row & self._writable, walk.matcher     # for text that it lacks, a tokenizer has a control token
         if matcher.is_stopped():
             return self._end
@@ -198,11 +201,17 @@ class Constrainer:
         return self._row_from(walk.matcher)
 
     def _row_after(self, walk: Walk) -> Row:
-        """Inside a stop text; where the answer is over, or went another way, it ends."""
-        endings = walk.grammar.endings.deep_copy() if walk.grammar.endings else None
-        if endings is None or endings.try_consume_tokens(walk.after) < len(walk.after) or endings.is_accepting():
+        """After the text: inside a stop text, or at the end of it. What came there that is no stop text was allowed all
+        the same, so it is the text that goes on, further than can be followed.
+        """
+        if self._is_over(walk.after):
             return self._end
-        return self._row_from(endings)
+        endings = walk.grammar.endings.deep_copy() if walk.grammar.endings else None
+        if endings is None or not walk.matcher.is_accepting():
+            return self._nothing
+        if endings.try_consume_tokens(walk.after) < len(walk.after):
+            return self._nothing
+        return self._end if endings.is_accepting() else self._row_from(endings)
 
     def _row_from(self, matcher: LLMatcher) -> Row:
         row = np.zeros(self._num_words, np.uint32)

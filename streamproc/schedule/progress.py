@@ -18,7 +18,7 @@ class Progress:
         self._decoder = decoder
 
     def apply(self, plan: Plan, sampled: Mapping[int, Sequence[int]], now: float) -> list[Fork]:
-        """The plan is carried out, and these tokens follow (plan.Flight) -> the forks that are over: answered, or failed.
+        """The plan is carried out, and these tokens follow (plan.Flight) -> the forks that are over.
 
         What was let go of while the device worked, such as a generation that was hopped over, is passed over.
         """

@@ -11,6 +11,7 @@ import orjson
 import pytest
 import torch
 from engine_world import SIGNALS, World
+from llguidance import LLParserLimits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -23,7 +24,7 @@ from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
-from streamproc.errors import StreamprocError
+from streamproc.errors import BadAsk, StreamprocError
 from streamproc.market.rendering import market_model
 from streamproc.messages import Ask, Query, decode_answer
 from streamproc.prompts import Renderer, load_tokenizer
@@ -140,7 +141,7 @@ def test_a_mask_depends_on_the_answers_tokens_alone(
         draft = []
         for _ in range(rng.randrange(5)):
             (tokens,) = allowed(constrainer.fresh(), chunk(grammar, (*ids, *draft)))
-            draft.append(rng.choice(tokens) if rng.random() < 0.9 else rng.randrange(renderer.max_id))
+            draft.append(rng.choice(tokens) if tokens and rng.random() < 0.9 else rng.randrange(renderer.max_id))
         asked = chunk(grammar, tuple(ids), tuple(draft), seq_id)
         assert all(map(np.array_equal, constrainer.masks([asked]), constrainer.fresh().masks([asked])))
         kept = draft[: rng.randrange(len(draft) + 1)]
@@ -168,7 +169,7 @@ def test_where_a_text_is_whole_it_may_end_or_go_on(
     assert after(TYPES["choice"], "down") == "$"
     assert after(TYPES["choice"], "up#") == "#"
     assert after(TYPES["choice"], "up##") == "$"
-    assert after(TYPES["choice"], "sideways") == "$"
+    assert after(TYPES["choice"], "sideways") == ""
     assert after(TYPES["number"], " -") == "0123456789"
     assert after(TYPES["number"], "12") == "$\n#.0123456789"
     assert after(TYPES["number"], "12", (".",)) == "$.0123456789"
@@ -367,6 +368,8 @@ def test_what_was_asked_before_changes_no_mask_even_where_a_pattern_is_too_large
             (row,) = constrainer.masks([chunk])
             assert row is not None
             rows.append(row.tobytes())
+            if not row.any():
+                break
             ids.append(int(rng.choice(np.flatnonzero(unpacked(row, engine.loaded.vocab_size)))))
         return rows
 
@@ -374,6 +377,32 @@ def test_what_was_asked_before_changes_no_mask_even_where_a_pattern_is_too_large
     together = Constrainer(engine.renderer, engine.loaded.vocab_size)
     assert [walked(together, seed) for seed in range(4)] == alone
     assert [walked(together, seed) for seed in reversed(range(4))] == alone[::-1]
+
+
+def test_an_answer_whose_type_is_too_large_to_follow_says_so_and_harms_no_other(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.engine.constrain.LIMITS", LLParserLimits(step_lexer_fuel=50, verbose_errors=False))
+    world = World(engine, 1)
+    topics, heavy = world.config.topics, AnswerType("regex", pattern="(a|b)*a(a|b){14}")
+    query = Query("heavy", "Say {last}", every=1, answer=heavy, max_tokens=26, stop=())
+    world.log.append(topics.control, 0, b"heavy", query.encode())
+    world.log.produce(0, world.record("S0"))
+    ask = Ask("ask-heavy", "S0", "Say it", answer=heavy, max_tokens=26, stop=())
+    world.log.append(topics.asks, 0, b"S0", ask.encode())
+    call = world.processor.calls.call("Say it", 26, (), heavy)
+    world.drain()
+    reason = "answer: what its type allows after"
+    answers = {answer.query_id or answer.id: answer for answer in world.answers()}
+    for name in ("heavy", "ask-heavy"):
+        assert (answers[name].error or "").startswith(reason)
+        assert (answers[name].text, answers[name].value) == (None, None)
+    with pytest.raises(BadAsk, match=reason):
+        call.result(0)
+    assert answers["idle"].error is None
+    context = [*engine.renderer.prefix_ids, *engine.renderer.tail_ids("x")]
+    with pytest.raises(StreamprocError, match="cannot be followed beyond"):
+        stateless_answer(engine, context, 200, (), heavy)
 
 
 @pytest.mark.parametrize(
