@@ -10,7 +10,9 @@ block tables of short sequences.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from streamproc.engine.memory import zeros
@@ -77,6 +79,21 @@ class KVCache:
     def scatter(self, block_ids: Sequence[int], blocks: torch.Tensor) -> None:
         """Overwrite these blocks with what `gather` returned."""
         self.blocks.index_copy_(0, self._index(block_ids), blocks.to(self.blocks.device))
+
+    def read(self, block_id: int) -> np.ndarray:
+        """The bytes of a block, copied to the CPU: [layout.block_bytes] uint8."""
+        assert 0 <= block_id < self.num_blocks, "a block outside the pool"
+        return self.blocks[block_id].flatten().view(torch.uint8).cpu().numpy().copy()
+
+    def write(self, block_id: int, data: Any) -> None:
+        """Overwrite a block with bytes that `read` returned, or any buffer of them."""
+        assert 0 <= block_id < self.num_blocks, "a block outside the pool"
+        source = np.frombuffer(data, np.uint8)
+        target = self.blocks[block_id].view(-1).view(torch.uint8)
+        if target.device.type == "cpu":
+            target.numpy()[:] = source      # not by torch: it warns of memory that cannot be written, such as a file's
+        else:
+            target.copy_(torch.from_numpy(source.copy()))
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination); all sources are read before any destination is written."""

@@ -1,6 +1,6 @@
 """Carries out plans on a loaded model, in a thread of its own: torch computes while the loop goes on.
 
-    launch(plan)    copies blocks, then one forward over the packed chunks, which writes their cells
+    launch(plan)    moves blocks out, in and about, then one forward over the packed chunks, which writes their cells
     wait()          the greedy tokens of every chunk that samples; masks of constrained ones are made meanwhile
 
 The runner decides nothing: it reads and writes exactly the cells that a plan names.
@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
@@ -27,14 +28,23 @@ LANE_TOKENS = 32         # fewer are not worth a lane
 
 
 @dataclass(frozen=True, slots=True)
+class Landed:
+    """What a step has brought."""
+
+    sampled: dict[int, tuple[int, ...]]
+    saved: dict[bytes, np.ndarray]      # [bytes of a block] by name
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFlight:
     """A plan on its way."""
 
-    future: Future[tuple[dict[int, tuple[int, ...]], float]]
+    future: "Future[Landed]"
 
     def wait(self) -> dict[int, tuple[int, ...]]:
         """Block until the step is done; raises what the step raised."""
-        return self.future.result()[0]
+        return self.future.result().sampled
 
     def is_done(self, timeout_s: float) -> bool:
         try:
@@ -45,7 +55,11 @@ class ModelFlight:
 
     @property
     def seconds(self) -> float:
-        return self.future.result()[1]
+        return self.future.result().seconds
+
+    @property
+    def saved(self) -> dict[bytes, np.ndarray]:
+        return self.future.result().saved
 
 
 class ModelRunner:
@@ -87,6 +101,10 @@ class ModelRunner:
         return self.kv.layout.block_size
 
     @property
+    def block_bytes(self) -> int:
+        return self.kv.layout.block_bytes
+
+    @property
     def eos_ids(self) -> frozenset[int]:
         return self.loaded.eos_ids
 
@@ -102,9 +120,12 @@ class ModelRunner:
         """Start a step and return at once."""
         return ModelFlight(self._pool.submit(self._timed, plan))
 
-    def _timed(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], float]:
+    def _timed(self, plan: Plan) -> Landed:
         started = time.perf_counter()
-        return self._run(plan), time.perf_counter() - started
+        saved = {name: self.kv.read(block_id) for block_id, name in plan.saves}
+        for block_id, data in plan.loads:
+            self.kv.write(block_id, data)
+        return Landed(self._run(plan), saved, time.perf_counter() - started)
 
     def _run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""

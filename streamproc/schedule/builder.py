@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.schedule.steptime import Load, StepTimes
@@ -19,6 +20,8 @@ class StepBuilder:
     seconds: float
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    loads: list[tuple[int, Any]] = field(default_factory=list)
+    saves: list[tuple[int, bytes]] = field(default_factory=list)
     planned: set[int] = field(default_factory=set)  # sequences of this plan: their cells are not to be taken
     took_from_growing: bool = False  # cells of a generation that still needs them
     after: dict[int, int] = field(default_factory=dict)  # sequence -> one of this plan that writes cells it reads
@@ -83,7 +86,8 @@ class StepBuilder:
 
     def plan(self) -> Plan:
         together = [chunk for family in self._families.values() for chunk in family]
-        return Plan(tuple(self.copies), tuple(together if _is_ordered(together) else self.chunks))
+        chunks = tuple(together if _is_ordered(together) else self.chunks)
+        return Plan(tuple(self.copies), chunks, tuple(self.saves), tuple(self.loads))
 
 
 def _is_ordered(chunks: list[Chunk]) -> bool:

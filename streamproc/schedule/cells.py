@@ -11,15 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from streamproc.schedule.builder import StepBuilder
 from streamproc.state.fork import Fork
 from streamproc.state.generation import Generation
+from streamproc.state.tier import Tier
 from streamproc.state.workload import Workload
 
 
 class Cells:
     """The only writer of block tables."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, tier: Tier) -> None:
         self.workload = workload
         self.pool = workload.pool
+        self.tier = tier
+        self._passing: set[int] = set()     # named blocks of questions, which are not worth keeping elsewhere
+        self.pool.on_forget = self._forgotten
 
     def give_fork(self, step: StepBuilder, fork: Fork, younger: Sequence[Generation], is_stuck: bool) -> bool:
         """All cells that a fork can ever need, shared and its own -> whether they could be had."""
@@ -49,13 +53,49 @@ class Cells:
         younger: generations that come after it; None: it gets only what is free.
         """
         missing = self.pool.num_blocks_for(end) - len(generation.block_table)
-        if missing > self.pool.num_free:
+        generation.block_table += self._some(step, generation, missing, younger)
+        return min(end, len(generation.block_table) * self.pool.block_size)
+
+    def load(self, step: StepBuilder, generation: Generation, younger: Sequence[Generation] | None) -> bool:
+        """Give a generation blocks whose bytes are outside the pool -> whether its next block is one of those, and has
+        to wait for a later step: it would be computed in vain.
+        """
+        size, first = self.pool.block_size, generation.num_computed // self.pool.block_size
+        num_full = generation.num_tokens // size - first
+        if self.tier.is_empty or num_full < 1 or generation.num_computed != len(generation.block_table) * size:
+            return False
+        most = min(num_full, self.tier.most_loads - len(step.loads))
+        if most < 1:
+            return self.tier.has(generation.name(first, size))
+        names = [generation.name(index, size) for index in range(first, first + most)]
+        found, is_coming = self.tier.offer(names)
+        block_ids = self._some(step, generation, len(found), younger)
+        for block_id, name, data in zip(block_ids, names, found, strict=False):
+            self.pool.name(block_id, name)
+            step.loads.append((block_id, data))
+        self.tier.num_loaded += len(block_ids)
+        generation.block_table += block_ids
+        if block_ids:
+            self.workload.advance(generation, len(block_ids) * size)
+            self.workload.touch(generation)
+            step.planned.add(generation.seq_id)     # nobody may save, as that of others, what is not there yet
+        return is_coming if len(block_ids) == len(found) else bool(block_ids)
+
+    def _some(
+        self, step: StepBuilder, generation: Generation, num_blocks: int, younger: Sequence[Generation] | None
+    ) -> list[int]:
+        """As many of so many blocks for a generation as can be had."""
+        if num_blocks > self.pool.num_free:
             victims = [] if younger is None else [*self._victims(step, generation, younger, False)]
             most = self.pool.most([victim.block_table for victim in victims])
-            generation.block_table += self._allocate(step, min(missing, most), victims) or []
-        elif missing > 0:
-            generation.block_table += self.pool.allocate(missing) or []
-        return min(end, len(generation.block_table) * self.pool.block_size)
+            return self._allocate(step, min(num_blocks, most), victims) or []
+        return self.pool.allocate(max(num_blocks, 0)) or []
+
+    def _forgotten(self, block_id: int, name: bytes) -> None:
+        if block_id in self._passing:
+            self._passing.remove(block_id)
+        else:
+            self.tier.leave(block_id, name)
 
     def reuse(self, step: StepBuilder, generation: Generation) -> None:
         """Give a generation blocks that somebody has computed already, or will have with this plan."""
@@ -98,10 +138,12 @@ class Cells:
             block_id = sequence.block_table[index]
             if self.pool.name(block_id, sequence.name(index, size)):
                 step.writers[block_id] = sequence.seq_id
+                if isinstance(sequence, Fork):
+                    self._passing.add(block_id)
 
     def take_back(self, step: StepBuilder) -> None:
         """The plan was not carried out: who relies on its cells, or on a copy that it was to make, starts over."""
-        written = step.writers.keys()
+        written = step.writers.keys() | {block_id for block_id, _ in step.loads}
         for fork in list(self.workload.running.values()):
             if not fork.num_computed or not written.isdisjoint(fork.block_table):
                 self.workload.start_over(fork)
@@ -110,6 +152,7 @@ class Cells:
             if not generation.is_retired and not generation.is_ahead:
                 self.workload.grow(generation)
         self.pool.unname(list(written))
+        self._passing -= written
 
     def _allocate(self, step: StepBuilder, num_blocks: int, victims: Iterable[Generation]) -> list[int] | None:
         """So many blocks, or None; nobody loses cells in vain."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 STUCK = -1  # in place of a token: what its constraint allows here is more than can be found out
 
@@ -35,10 +35,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. Copies are made before the chunks; no two chunks write the same block."""
+    """One step: saves, then loads, then copies, all of whole blocks; then the chunks, of which no two write one block."""
 
-    copies: tuple[tuple[int, int], ...]  # (source block, destination block), whole blocks
+    copies: tuple[tuple[int, int], ...]  # (source block, destination block)
     chunks: tuple[Chunk, ...]
+    saves: tuple[tuple[int, bytes], ...] = ()  # (block, name): bytes to copy out of the pool
+    loads: tuple[tuple[int, Any], ...] = ()  # (block, bytes as a flight has saved them): to copy into the pool
 
     @property
     def num_tokens(self) -> int:
@@ -81,6 +83,11 @@ class Flight(Protocol):
     @property
     def seconds(self) -> float:
         """How long the step has taken, once it is done."""
+        ...
+
+    @property
+    def saved(self) -> dict[bytes, Any]:
+        """By name, the bytes of the plan's saves, once it is done."""
         ...
 
 

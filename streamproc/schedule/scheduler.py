@@ -25,6 +25,7 @@ from streamproc.schedule.steptime import StepTimes
 from streamproc.state.fork import Fork
 from streamproc.state.generation import Generation
 from streamproc.state.recent import expected_ids
+from streamproc.state.tier import Tier
 from streamproc.state.turns import Turns, Verdict
 from streamproc.state.workload import Workload
 
@@ -45,9 +46,10 @@ def share(room: int, num_waiting: int) -> int:
 class Scheduler:
     """Plans steps of at most `step_tokens` tokens and about `step_s` seconds over a workload."""
 
-    def __init__(self, workload: Workload, step_tokens: int, step_s: float) -> None:
+    def __init__(self, workload: Workload, step_tokens: int, step_s: float, tier: Tier | None = None) -> None:
         self.workload = workload
-        self.cells = Cells(workload)
+        self.tier = tier or Tier()
+        self.cells = Cells(workload, self.tier)
         self.step_tokens = step_tokens
         self.step_s = step_s
         self.times = StepTimes()
@@ -61,6 +63,7 @@ class Scheduler:
     def plan(self) -> Plan:
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
         step = self._newest = StepBuilder(self.times, num_tokens, self.step_s)
+        self.tier.collect()
         running = list(self.workload.running.values())
         awaited = [fork for fork in running if fork.question.is_awaited]
         self._advance(step, (fork for fork in awaited if fork.is_decoding))
@@ -76,6 +79,7 @@ class Scheduler:
             self._unstick(step)
         if not self.is_short:
             self._make_ahead(step)
+        step.saves += self.tier.take_leaving()
         return step.plan()
 
     def _is_urgent(self, turns: Turns) -> bool:
@@ -85,7 +89,8 @@ class Scheduler:
     def landed(self, seconds: float) -> None:
         """The newest plan is carried out; it took so long."""
         if self._newest.chunks:
-            self.times.observe(self._newest.load, seconds)
+            if not self._newest.loads and not self._newest.saves:
+                self.times.observe(self._newest.load, seconds)
             self._num_good_steps += 1
             if self._num_good_steps >= RECOVERY and self.step_tokens < self._most_tokens:
                 self.step_tokens, self._num_good_steps = min(2 * self.step_tokens, self._most_tokens), 0
@@ -216,6 +221,8 @@ class Scheduler:
         `younger`: generations whose cells it may take besides those that nobody waits for; None: nobody's.
         """
         self.cells.reuse(step, generation)
+        if self.cells.load(step, generation, younger):
+            return True
         start = generation.num_computed
         end = start + min(most, step.tokens_at(start), generation.num_tokens - start)
         if end == start:

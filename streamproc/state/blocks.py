@@ -13,7 +13,7 @@ hashes is vLLM's; Kwon et al. 2023 share blocks of one prompt.)
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 ROOT = b""  # the name of what comes before the first block
 
@@ -34,6 +34,7 @@ class BlockPool:
         self._kept: OrderedDict[int, None] = OrderedDict()  # free, named; the longest free first
         self._names: dict[int, bytes] = {}
         self._blocks: dict[bytes, int] = {}
+        self.on_forget: Callable[[int, bytes], None] = lambda block_id, name: None  # a named block is somebody else's
 
     @property
     def num_free(self) -> int:
@@ -54,7 +55,9 @@ class BlockPool:
 
     def _forget_oldest(self) -> int:
         block_id, _ = self._kept.popitem(last=False)
-        del self._blocks[self._names.pop(block_id)]
+        name = self._names.pop(block_id)
+        del self._blocks[name]
+        self.on_forget(block_id, name)
         return block_id
 
     def num_enough(self, num_blocks: int, tables: Iterable[Sequence[int]]) -> int | None:

@@ -50,11 +50,13 @@ class FakeRunner:
     """Carries out plans on hash cells. Reads and writes only what the plan names."""
 
     fingerprint = "fake"
+    block_bytes = 1
 
     def __init__(self, num_blocks: int = 64, block_size: int = 4) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.cells: list[int | None] = [None] * (num_blocks * block_size)
-        self.num_steps = 0
+        self.num_steps = self.num_tokens = 0
+        self.saved: dict[bytes, tuple[int | None, ...]] = {}  # of the newest plan
         self.looks: Callable[[], int] = lambda: 0  # how often the loop looks in vain whether a step is done
 
     def launch(self, plan: Plan) -> "FakeFlight":
@@ -63,9 +65,13 @@ class FakeRunner:
     def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         size = self.block_size
         self.num_steps += bool(plan.chunks)
+        self.saved = {name: tuple(self.cells[block * size : (block + 1) * size]) for block, name in plan.saves}
+        for block, data in plan.loads:
+            self.cells[block * size : (block + 1) * size] = data
         for source, target in plan.copies:
             self.cells[target * size : (target + 1) * size] = self.cells[source * size : (source + 1) * size]
         check_apart(plan, size)
+        self.num_tokens += plan.num_tokens
         written: set[int] = set()
         sampled = {}
         for chunk in plan.chunks:
@@ -95,13 +101,16 @@ class FakeFlight:
     plan: Plan
     looks: int = 0
     seconds: float = 0.0
+    saved: dict[bytes, Any] = field(default_factory=dict)
 
     def is_done(self, timeout_s: float) -> bool:
         self.looks -= 1
         return self.looks < 0
 
     def wait(self) -> dict[int, tuple[int, ...]]:
-        return self.runner.run(self.plan)
+        sampled = self.runner.run(self.plan)
+        self.saved = self.runner.saved
+        return sampled
 
 
 class FakeRenderer:

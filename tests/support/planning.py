@@ -16,6 +16,7 @@ from streamproc.state.fork import NOWHERE, Call, Fork, Question
 from streamproc.state.generation import Generation
 from streamproc.state.recent import remember
 from streamproc.state.session import Session, Shape
+from streamproc.state.tier import Tier
 from streamproc.state.workload import Workload
 
 Ids = tuple[int, ...]
@@ -24,10 +25,12 @@ Ids = tuple[int, ...]
 class Planning:
     """Every answer is held to a rolling hash of its context; steps last as long as `seconds_of` says."""
 
-    def __init__(self, num_blocks: int, block_size: int, step_tokens: int, shape: Shape, step_s: float = 1.0) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, step_tokens: int, shape: Shape, step_s: float = 1.0, tier: Tier | None = None
+    ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.workload = Workload(self.pool)
-        self.scheduler = Scheduler(self.workload, step_tokens, step_s)
+        self.scheduler = Scheduler(self.workload, step_tokens, step_s, tier)
         self.runner = FakeRunner(num_blocks, block_size)
         self.renderer = FakeRenderer()
         self.progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
@@ -78,6 +81,7 @@ class Planning:
         assert plan.chunks or self.workload.is_idle, "there is something to do, and nothing is done"
         sampled = self.runner.run(plan)
         self.scheduler.landed(self.seconds_of(plan))
+        self.scheduler.tier.put(self.runner.saved)
         self.num_plans += 1
         self.num_tokens += plan.num_tokens
         for fork in self.progress.apply(plan, sampled, 0.0):

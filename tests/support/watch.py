@@ -65,6 +65,10 @@ class WatchedFlight:
     def seconds(self) -> float:
         return self.flight.seconds
 
+    @property
+    def saved(self) -> dict[bytes, Any]:
+        return self.flight.saved
+
     def is_done(self, timeout_s: float) -> bool:
         return self.flight.is_done(timeout_s)
 
