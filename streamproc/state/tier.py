@@ -45,6 +45,10 @@ class Tier:
     def is_empty(self) -> bool:
         return not self._here and self.shelf is None
 
+    @property
+    def num_coming(self) -> int:
+        return len(self._coming)
+
     def has(self, name: bytes) -> bool:
         """Whether this block need not be computed."""
         return name in self._here or name in self._coming or self._is_on_shelf(name)

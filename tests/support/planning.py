@@ -1,5 +1,6 @@
 """The scheduler with sessions, questions and a fake runner, without a processor around it."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from fakes import FakeRenderer, FakeRunner
@@ -78,7 +79,8 @@ class Planning:
     def step(self) -> Plan:
         plan = self.scheduler.plan()
         assert plan.num_tokens <= self.scheduler.step_tokens
-        assert plan.chunks or self.workload.is_idle, "there is something to do, and nothing is done"
+        is_busy = plan.chunks or plan.loads or self.scheduler.tier.num_coming
+        assert is_busy or self.workload.is_idle, "there is something to do, and nothing is done"
         sampled = self.runner.run(plan)
         self.scheduler.landed(self.seconds_of(plan))
         self.scheduler.tier.put(self.runner.saved)
@@ -91,12 +93,13 @@ class Planning:
             remember(fork)
         return plan
 
-    def drain(self, most: int = 20_000) -> int:
+    def drain(self, most: int = 20_000, between: Callable[[], None] = lambda: None) -> int:
         """Until nothing is asked for -> plans that it took."""
         for taken in range(most):
             if self.workload.is_idle:
                 return taken
             self.step()
+            between()
         raise AssertionError("it does not come to rest")
 
     def settle(self) -> None:

@@ -5,6 +5,9 @@ hash of its context says.
 """
 
 import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from fakes import greedy, next_kv
@@ -12,6 +15,7 @@ from planning import Planning
 
 from streamproc.messages import Query
 from streamproc.state.session import Session, Shape
+from streamproc.state.tier import Tier
 
 BLOCK, CONTEXT, KEEP, TAIL, ANSWER = 4, 96, 48, 12, 8
 LONGEST = -(-(CONTEXT + TAIL + ANSWER) // BLOCK) + 1
@@ -22,13 +26,35 @@ QUERIES = [Query(f"q{i}", f"question {i}", max_tokens=1 + i, stop=()) for i in r
 HEAD = tuple(range(40, 46))
 
 
+class SlowShelf:
+    """Keeps half of what is saved anywhere, brings it some turns after it was asked for, or never."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.blocks: dict[bytes, Any] = {}
+        self.asked: list[tuple[Sequence[bytes], Future[Mapping[bytes, Any]]]] = []
+
+    def has(self, name: bytes) -> bool:
+        return name in self.blocks
+
+    def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
+        self.asked.append((names, Future()))
+        return self.asked[-1][1]
+
+    def turn(self, saved: Mapping[bytes, Any]) -> None:
+        self.blocks |= {name: data for name, data in saved.items() if self.rng.random() < 0.5}
+        while self.asked and self.rng.random() < 0.3:
+            names, future = self.asked.pop(0)
+            future.set_result({name: self.blocks[name] for name in names if self.rng.random() < 0.9})
+
+
 class Walk(Planning):
     """One hot session and some quiet ones."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, tier: Tier | None = None) -> None:
         self.rng = rng = random.Random(seed)
         shape = Shape(PREFIX, CONTEXT, KEEP)
-        super().__init__(LONGEST * rng.choice((1, 2, 4)), BLOCK, rng.choice((7, 40, 200)), shape)
+        super().__init__(LONGEST * rng.choice((1, 2, 4)), BLOCK, rng.choice((7, 40, 200)), shape, tier=tier)
         for _ in range(rng.choice((2, 9))):
             self.session()
         self.num_asked = 0
@@ -84,6 +110,22 @@ def test_whatever_comes_is_answered_right_and_nobody_waits_for_ever(seed: int) -
         walk.turn()
     walk.drain()
     assert walk.num_asked == len(walk.waits) > 100
+    walk.workload.check()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_outside_the_pool_change_no_answer(seed: int) -> None:
+    """Host memory of some size, and a shelf that has some of the blocks, takes its time, and loses some."""
+    rng = random.Random(seed)
+    shelf = SlowShelf(rng)
+    tier = Tier(rng.choice((6, 20, 400)), shelf, most_coming=rng.choice((3, 50)), most_loads=rng.choice((2, 100)))
+    walk = Walk(seed, tier)
+    for _ in range(2_000):
+        walk.turn()
+        shelf.turn(walk.runner.saved)
+    walk.drain(between=lambda: shelf.turn({}))
+    assert walk.num_asked == len(walk.waits) > 100
+    assert tier.num_loaded > 20
     walk.workload.check()
 
 

@@ -1,0 +1,110 @@
+"""Blocks outside the pool: what is kept, what is asked for, who waits for what."""
+
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from planning import Planning
+
+from streamproc.messages import Query
+from streamproc.state.session import Shape
+from streamproc.state.tier import Tier
+
+PREFIX = tuple(range(10))
+BLOCK, CONTEXT = 4, 64
+A, B, C, D = (bytes([i]) * 16 for i in range(4))
+
+
+class Shelf:
+    """Answers when it is told to."""
+
+    def __init__(self, *names: bytes) -> None:
+        self.names = set(names)
+        self.asked: list[tuple[Sequence[bytes], Future[Mapping[bytes, Any]]]] = []
+
+    def has(self, name: bytes) -> bool:
+        return name in self.names
+
+    def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
+        self.asked.append((names, Future()))
+        return self.asked[-1][1]
+
+
+def test_what_leaves_the_pool_is_kept_the_longest_unused_go_first() -> None:
+    tier = Tier(most_blocks=2, most_coming=1)
+    tier.leave(7, A)
+    tier.leave(8, B)
+    assert tier.take_leaving() == [(7, A), (8, B)]
+    assert tier.take_leaving() == []
+    tier.put({A: 1, B: 2})
+    tier.leave(7, A)
+    assert tier.take_leaving() == []    # it is here already
+    assert tier.offer([A]) == ([1], False)
+    tier.put({C: 3})
+    assert [tier.has(name) for name in (A, B, C)] == [True, False, True]
+
+
+def test_without_memory_nothing_is_kept() -> None:
+    tier = Tier()
+    tier.leave(7, A)
+    assert (tier.take_leaving(), tier.is_empty) == ([], True)
+
+
+def test_what_lies_on_the_shelf_is_asked_for_once_and_waited_for() -> None:
+    shelf = Shelf(A, B, D)
+    tier = Tier(0, shelf, most_coming=8)
+    assert tier.offer([A, B, C, D]) == ([], True)
+    assert tier.offer([A, B, C, D]) == ([], True)
+    assert [names for names, _ in shelf.asked] == [[A, B]]     # C has to be computed: who knows when D is needed
+    tier.collect()
+    assert tier.offer([A]) == ([], True)
+    shelf.asked[0][1].set_result({A: 1, B: 2})
+    tier.collect()
+    assert tier.offer([A, B, C, D]) == ([1, 2], False)
+
+
+def test_what_the_shelf_cannot_read_is_computed() -> None:
+    shelf = Shelf(A, B)
+    tier = Tier(0, shelf)
+    tier.offer([A, B])
+    shelf.asked[0][1].set_result({B: 2})
+    tier.collect()
+    assert tier.offer([A, B]) == ([], False)
+    assert not tier.has(A)
+    assert len(shelf.asked) == 1
+
+
+def test_no_more_is_on_its_way_than_there_is_room_for() -> None:
+    shelf = Shelf(A, B, C)
+    tier = Tier(0, shelf, most_coming=2)
+    assert tier.offer([A, B, C]) == ([], True)
+    assert tier.offer([C]) == ([], False)
+    assert [names for names, _ in shelf.asked] == [[A, B]]
+
+
+def test_two_thousand_sessions_live_on_a_pool_for_eighty() -> None:
+    """64 of them are at work at a time; what comes back is not computed again, but for its last, partly filled block."""
+    rng = random.Random(1)
+    size = -(-CONTEXT // BLOCK)
+    tier = Tier(most_blocks=2_000 * size)
+    planning = Planning(80 * size, BLOCK, 400, Shape(PREFIX, CONTEXT, CONTEXT // 2), tier=tier)
+    for _ in range(2_000):
+        planning.session()
+    num_given = num_asked = num_returns = 0
+    for turn in range(60):
+        for number in range(64):
+            session = planning.sessions[(turn * 61 + number) % 2_000]
+            ids = tuple(rng.randrange(100) for _ in range(rng.choice((1, 3, 5))))
+            num_returns += not session.current.block_table
+            planning.record(session, ids)
+            num_given += len(ids) + (len(PREFIX) if len(session.current.entries) == 1 else 0)
+            if rng.random() < 0.3:
+                planning.ask(session, Query("q", "q", max_tokens=2), (7, 8, 9))
+                num_asked += 1
+        planning.drain()
+        planning.settle()
+    assert num_returns > 2_400
+    assert tier.num_loaded > 500
+    assert planning.num_tokens <= num_given + num_asked * 5 + num_returns * (BLOCK - 1)
+    planning.workload.check()
