@@ -103,6 +103,13 @@ class Engine:
         256 * 2**20, "Size of the KV pool that all sessions share.", unit="bytes", low=2**20, high=2**44
     )
     block_size: int = setting(16, "Tokens in one block of the KV pool.", choices=(1, 2, 4, 8, 16, 32, 64, 128, 256))
+    host_bytes: int = setting(
+        0,
+        "Memory for blocks that had to leave the KV pool, so that they are not computed again.",
+        unit="bytes",
+        low=0,
+        high=2**44,
+    )
     context_tokens: int = setting(
         1024, "Tokens after which a session hops to a new generation; whole blocks.", unit="tokens", low=32, high=2**24
     )

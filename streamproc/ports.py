@@ -4,14 +4,16 @@ Kafka and the model stand behind these; so do the fakes of the tests, and a repl
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from streamproc.schedule.plan import Runner
+from streamproc.state.blocks import BlockPool
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.intake import Renderer
-from streamproc.state.partition import Recovery
+from streamproc.state.partition import Partition, Recovery
+from streamproc.state.tier import Tier
 
 
 class Source(Protocol):
@@ -45,6 +47,43 @@ class Control(Protocol):
     def poll(self) -> list[Message]: ...
 
 
+class Keeper(Protocol):
+    """Snapshots of this worker's partitions (keeper.py)."""
+
+    def connect(self, pool: BlockPool, tier: Tier, block_bytes: int) -> None: ...
+
+    def assigned(self, committed: Mapping[int, tuple[str, int]]) -> None:
+        """These partitions are ours: topic id and committed offset of each."""
+        ...
+
+    def committed(self, partitions: Iterable[Partition]) -> None:
+        """These partitions' offsets have moved."""
+        ...
+
+    def pick(self) -> Sequence[tuple[int, bytes]]:
+        """Blocks that the next step is to copy out, and their names. Called between two steps."""
+        ...
+
+    def take(self, saved: Mapping[bytes, Any]) -> None:
+        """What a step has copied out, by name."""
+        ...
+
+    def hand_over(
+        self,
+        partitions: Sequence[Partition],
+        copy_out: Callable[[Sequence[tuple[int, bytes]]], None],
+        deadline_s: float,
+    ) -> None:
+        """These partitions go to somebody else: leave a snapshot at their committed offset, if there is time."""
+        ...
+
+    def let_go(self, numbers: Collection[int]) -> None:
+        """These partitions are somebody else's."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Engine(Protocol):
     """A runner and the renderer of its model; `streamproc.engine`, or fakes."""
 
@@ -67,6 +106,9 @@ class ModelRunner(Runner, Protocol):
 
     @property
     def num_blocks(self) -> int: ...
+
+    @property
+    def block_bytes(self) -> int: ...
 
     @property
     def block_size(self) -> int: ...

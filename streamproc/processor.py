@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from streamproc.config import Config
 from streamproc.errors import EpochAborted, OutOfMemory
 from streamproc.messages import Ask, Query
-from streamproc.ports import Clock, Control, Engine, Sink, Source
+from streamproc.ports import Clock, Control, Engine, Keeper, Sink, Source
 from streamproc.schedule.plan import Flight, Plan
 from streamproc.schedule.progress import Progress
 from streamproc.schedule.scheduler import Scheduler
@@ -32,10 +32,12 @@ from streamproc.state.queries import QueryBook
 from streamproc.state.recent import remember
 from streamproc.state.registrar import OWNER, Registrar
 from streamproc.state.session import Shape
+from streamproc.state.tier import Tier
 from streamproc.state.workload import Workload
 
 IDLE_POLL_S = 0.01
 ATTEND_S = 0.0005  # between looks at what comes in, while the device works
+HAND_OVER_S = 1.0  # for the last snapshot of partitions that go
 MAX_IDLE_FORKS = 64  # idle queries queued ahead: enough to fill a step, few enough to be fresh
 
 
@@ -77,7 +79,9 @@ class StreamProcessor:
         self.runner, self.renderer = engine.runner, engine.renderer
         self.pool = BlockPool(self.runner.num_blocks, self.runner.block_size)
         self.workload = Workload(self.pool)
-        self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3)
+        self.tier = Tier(config.engine.host_bytes // self.runner.block_bytes)
+        self.keeper: Keeper | None = None
+        self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3, self.tier)
         self.progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
         self.calls = CallDesk(self.workload, self.renderer, self._why_not_call, clock.now)
         self.rules = Rules(
@@ -106,9 +110,11 @@ class StreamProcessor:
         self._num_epochs, self._started_ms = 0, clock.unix_ms()
         self._is_paused = self._was_out_of_memory = False
 
-    def connect(self, source: Source) -> None:
-        """The source may call back from its first poll on."""
-        self._source = source
+    def connect(self, source: Source, keeper: Keeper | None = None) -> None:
+        """The source may call back from its first poll on. keeper: None: there are no snapshots."""
+        self._source, self.keeper = source, keeper
+        if keeper:
+            keeper.connect(self.pool, self.tier, self.runner.block_bytes)
         self._take_queries()
 
     @property
@@ -122,7 +128,7 @@ class StreamProcessor:
         """One turn of the loop."""
         self._take_queries()
         self._offer()
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self.keeper.pick() if self.keeper else ())
         self._flight = plan, self.runner.launch(plan)
         self._ingest(self.source.poll(0 if plan.chunks else IDLE_POLL_S))
         self._attend()
@@ -167,7 +173,21 @@ class StreamProcessor:
         else:
             self._was_out_of_memory &= not plan.chunks
             self.scheduler.landed(flight.seconds)
+            self._take_saved(flight)
             self._apply(plan, sampled)
+
+    def _take_saved(self, flight: Flight) -> None:
+        """Blocks that a step has copied out of the pool."""
+        if saved := flight.saved:
+            self.tier.put(saved)
+            if self.keeper:
+                self.keeper.take(saved)
+
+    def _copy_out(self, saves: Sequence[tuple[int, bytes]]) -> None:
+        """At once, with no flight out."""
+        flight = self.runner.launch(Plan((), (), tuple(saves)))
+        flight.wait()
+        self._take_saved(flight)
 
     def _apply(self, plan: Plan, sampled: dict[int, tuple[int, ...]]) -> None:
         for fork in self.progress.apply(plan, sampled, self.clock.now()):
@@ -264,6 +284,8 @@ class StreamProcessor:
         for settlement in settlements:
             for generation in settle(settlement):
                 self.workload.drop(generation)
+        if self.keeper:
+            self.keeper.committed(settlement.partition for settlement in settlements)
 
     def _roll_back(self, settlements: Sequence[Settlement], epoch: Epoch, epoch_id: str) -> None:
         """The committed offsets are the truth: they tell whether the epoch landed; then read again from there."""
@@ -279,6 +301,8 @@ class StreamProcessor:
     def assigned(self, recoveries: dict[int, Recovery]) -> None:
         """These partitions are ours now."""
         self._land()
+        if self.keeper:
+            self.keeper.assigned({n: (recovery.topic_id, recovery.live_from) for n, recovery in recoveries.items()})
         for number, recovery in recoveries.items():
             partition = self.partitions[number] = Partition.recover(number, self.shape, recovery)
             if number == OWNER:
@@ -290,6 +314,9 @@ class StreamProcessor:
         """Commit what is finished of these partitions, then let go of them."""
         self._land()
         self.commit()
+        if self.keeper:
+            mine = [self.partitions[number] for number in numbers if self.partitions[number].is_live]
+            self.keeper.hand_over(mine, self._copy_out, HAND_OVER_S)
         self._let_go(numbers)
 
     def lost(self, numbers: Sequence[int]) -> None:
@@ -298,6 +325,8 @@ class StreamProcessor:
         self._let_go(numbers)
 
     def _let_go(self, numbers: Sequence[int]) -> None:
+        if self.keeper:
+            self.keeper.let_go(numbers)
         for number in numbers:
             rollback.let_go(self.workload, self.partitions.pop(number))
 
@@ -313,6 +342,8 @@ class StreamProcessor:
         self.calls.close()
         self.source.close()
         self._sink.close()
+        if self.keeper:
+            self.keeper.close()
 
     def check(self) -> None:
         """Every block and every fork is accounted for."""

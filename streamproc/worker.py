@@ -12,8 +12,14 @@ from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.properties import check_reachable, client_properties
 from streamproc.kafka.source import Source
+from streamproc.keeper import Keeper
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
+from streamproc.snapshots.collector import Retention
+from streamproc.snapshots.manifest import Identity
+from streamproc.snapshots.restore import SnapshotReader
+from streamproc.snapshots.store import open_store
+from streamproc.snapshots.writer import SnapshotWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,21 @@ def named(config: Config) -> Config:
     return replace(config, worker=replace(config.worker, slot=slot))
 
 
+def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> Keeper | None:
+    """Of the snapshots that the settings ask for."""
+    settings = config.snapshots
+    if not settings.url:
+        return None
+    store = open_store(settings.url)
+    fingerprint = f"{engine.fingerprint}.{engine.runner.block_size}"    # names are those of blocks of this size
+
+    def identity(number: int, topic_id: str) -> Identity:
+        return Identity(fingerprint, config.worker.group, config.topics.records, topic_id, number)
+
+    writer = SnapshotWriter(store, warn, settings.pending_bytes, Retention(settings.keep, settings.max_age_s))
+    return Keeper(identity, writer, SnapshotReader(store, warn), settings.interval_s, warn)
+
+
 def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line."""
     collect_rarely()
@@ -54,5 +75,5 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     control = ControlTopic(config)
     sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", warn)
     processor = StreamProcessor(config, engine, sink, control, Clock())
-    processor.connect(Source(config, processor, warn))
+    processor.connect(Source(config, processor, warn), make_keeper(config, engine, warn))
     return Worker(processor, engine, control)

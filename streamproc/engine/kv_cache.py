@@ -83,7 +83,8 @@ class KVCache:
     def read(self, block_id: int) -> np.ndarray:
         """The bytes of a block, copied to the CPU: [layout.block_bytes] uint8."""
         assert 0 <= block_id < self.num_blocks, "a block outside the pool"
-        return self.blocks[block_id].flatten().view(torch.uint8).cpu().numpy().copy()
+        copied: np.ndarray = self.blocks[block_id].flatten().view(torch.uint8).cpu().numpy().copy()
+        return copied
 
     def write(self, block_id: int, data: Any) -> None:
         """Overwrite a block with bytes that `read` returned, or any buffer of them."""

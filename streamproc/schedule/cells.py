@@ -62,7 +62,10 @@ class Cells:
         """
         size, first = self.pool.block_size, generation.num_computed // self.pool.block_size
         num_full = generation.num_tokens // size - first
-        if self.tier.is_empty or num_full < 1 or generation.num_computed != len(generation.block_table) * size:
+        if self.tier.is_empty or num_full < 1:
+            return False
+        self._forget_part(generation)
+        if generation.num_computed != len(generation.block_table) * size:
             return False
         most = min(num_full, self.tier.most_loads - len(step.loads))
         if most < 1:
@@ -80,6 +83,16 @@ class Cells:
             self.workload.touch(generation)
             step.planned.add(generation.seq_id)     # nobody may save, as that of others, what is not there yet
         return is_coming if len(block_ids) == len(found) else bool(block_ids)
+
+    def _forget_part(self, generation: Generation) -> None:
+        """A partly filled block that would be a full one outside the pool is taken from there, unless somebody is about
+        to read it: while records are read again, contexts grow by pieces that are no whole blocks.
+        """
+        size = self.pool.block_size
+        index, is_asked = generation.num_computed // size, generation.num_waiting_forks or generation.num_running_forks
+        is_part = generation.num_computed % size and len(generation.block_table) == index + 1
+        if is_part and not is_asked and self.tier.has(generation.name(index, size)):
+            self.pool.release(generation.forget_part(size))
 
     def _some(
         self, step: StepBuilder, generation: Generation, num_blocks: int, younger: Sequence[Generation] | None

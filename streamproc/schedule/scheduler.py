@@ -60,7 +60,8 @@ class Scheduler:
         self._lacks_cells: Turns | None = None  # whose next question found no cells in the newest plan
         self._most_tokens, self._num_good_steps = step_tokens, 0
 
-    def plan(self) -> Plan:
+    def plan(self, saves: Iterable[tuple[int, bytes]] = ()) -> Plan:
+        """saves: blocks that somebody else wants to have copied out of the pool, as they are now."""
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
         step = self._newest = StepBuilder(self.times, num_tokens, self.step_s)
         self.tier.collect()
@@ -79,7 +80,7 @@ class Scheduler:
             self._unstick(step)
         if not self.is_short:
             self._make_ahead(step)
-        step.saves += self.tier.take_leaving()
+        step.saves += {**dict(self.tier.take_leaving()), **dict(saves)}.items()
         return step.plan()
 
     def _is_urgent(self, turns: Turns) -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Retention
-from streamproc.snapshots.manifest import Identity, SessionPart
+from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.publisher import Publisher
 from streamproc.snapshots.segment import Buffer
 from streamproc.snapshots.shelf import Shelf
@@ -92,6 +92,7 @@ class SnapshotWriter:
         self._warn = warn
         self._max_pending_bytes = max_pending_bytes
         self._segment_bytes = min(SEGMENT_BYTES, max(max_pending_bytes // 4, 1))
+        self.on_published: Callable[[Manifest], None] = lambda manifest: None  # in the writer's thread
         self._publisher = publisher or Publisher(store, warn, retention)
         self._changed = threading.Condition()
         self._inbox = Inbox()
@@ -271,7 +272,8 @@ class SnapshotWriter:
 
     def _publish(self, wish: Wish) -> None:
         folder = wish.identity.folder
-        self._publisher.publish(wish.identity, wish.offset, wish.sessions)
+        manifest = self._publisher.publish(wish.identity, wish.offset, wish.sessions)
+        self.on_published(manifest)
         with self._changed:
             if self._inbox.wishes.get(folder) is wish:  # not replaced meanwhile
                 del self._inbox.wishes[folder]

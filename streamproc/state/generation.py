@@ -3,6 +3,7 @@
 `append` is called by its session alone, `advance` by whoever has computed cells.
 """
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 from streamproc.past import Past
@@ -87,11 +88,19 @@ class Generation:
         block_ids, self.block_table, self.num_computed = self.block_table, [], 0
         return block_ids
 
+    def forget_part(self, block_size: int) -> list[int]:
+        """The newest, partly filled block is not computed -> that block."""
+        self.num_computed -= self.num_computed % block_size
+        return [self.block_table.pop()]
+
     def append(self, offset: int, record: Record, ids: Ids) -> None:
         if not self.entries:
             self.start_offset = offset
         self.token_ids.extend(ids)
         self.entries.append(Entry(offset, len(self.token_ids), record))
+
+    def num_entries_before(self, offset: int) -> int:
+        return bisect_left(self.entries, offset, key=lambda entry: entry.offset)
 
     def truncate(self, offset: int) -> None:
         while self.entries and self.entries[-1].offset >= offset:

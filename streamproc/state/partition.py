@@ -36,6 +36,7 @@ class Recovery:
     asks_metadata: str = ""
     control_from: int = 0  # of the control topic; counts for partition 0 only
     epoch: str = ""  # the id of the epoch that committed last
+    topic_id: str = ""  # of the records topic, now
 
     @property
     def committed(self) -> tuple[int, int, str]:

@@ -1,5 +1,5 @@
-"""Blocks outside the pool, by name (blocks.py): those that had to leave it, in host memory, and those of a shelf that is
-further away, such as a snapshot.
+"""Blocks outside the pool, by name (blocks.py): those that had to leave it, in host memory, and those of a shelf that
+is further away, such as a snapshot.
 
 leaving   the pool gives a named block to somebody else: the next step copies its bytes out before it writes there
 here      the bytes are in host memory: a step copies them into a block instead of computing it

@@ -3,6 +3,7 @@ one lost, repeated or reordered record, one wrong block, changes every later ans
 """
 
 import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,13 +51,12 @@ class FakeRunner:
     """Carries out plans on hash cells. Reads and writes only what the plan names."""
 
     fingerprint = "fake"
-    block_bytes = 1
 
     def __init__(self, num_blocks: int = 64, block_size: int = 4) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.cells: list[int | None] = [None] * (num_blocks * block_size)
         self.num_steps = self.num_tokens = 0
-        self.saved: dict[bytes, tuple[int | None, ...]] = {}  # of the newest plan
+        self.saved: dict[bytes, bytes] = {}  # of the newest plan
         self.looks: Callable[[], int] = lambda: 0  # how often the loop looks in vain whether a step is done
 
     def launch(self, plan: Plan) -> "FakeFlight":
@@ -65,9 +65,9 @@ class FakeRunner:
     def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         size = self.block_size
         self.num_steps += bool(plan.chunks)
-        self.saved = {name: tuple(self.cells[block * size : (block + 1) * size]) for block, name in plan.saves}
+        self.saved = {name: self._bytes_of(block) for block, name in plan.saves}
         for block, data in plan.loads:
-            self.cells[block * size : (block + 1) * size] = data
+            self.cells[block * size : (block + 1) * size] = array("q", bytes(data))
         for source, target in plan.copies:
             self.cells[target * size : (target + 1) * size] = self.cells[source * size : (source + 1) * size]
         check_apart(plan, size)
@@ -88,6 +88,15 @@ class FakeRunner:
             if chunk.num_samples:
                 sampled[chunk.seq_id] = verified(chunk.draft, follows[-chunk.num_samples :])
         return sampled
+
+    @property
+    def block_bytes(self) -> int:
+        return 8 * self.block_size
+
+    def _bytes_of(self, block: int) -> bytes:
+        cells = self.cells[block * self.block_size : (block + 1) * self.block_size]
+        assert None not in cells, "a block is saved that nobody has written"
+        return array("q", [cell or 0 for cell in cells]).tobytes()
 
     def _cell(self, block_table: Sequence[int], position: int) -> int | None:
         return self.cells[block_table[position // self.block_size] * self.block_size + position % self.block_size]

@@ -27,7 +27,13 @@ class Planning:
     """Every answer is held to a rolling hash of its context; steps last as long as `seconds_of` says."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, step_tokens: int, shape: Shape, step_s: float = 1.0, tier: Tier | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        step_tokens: int,
+        shape: Shape,
+        step_s: float = 1.0,
+        tier: Tier | None = None,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.workload = Workload(self.pool)

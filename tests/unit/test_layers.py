@@ -13,7 +13,7 @@ LEVELS = {
     8: ["cli"],
     7: ["demo", "training"],
     6: ["client", "evaluate", "gateway", "replay", "worker"],
-    5: ["answers", "processor"],
+    5: ["answers", "keeper", "processor"],
     4: ["engine", "kafka", "ports", "snapshots"],
     3: ["kernels", "schedule"],
     2: ["market", "prompts", "queryfile", "state", "topics"],

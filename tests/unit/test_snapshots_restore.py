@@ -3,8 +3,21 @@ import threading
 from dataclasses import replace
 
 import pytest
-from snapshot_world import BLOCK_BYTES, IDENTITY, PATIENT_S, Failing, Said, Wrapped, blocks, data, name, other
-from snapshot_world import restored, session, written
+from snapshot_world import (
+    BLOCK_BYTES,
+    IDENTITY,
+    PATIENT_S,
+    Failing,
+    Said,
+    Wrapped,
+    blocks,
+    data,
+    name,
+    other,
+    restored,
+    session,
+    written,
+)
 
 from streamproc.snapshots import restore
 from streamproc.snapshots.restore import SnapshotReader

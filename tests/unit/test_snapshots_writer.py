@@ -2,8 +2,21 @@ import threading
 import time
 
 import pytest
-from snapshot_world import BLOCK_BYTES, IDENTITY, PATIENT_S, Failing, Said, Wrapped, blocks, data, name, other
-from snapshot_world import restored, session, written
+from snapshot_world import (
+    BLOCK_BYTES,
+    IDENTITY,
+    PATIENT_S,
+    Failing,
+    Said,
+    Wrapped,
+    blocks,
+    data,
+    name,
+    other,
+    restored,
+    session,
+    written,
+)
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots import writer as writers

@@ -5,29 +5,11 @@ import random
 from dataclasses import replace
 
 import pytest
-from oracle import Expected, expected_answers
-from world import CONTEXT, KEEP, World, make_config, random_record
+from oracle import expected_answers
+from world import CONTEXT, KEEP, QUERIES, World, in_log_order, make_config, random_record
 
-from streamproc.answertypes import AnswerType
-from streamproc.messages import Answer, Ask, Query
+from streamproc.messages import Ask, Query
 from streamproc.records import Trade
-
-
-def in_log_order(answers: list[Answer]) -> list[Expected]:
-    found = [
-        Expected(a.session, a.as_of.offset, a.as_of.from_offset, a.query_id, a.text)
-        for a in answers
-        if a.kind == "flash" and a.as_of
-    ]
-    return sorted(found, key=lambda e: (e.offset, e.query_id))
-
-
-QUERIES = [
-    Query("always-2", "Is {last} {count}?", "*", every=2, max_tokens=5),
-    Query("always-5", "{session} vwap {vwap} hi {high}", "S1*", every=5, max_tokens=9),
-    Query("change-3", "up?", "*", every=3, emit="change", max_tokens=1),
-    Query("choice-7", "b?", "S?", every=7, answer=AnswerType("choice", ("a", "b")), max_tokens=3, stop=("9", "x")),
-]
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -1,0 +1,239 @@
+"""Keeps snapshots of this worker's partitions while its loop goes on, and brings back what was kept.
+
+A snapshot is taken in rounds. After a commit that is due for one, a partition's sessions are looked through, some in
+every step: full blocks of their committed generations that are not stored yet are copied out by the next steps and
+given to the writer, which stores them from a thread of its own. Then the manifest names what the sessions consist of,
+as of the offset that is committed by then. Full blocks never change and are named by their tokens, so nothing has to
+hold still meanwhile.
+
+For the tier (state/tier.py) all blocks of the newest manifests, restored or written, are a shelf.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamproc.errors import Unavailable
+from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
+from streamproc.snapshots.restore import Blocks, SnapshotReader
+from streamproc.snapshots.writer import SnapshotWriter
+from streamproc.state.blocks import BlockPool
+from streamproc.state.generation import Generation
+from streamproc.state.partition import Partition
+from streamproc.state.session import Session
+from streamproc.state.tier import Tier
+
+STEP_BYTES = 8 * 2**20      # copied out in one step: a millisecond or two
+LOOKED_AT = 64              # sessions looked through in one step
+FIND_S = 10.0               # for what is stored of partitions that are assigned; then it is computed
+FETCHES = 2                 # at once
+
+Saves = list[tuple[int, bytes]]
+
+
+@dataclass(slots=True)
+class Round:
+    """A snapshot of one partition in the making."""
+
+    identity: Identity
+    partition: Partition
+    sessions: deque[Session]
+    missing: deque[bytes] = field(default_factory=deque)    # blocks to be copied out
+
+    @property
+    def is_done(self) -> bool:
+        return not self.sessions and not self.missing
+
+
+class Keeper:
+    """Of one worker. All methods but `learn` belong to the loop's thread."""
+
+    def __init__(
+        self,
+        make_identity: Callable[[int, str], Identity],
+        writer: SnapshotWriter,
+        reader: SnapshotReader,
+        interval_s: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        """make_identity: of a partition and the id of the records topic."""
+        self._make_identity = make_identity
+        self._writer, self._reader = writer, reader
+        self._interval_s = interval_s
+        self._warn = warn
+        self._identities: dict[int, Identity] = {}
+        self._shelves: dict[int, Blocks] = {}       # by partition: the blocks of its newest manifest
+        self._rounds: dict[int, Round] = {}
+        self._due_s: dict[int, float] = {}
+        self._saving: dict[bytes, Identity] = {}    # on their way out of the pool
+        self._fetches = ThreadPoolExecutor(FETCHES, "snapshot-fetch")
+        writer.on_published = self.learn
+
+    def connect(self, pool: BlockPool, tier: Tier, block_bytes: int) -> None:
+        self._pool, self._tier, self._block_bytes = pool, tier, block_bytes
+        tier.shelf = self
+
+    # A shelf
+
+    def has(self, name: bytes) -> bool:
+        return any(name in shelf.names for shelf in self._shelves.values())
+
+    def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
+        return self._fetches.submit(self._fetch, list(self._shelves.items()), names)
+
+    def _fetch(self, shelves: Iterable[tuple[int, Blocks]], names: Sequence[bytes]) -> dict[bytes, memoryview]:
+        found: dict[bytes, memoryview] = {}
+        for number, shelf in shelves:
+            wanted = [name for name in names if name in shelf.names and name not in found]
+            if not wanted:
+                continue
+            found |= shelf.fetch(wanted)
+            lost, identity = [name for name in wanted if name not in found], self._identities.get(number)
+            if lost and identity:
+                self._writer.doubt(identity, lost)
+        return found
+
+    def learn(self, manifest: Manifest) -> None:
+        """This manifest is stored: what it names can be read back. From any thread."""
+        number = manifest.identity.partition
+        shelf = self._reader.open(manifest)
+        if self._identities.get(number) == manifest.identity:
+            self._shelves[number] = shelf
+
+    # Partitions that come and go
+
+    def assigned(self, committed: Mapping[int, tuple[str, int]]) -> None:
+        """These partitions are ours: topic id and committed offset of each. Waits for what the store has of them."""
+        now, finds = time.monotonic(), {}
+        for number, (topic_id, offset) in committed.items():
+            self._identities[number] = self._make_identity(number, topic_id)
+            self._due_s[number] = now + self._interval_s
+            finds[number] = self._fetches.submit(self._find, self._identities[number], offset)
+        wait(finds.values(), FIND_S)
+        for number, find in finds.items():
+            if not find.done():
+                self._warn(f"snapshots: no answer within {FIND_S:.0f} s; partition {number} is computed from the topic")
+            elif blocks := find.result():
+                self._shelves[number] = blocks
+
+    def _find(self, identity: Identity, offset: int) -> Blocks | None:
+        try:
+            manifest = self._reader.find(identity, offset)
+            return self._reader.open(manifest) if manifest else None
+        except Unavailable as problem:
+            self._warn(f"{problem}; partition {identity.partition} is computed from the topic")
+            return None
+
+    def let_go(self, numbers: Collection[int]) -> None:
+        """These partitions are somebody else's."""
+        for number in numbers:
+            self._rounds.pop(number, None)
+            self._shelves.pop(number, None)
+            if identity := self._identities.pop(number, None):
+                self._writer.forget(identity)
+
+    # Rounds
+
+    def committed(self, partitions: Iterable[Partition]) -> None:
+        """These partitions' offsets have moved: begin the rounds that are due."""
+        now = time.monotonic()
+        for partition in partitions:
+            number = partition.number
+            if number in self._identities and number not in self._rounds and now >= self._due_s[number]:
+                self._begin(partition)
+
+    def _begin(self, partition: Partition) -> None:
+        number = partition.number
+        self._due_s[number] = time.monotonic() + self._interval_s
+        self._rounds[number] = Round(self._identities[number], partition, deque(partition.sessions.values()))
+
+    def pick(self) -> Saves:
+        """Blocks that the next step is to copy out. To be called between two steps: what has a name is computed."""
+        self._saving.clear()    # no step is out: what has not come by now does not come
+        saves: Saves = []
+        for round_ in list(self._rounds.values()):
+            self._look(round_)
+            room = min(STEP_BYTES, self._writer.room - len(self._saving) * self._block_bytes)
+            while round_.missing and len(saves) < max(1, room // self._block_bytes) and room > 0:
+                self._take_out(round_, round_.missing.popleft(), saves)
+            if round_.is_done and not saves:
+                self._publish(round_)
+        return saves
+
+    def _look(self, round_: Round) -> None:
+        """Which blocks of some more of its sessions are not stored yet."""
+        offset = round_.partition.committed[0]
+        for _ in range(min(LOOKED_AT, len(round_.sessions))):
+            if len(round_.missing) * self._block_bytes > STEP_BYTES:
+                return
+            session = round_.sessions.popleft()
+            names = names_before(session.committed_generation(offset), offset, self._pool.block_size)[1]
+            round_.missing += [name for name in names if not self._writer.has(round_.identity, name)]
+
+    def _take_out(self, round_: Round, name: bytes, saves: Saves) -> None:
+        """A block by its name, from wherever it is; one that is nowhere is computed when somebody needs it."""
+        if name in self._saving or self._writer.has(round_.identity, name):
+            return
+        block_id, data = self._pool.look_up(name), self._tier.get(name)
+        if data is not None:
+            self._writer.add(round_.identity, [(name, data)])
+        elif block_id is not None:
+            self._saving[name] = round_.identity
+            saves.append((block_id, name))
+
+    def take(self, saved: Mapping[bytes, Any]) -> None:
+        """What a step has copied out."""
+        for name, data in saved.items():
+            if identity := self._saving.pop(name, None):
+                self._writer.add(identity, [(name, data)])
+
+    def _publish(self, round_: Round) -> None:
+        partition = round_.partition
+        del self._rounds[partition.number]
+        self._writer.publish(round_.identity, partition.committed[0], parts(partition, self._pool.block_size))
+
+    def hand_over(self, partitions: Sequence[Partition], copy_out: Callable[[Saves], None], deadline_s: float) -> None:
+        """These partitions go to somebody else, who need not compute what is stored within so many seconds.
+
+        copy_out: copies these blocks out at once, and calls `take`.
+        """
+        deadline = time.monotonic() + deadline_s
+        for partition in partitions:
+            if partition.number in self._identities:
+                self._rounds.pop(partition.number, None)
+                self._begin(partition)
+        numbers = {partition.number for partition in partitions}
+        while numbers & self._rounds.keys() and time.monotonic() < deadline:
+            saves = self.pick()
+            copy_out(saves)
+            if not saves and not self._writer.room:
+                time.sleep(0.005)
+        self._writer.wait(max(0.0, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """What is still on its way to the store is dropped."""
+        self._writer.close()
+        self._fetches.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
+
+
+def parts(partition: Partition, block_size: int) -> list[SessionPart]:
+    """The sessions of a partition as of its committed offset."""
+    offset, found = partition.committed[0], []
+    for session in partition.sessions.values():
+        generation = session.committed_generation(offset)
+        num_tokens, names = names_before(generation, offset, block_size)
+        if num_tokens:
+            start, before = generation.start_offset, generation.records_before
+            found.append(SessionPart(session.key, start, before, num_tokens, names))
+    return found
+
+
+def names_before(generation: Generation, offset: int, block_size: int) -> tuple[int, tuple[bytes, ...]]:
+    """Tokens of a generation up to the last record below the offset, and the names of its full blocks up to there."""
+    num_entries = generation.num_entries_before(offset)
+    num_tokens = generation.entries[num_entries - 1].end if num_entries else 0
+    return num_tokens, tuple(generation.name(index, block_size) for index in range(num_tokens // block_size))
