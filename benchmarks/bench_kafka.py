@@ -37,7 +37,8 @@ FIRST_NS = 1_610_064_000_278_000_000
 class NoRunner:
     """Computes nothing, at once."""
 
-    num_blocks, block_size = NUM_BLOCKS, BLOCK
+    num_blocks, block_size, block_bytes = NUM_BLOCKS, BLOCK, 1
+    saved: dict[bytes, Any] = {}  # noqa: RUF012 - nothing ever is
 
     def launch(self, plan: Plan) -> "NoRunner":
         return self
