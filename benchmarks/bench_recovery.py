@@ -53,7 +53,7 @@ from streamproc.state.partition import Recovery
 from streamproc.worker import make_keeper
 
 NEVER_S = 86_400
-OFTEN_S = 2
+OFTEN_S, SELDOM_S = 2, 5
 PAIRS = 3
 COMMITS = 300
 
@@ -150,7 +150,7 @@ def recovery(given: argparse.Namespace) -> dict[str, Any]:
         world = World(loaded, given.threads, given.sessions, given.context, folder)
         world.fill_log(world.config(1, "").topics)
         kept = f"file://{folder}/kept"
-        ingest(world, NEVER_S, kept)        # leaves a snapshot when it closes
+        ingest(world, SELDOM_S, kept)
         rows = {"computed": restore(world, ""), "restored": restore(world, kept)}
         drop_from_cache(folder / "kept")
         rows["restored, cold"] = restore(world, kept)

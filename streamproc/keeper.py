@@ -200,18 +200,20 @@ class Keeper:
 
         copy_out: copies these blocks out at once, and calls `take`.
         """
-        deadline = time.monotonic() + deadline_s
+        started = time.monotonic()
         for partition in partitions:
             if partition.number in self._identities:
                 self._rounds.pop(partition.number, None)
                 self._begin(partition)
         numbers = {partition.number for partition in partitions}
-        while numbers & self._rounds.keys() and time.monotonic() < deadline:
+        while numbers & self._rounds.keys() and time.monotonic() - started < deadline_s / 2:
             saves = self.pick()
             copy_out(saves)
             if not saves and not self._writer.room:
                 time.sleep(0.005)
-        self._writer.wait(max(0.0, deadline - time.monotonic()))
+        for number in numbers & self._rounds.keys():    # what there was no time for is computed again
+            self._publish(self._rounds[number])
+        self._writer.wait(max(0.0, started + deadline_s - time.monotonic()))
 
     def close(self) -> None:
         """What is still on its way to the store is dropped."""
