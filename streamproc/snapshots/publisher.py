@@ -1,0 +1,140 @@
+"""Segments and manifests into the store, step by step; the part of the writer that may wait. Its thread alone calls.
+
+A manifest may name a segment only if that was there and not condemned a short while ago, and is taken back if writing
+it took so long that this may have changed; collector.py says why that is enough.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from streamproc.errors import Unavailable
+from streamproc.snapshots.collector import Collector, Retention, marked, present, prune
+from streamproc.snapshots.manifest import (
+    Damaged,
+    Identity,
+    Manifest,
+    SegmentRef,
+    SessionPart,
+    Unknown,
+    encode,
+    segment_path,
+)
+from streamproc.snapshots.restore import by_offset, header_of, misfit, read_manifest
+from streamproc.snapshots.segment import Buffer, seal
+from streamproc.snapshots.shelf import Shelf, Shelved
+from streamproc.snapshots.store import Store
+
+Warn = Callable[[str], None]
+ShelfKey = tuple[str, str]  # fingerprint, scope
+
+FRESH = 1 / 4  # share of the grace period for which a segment need not be looked for again
+DONE = 1 / 2  # share of the grace period within which a manifest is written
+
+
+class Publisher:
+    """What is stored, and how it gets there. What touches the store raises Unavailable."""
+
+    def __init__(
+        self,
+        store: Store,
+        warn: Warn,
+        retention: Retention,
+        now: Callable[[], float] = time.monotonic,
+        unix_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._warn = warn
+        self._retention = retention
+        self._now = now
+        self._unix_s = unix_s
+        self._shelves: dict[ShelfKey, Shelf] = {}
+        self._live: dict[Identity, frozenset[str]] = {}  # digests of the segments of our partitions' newest manifests
+        self._collectors: dict[str, Collector] = {}
+        self._collected_s: dict[str, float] = {}
+
+    def forget(self, identity: Identity) -> None:
+        """The partition's newest manifest is no longer ours to know."""
+        self._live.pop(identity, None)
+
+    def shelf(self, identity: Identity) -> Shelf:
+        """What is known to be stored for a partition: of its model, group and topic."""
+        return self._shelves.setdefault((identity.fingerprint, identity.scope), Shelf())
+
+    def learn(self, identity: Identity) -> None:
+        """The blocks of the partition's newest manifest are stored: they need not be given again."""
+        for name in by_offset(self._store, identity.folder):
+            if name.tag != identity.tag:
+                continue
+            try:
+                manifest = read_manifest(self._store, name)
+            except (Damaged, Unknown):
+                continue  # whoever restores says so
+            if manifest and not misfit(manifest, name, identity):
+                self._learn_segments(manifest)
+                self._live[identity] = digests(manifest.segments)
+                return
+
+    def _learn_segments(self, manifest: Manifest) -> None:
+        for segment in manifest.segments:
+            try:
+                header = header_of(self._store, manifest.identity, segment)
+            except Damaged:
+                continue
+            self.shelf(manifest.identity).learn(segment, tuple(block.name for block in header.blocks))
+
+    def write(self, identity: Identity, blocks: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Blocks of one size as a segment."""
+        seen_s = self._now()
+        segment, parts = seal(identity.fingerprint, blocks, compressed=self._store.is_remote)
+        self._store.put_if_absent(segment_path(identity.scope, segment.sha256), parts)
+        self.shelf(identity).add(segment, tuple(name for name, _ in blocks), seen_s)
+
+    def publish(self, identity: Identity, offset: int, sessions: Sequence[SessionPart]) -> Manifest:
+        """A manifest of what is stored of these sessions' blocks."""
+        names = frozenset(name for session in sessions for name in session.names)
+        shelved = self._checked(identity, names)
+        segments = tuple(each.ref for each in shelved)
+        manifest = Manifest(identity, offset, int(self._unix_s() * 1000), tuple(sessions), segments)
+        path, content = encode(manifest)
+        self._store.put_if_absent(path, [content])
+        if shelved and self._now() - min(each.seen_s for each in shelved) > self._retention.grace_s * DONE:
+            self._store.delete(path)
+            raise Unavailable(f"snapshots: {path} took too long to be written to {self._store.url}; taken back")
+        self._live[identity] = digests(segments)
+        self._trim(identity)
+        return manifest
+
+    def _checked(self, identity: Identity, names: frozenset[bytes]) -> list[Shelved]:
+        """The segments of these blocks, all of them seen a short while ago."""
+        shelf, grace_s = self.shelf(identity), self._retention.grace_s
+        fresh_since_s = self._now() - grace_s * FRESH
+        if all(each.seen_s >= fresh_since_s for each in shelf.of(names)):
+            return shelf.of(names)
+        seen_s = self._now()
+        condemned = marked(self._store, identity.scope)  # before `there`: a mark goes only after its segment
+        there = present(self._store, identity.scope)
+        lost = shelf.check(lambda digest: digest in there and digest not in condemned, seen_s)
+        if num_blocks := sum(each.ref.num_blocks for each in lost):
+            self._warn(f"snapshots: {num_blocks} blocks in {identity.scope} are gone; they are stored again")
+        return shelf.of(names)
+
+    def _trim(self, identity: Identity) -> None:
+        """Names of segments that none of our newest manifests needs are dropped: memory stays bounded."""
+        ours = [
+            live
+            for each, live in list(self._live.items())  # `forget` comes from another thread
+            if (each.fingerprint, each.scope) == (identity.fingerprint, identity.scope)
+        ]
+        self.shelf(identity).keep(frozenset().union(*ours), self._now() - self._retention.grace_s)
+
+    def tidy(self, identity: Identity) -> None:
+        """Retention of the partition's manifests; now and then the segments that nobody names any more."""
+        prune(self._store, identity, self._retention)
+        scope, now, grace_s = identity.scope, self._now(), self._retention.grace_s
+        if now - self._collected_s.get(scope, float("-inf")) >= grace_s * FRESH:
+            self._collected_s[scope] = now
+            self._collectors.setdefault(scope, Collector(self._store, scope, grace_s)).collect()
+
+
+def digests(segments: Iterable[SegmentRef]) -> frozenset[str]:
+    return frozenset(segment.sha256 for segment in segments)

@@ -1,0 +1,193 @@
+"""Reading snapshots: the newest manifest that fits, and blocks by name.
+
+Nothing read here is trusted: a manifest and a segment's header are held to the digests in their paths, a block to its
+checksum. What does not pass is said in one line and left out; the caller computes it.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from streamproc.errors import Unavailable
+from streamproc.snapshots.manifest import (
+    Damaged,
+    Identity,
+    Manifest,
+    ManifestName,
+    SegmentRef,
+    Unknown,
+    decode,
+    parse_name,
+    segment_path,
+)
+from streamproc.snapshots.segment import Header, Stored, opened, read_header
+from streamproc.snapshots.store import Store
+
+Warn = Callable[[str], None]
+
+NUM_THREADS = 8  # requests at once; checksums too are computed outside the interpreter's lock
+RUN_BYTES = 4 * 2**20  # most bytes of one request: enough for a network, small enough to share among threads
+
+
+class Run(NamedTuple):
+    """Neighbouring blocks of one segment, read in one piece."""
+
+    segment: SegmentRef
+    header: Header
+    blocks: tuple[Stored, ...]
+
+
+class SnapshotReader:
+    """Finds manifests and opens their blocks. Thread-safe."""
+
+    def __init__(self, store: Store, warn: Warn, num_threads: int = NUM_THREADS) -> None:
+        self.store = store
+        self._warn = warn
+        self._pool = ThreadPoolExecutor(num_threads, "snapshot-reader")
+
+    def find(self, identity: Identity, max_offset: int) -> Manifest | None:
+        """The newest manifest of this identity at or before the offset. Newer ones are passed over, each with its
+        reason in one line. Raises Unavailable where the store does not answer.
+        """
+        for name in by_offset(self.store, identity.folder):
+            if name.offset > max_offset:
+                self._pass_over(name, f"it is ahead of the committed offset {max_offset}")
+                continue
+            try:
+                manifest = read_manifest(self.store, name)
+            except (Damaged, Unknown) as problem:
+                self._pass_over(name, str(problem))
+                continue
+            if manifest is None:  # collected since it was listed
+                continue
+            if reason := misfit(manifest, name, identity):
+                self._pass_over(name, reason)
+                continue
+            return manifest
+        return None
+
+    def _pass_over(self, name: ManifestName, reason: str) -> None:
+        self._warn(f"snapshots: {name.path} is passed over: {reason}")
+
+    def open(self, manifest: Manifest) -> "Blocks":
+        """The blocks of a manifest that are there; reads the header of each segment."""
+        return Blocks(self.store, self._warn, self._pool, manifest)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Blocks:
+    """The blocks of one manifest, by name. Thread-safe."""
+
+    def __init__(self, store: Store, warn: Warn, pool: ThreadPoolExecutor, manifest: Manifest) -> None:
+        self._store = store
+        self._warn = warn
+        self._pool = pool
+        self._identity = manifest.identity
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+        self._places: dict[bytes, tuple[SegmentRef, Header, Stored]] = {}
+        wanted = manifest.names
+        for segment, header in zip(manifest.segments, pool.map(self._header, manifest.segments), strict=True):
+            if header is not None:
+                self._places |= {
+                    block.name: (segment, header, block) for block in header.blocks if block.name in wanted
+                }
+        self.names = frozenset(self._places)
+
+    def _header(self, segment: SegmentRef) -> Header | None:
+        try:
+            return header_of(self._store, self._identity, segment)
+        except (Damaged, Unavailable) as problem:
+            self._leave_out(segment, segment.num_blocks, str(problem))
+            return None
+
+    def fetch(self, names: Iterable[bytes]) -> dict[bytes, memoryview]:
+        """The bytes of those of these blocks that are there and whole."""
+        places = [self._places[name] for name in set(names) if name in self._places]
+        found: dict[bytes, memoryview] = {}
+        for blocks in self._pool.map(self._read, list(runs(places))):
+            found |= blocks
+        return found
+
+    def _read(self, run: Run) -> dict[bytes, memoryview]:
+        """The whole blocks of a run; the others are said, once a segment."""
+        start = run.blocks[0].start
+        try:
+            path = segment_path(self._identity.scope, run.segment.sha256)
+            content = self._store.get_range(path, start, run.blocks[-1].end - start)
+        except Unavailable as problem:
+            self._leave_out(run.segment, len(run.blocks), str(problem))
+            return {}
+        if content is None:
+            self._leave_out(run.segment, len(run.blocks), "it is gone")
+            return {}
+        found = {
+            block.name: data
+            for block in run.blocks
+            if (data := opened(run.header, block, content[block.start - start : block.end - start])) is not None
+        }
+        if num_lost := len(run.blocks) - len(found):
+            self._leave_out(run.segment, num_lost, "damaged")
+        return found
+
+    def _leave_out(self, segment: SegmentRef, num_blocks: int, reason: str) -> None:
+        with self._lock:
+            if segment.sha256 in self._said:
+                return
+            self._said.add(segment.sha256)
+        path = segment_path(self._identity.scope, segment.sha256)
+        self._warn(f"snapshots: {num_blocks} blocks or more of {path} are computed again: {reason}")
+
+
+def by_offset(store: Store, folder: str) -> list[ManifestName]:
+    """The manifests in a folder, the newest offset first; of one offset that which was made last."""
+    names = [name for found in store.list(folder) if (name := parse_name(found.path))]
+    return sorted(names, key=lambda name: (name.offset, name.created_ms), reverse=True)
+
+
+def read_manifest(store: Store, name: ManifestName) -> Manifest | None:
+    """A manifest; None: it is not there any more. Raises Damaged, Unknown or Unavailable."""
+    content = store.get(name.path)
+    return None if content is None else decode(name, content)
+
+
+def misfit(manifest: Manifest, name: ManifestName, identity: Identity) -> str:
+    """Why a manifest is not one of this identity at its offset; empty: it is."""
+    theirs = manifest.identity
+    if theirs.fingerprint != identity.fingerprint:
+        return f"it is of another model ({theirs.fingerprint[:12]}, here {identity.fingerprint[:12]})"
+    if theirs.topic_id != identity.topic_id:
+        return f"the topic was recreated (it is of {theirs.topic_id}, now {identity.topic_id})"
+    if theirs != identity or manifest.offset != name.offset:
+        return f"it is of {theirs.group} {theirs.topic} {theirs.partition} at {manifest.offset}"
+    return ""
+
+
+def header_of(store: Store, identity: Identity, segment: SegmentRef) -> Header:
+    """A segment's header. Raises Damaged, also where the segment is gone or of another model, or Unavailable."""
+    content = store.get_range(segment_path(identity.scope, segment.sha256), 0, segment.header_bytes)
+    if content is None:
+        raise Damaged("it is gone")
+    header = read_header(segment, content)
+    if header.fingerprint != identity.fingerprint:
+        raise Damaged("it is of another model")
+    return header
+
+
+def runs(places: Sequence[tuple[SegmentRef, Header, Stored]]) -> Iterator[Run]:
+    """Blocks that lie one after the other put together, up to RUN_BYTES."""
+    together: list[Stored] = []
+    last: tuple[SegmentRef, Header] | None = None
+    for segment, header, block in sorted(places, key=lambda place: (place[0].sha256, place[2].start)):
+        if last and not (
+            last[0] is segment and block.start == together[-1].end and block.end - together[0].start <= RUN_BYTES
+        ):
+            yield Run(*last, tuple(together))
+            together = []
+        together.append(block)
+        last = segment, header
+    if last:
+        yield Run(*last, tuple(together))

@@ -1,0 +1,300 @@
+"""The writer of snapshots: takes blocks and manifests at once, stores them from a thread of its own.
+
+Nobody waits for it: what does not fit its memory is not taken, and a store that fails is said in one line, tried
+again ever more slowly, and costs nothing but older snapshots.
+
+Blocks are stored in the order in which they came, many in a segment. A manifest waits for the blocks that were given
+before it; one of the same partition that still waits is replaced.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from streamproc.errors import Unavailable
+from streamproc.snapshots.collector import Retention
+from streamproc.snapshots.manifest import Identity, SessionPart
+from streamproc.snapshots.publisher import Publisher
+from streamproc.snapshots.segment import Buffer
+from streamproc.snapshots.shelf import Shelf
+from streamproc.snapshots.store import Store
+
+MAX_PENDING_BYTES = 256 * 2**20
+SEGMENT_BYTES = 32 * 2**20
+PATIENCE_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # between two tries
+CLOSE_S = 10.0
+
+
+class Given(NamedTuple):
+    """A block on its way. `seq` counts all that was given."""
+
+    seq: int
+    identity: Identity
+    place: "Place"
+    name: bytes
+    data: Buffer
+
+
+class Place(NamedTuple):
+    """The blocks of one model, group and topic: those that are stored, and the names of those on their way. A block is
+    on the shelf before it is no longer on its way, so whoever looks there first needs no lock.
+    """
+
+    shelf: Shelf
+    coming: set[bytes]
+
+    def has(self, name: bytes) -> bool:
+        return name in self.coming or name in self.shelf
+
+
+class Wish(NamedTuple):
+    """A manifest to be written once all blocks up to `seq` are stored."""
+
+    seq: int
+    identity: Identity
+    offset: int
+    sessions: tuple[SessionPart, ...]
+
+
+@dataclass(slots=True)
+class Inbox:
+    """What waits for the thread; guarded by the writer's lock."""
+
+    blocks: deque[Given] = field(default_factory=deque)
+    num_bytes: int = 0
+    wishes: dict[str, Wish] = field(default_factory=dict)  # by the partition's folder
+    to_learn: dict[Identity, None] = field(default_factory=dict)
+    to_tidy: dict[Identity, None] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.blocks or self.wishes or self.to_learn)
+
+
+class SnapshotWriter:
+    """Has a thread until it is closed. No method waits for the store but `wait` and `close`; none raises for it."""
+
+    def __init__(
+        self,
+        store: Store,
+        warn: Callable[[str], None],
+        max_pending_bytes: int = MAX_PENDING_BYTES,
+        retention: Retention = Retention(),  # noqa: B008 - frozen
+        publisher: Publisher | None = None,
+    ) -> None:
+        self._store = store
+        self._warn = warn
+        self._max_pending_bytes = max_pending_bytes
+        self._segment_bytes = min(SEGMENT_BYTES, max(max_pending_bytes // 4, 1))
+        self._publisher = publisher or Publisher(store, warn, retention)
+        self._changed = threading.Condition()
+        self._inbox = Inbox()
+        self._seq = 0
+        self._places: dict[Identity, Place] = {}
+        self._shared: dict[tuple[str, str], Place] = {}  # fingerprint and scope
+        self._num_waiting = 0
+        self._num_failures = 0
+        self._said_untidy = False
+        self._is_closed = False
+        self._broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="snapshot-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def room(self) -> int:
+        """Bytes that it takes now; 0 while the store fails."""
+        with self._changed:
+            if self._num_failures or self._broken or self._is_closed:
+                return 0
+            return max(self._max_pending_bytes - self._inbox.num_bytes, 0)
+
+    def has(self, identity: Identity, name: bytes) -> bool:
+        """Whether a block is stored or on its way; also what the partition's newest manifest names, once the thread has
+        read that (until then a block may be given again; it is not stored again).
+        """
+        return self._place(identity).has(name)
+
+    def _place(self, identity: Identity) -> Place:
+        """Where the partition's blocks go; at the first use the thread is told to read what is stored already."""
+        if place := self._places.get(identity):
+            return place
+        with self._changed:
+            shared = Place(self._publisher.shelf(identity), set())
+            place = self._places[identity] = self._shared.setdefault((identity.fingerprint, identity.scope), shared)
+            self._inbox.to_learn[identity] = None
+            self._changed.notify_all()
+            return place
+
+    def add(self, identity: Identity, blocks: Sequence[tuple[bytes, Buffer]]) -> int:
+        """Blocks to be stored, by name; their buffers must not change any more -> how many of them, from the first on,
+        were taken or are there already; the others did not fit: give them again later.
+        """
+        place = self._place(identity)
+        with self._changed:
+            for num_taken, (name, data) in enumerate(blocks):
+                if place.has(name):
+                    continue
+                if self._is_closed or self._broken or self._inbox.num_bytes + len(data) > self._max_pending_bytes:
+                    return num_taken
+                self._seq += 1
+                self._inbox.blocks.append(Given(self._seq, identity, place, name, data))
+                place.coming.add(name)
+                self._inbox.num_bytes += len(data)
+            if self._inbox.num_bytes >= self._segment_bytes:
+                self._changed.notify_all()
+            return len(blocks)
+
+    def publish(self, identity: Identity, offset: int, sessions: Sequence[SessionPart]) -> None:
+        """A manifest of the partition as of this offset, once the blocks given so far are stored."""
+        self._place(identity)
+        with self._changed:
+            self._inbox.wishes[identity.folder] = Wish(self._seq, identity, offset, tuple(sessions))
+            self._changed.notify_all()
+
+    def doubt(self, identity: Identity, names: Iterable[bytes]) -> None:
+        """These blocks could not be read back whole: forget that they are stored, so that they are given again."""
+        self._place(identity).shelf.doubt(names)
+
+    def forget(self, identity: Identity) -> None:
+        """The partition is somebody else's: a manifest of it that still waits is not written. Blocks on their way are:
+        other partitions may count on them.
+        """
+        with self._changed:
+            self._inbox.wishes.pop(identity.folder, None)
+            self._inbox.to_learn.pop(identity, None)
+            self._places.pop(identity, None)
+            self._publisher.forget(identity)
+            self._changed.notify_all()
+
+    def wait(self, deadline_s: float) -> bool:
+        """Wait until everything given so far is stored, manifests too, at most so many seconds -> whether it is."""
+        with self._changed:
+            self._num_waiting += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(self._is_done, deadline_s) and not self._broken
+            finally:
+                self._num_waiting -= 1
+
+    def _is_done(self) -> bool:
+        return self._inbox.is_empty or bool(self._broken)
+
+    def close(self) -> None:
+        """Stop the thread after what it is doing; what still waits is dropped."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        try:
+            while step := self._next_step():
+                try:
+                    step()
+                except Unavailable as problem:
+                    self._failed(problem)
+                else:
+                    self._worked()
+        except Exception as problem:
+            with self._changed:
+                self._broken = problem
+                self._changed.notify_all()
+            self._warn(f"snapshots: none are written any more: {type(problem).__name__}: {problem}")
+            raise
+
+    def _next_step(self) -> Callable[[], None] | None:
+        """What to do next, waited for; None: closed."""
+        with self._changed:
+            if self._num_failures:
+                pause_s = PATIENCE_S[min(self._num_failures, len(PATIENCE_S)) - 1]
+                self._changed.wait_for(lambda: self._is_closed, pause_s)
+            while not self._is_closed:
+                if step := self._choose():
+                    return step
+                self._changed.wait()
+            return None
+
+    def _choose(self) -> Callable[[], None] | None:
+        """Learn first: it saves writing. A manifest whose blocks are stored before more blocks."""
+        inbox = self._inbox
+        if inbox.to_learn:
+            return partial(self._learn, next(iter(inbox.to_learn)))
+        first = inbox.blocks[0].seq if inbox.blocks else self._seq + 1
+        if wish := next((wish for wish in inbox.wishes.values() if wish.seq < first), None):
+            return partial(self._publish, wish)
+        if inbox.blocks and (inbox.wishes or self._num_waiting or inbox.num_bytes >= self._segment_bytes):
+            return self._write
+        return partial(self._tidy, next(iter(inbox.to_tidy))) if inbox.to_tidy else None
+
+    def _learn(self, identity: Identity) -> None:
+        self._publisher.learn(identity)
+        with self._changed:
+            self._inbox.to_learn.pop(identity, None)
+            self._take_out([given for given in self._inbox.blocks if given.name in given.place.shelf])
+
+    def _write(self) -> None:
+        """One segment: the oldest block and those after it that can share its file, up to the size of a segment."""
+        with self._changed:
+            together = self._together()
+        self._publisher.write(together[0].identity, [(given.name, given.data) for given in together])
+        with self._changed:
+            self._take_out(together)
+
+    def _together(self) -> list[Given]:
+        first, num_bytes, together = self._inbox.blocks[0], 0, list[Given]()
+        for given in self._inbox.blocks:
+            if given.place is first.place and len(given.data) == len(first.data):
+                if together and num_bytes + len(given.data) > self._segment_bytes:
+                    break
+                together.append(given)
+                num_bytes += len(given.data)
+        return together
+
+    def _take_out(self, stored: Sequence[Given]) -> None:
+        """These blocks, in their order, are stored."""
+        inbox, left, seqs = self._inbox, list[Given](), {given.seq for given in stored}
+        while stored and inbox.blocks and inbox.blocks[0].seq <= stored[-1].seq:
+            given = inbox.blocks.popleft()
+            if given.seq in seqs:
+                given.place.coming.discard(given.name)
+                inbox.num_bytes -= len(given.data)
+            else:
+                left.append(given)
+        inbox.blocks.extendleft(reversed(left))
+        self._changed.notify_all()
+
+    def _publish(self, wish: Wish) -> None:
+        folder = wish.identity.folder
+        self._publisher.publish(wish.identity, wish.offset, wish.sessions)
+        with self._changed:
+            if self._inbox.wishes.get(folder) is wish:  # not replaced meanwhile
+                del self._inbox.wishes[folder]
+            self._inbox.to_tidy[wish.identity] = None
+            self._changed.notify_all()
+
+    def _tidy(self, identity: Identity) -> None:
+        """Where nothing may be deleted, snapshots are still written."""
+        with self._changed:
+            self._inbox.to_tidy.pop(identity, None)
+        try:
+            self._publisher.tidy(identity)
+        except Unavailable as problem:
+            if not self._said_untidy:
+                self._said_untidy = True
+                self._warn(f"{problem}; snapshots that are no longer needed stay for now")
+
+    def _failed(self, problem: Unavailable) -> None:
+        with self._changed:
+            self._num_failures += 1
+            is_first = self._num_failures == 1
+        if is_first:
+            self._warn(f"{problem}; it is tried again, until then a restart has more to compute")
+
+    def _worked(self) -> None:
+        with self._changed:
+            was_failing, self._num_failures = self._num_failures > 0, 0
+        if was_failing:
+            self._warn(f"snapshots: {self._store.url} works again")
