@@ -20,14 +20,14 @@ from streamproc.errors import Usage
 from streamproc.records import FIELDS
 
 DEFAULT_BOOTSTRAP_SERVERS = "127.0.0.1:9092"
-SECTIONS = ("topics", "engine", "prompts", "worker")
+SECTIONS = ("topics", "engine", "prompts", "worker", "snapshots")
 NAME = r"[A-Za-z0-9._-]{1,249}"
 NAME_HINT = "a name of letters, digits, '.', '_' and '-'"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a setting means and takes. `unit` decides how a text is read: bytes, ms, or a plain number."""
+    """What a setting means and takes. `unit` decides how a text is read: bytes, ms, s, or a plain number."""
 
     doc: str
     unit: str = ""
@@ -154,6 +154,23 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshots:
+    """KV of the partitions on disk or in an object store, so that a restart need not compute it again."""
+
+    url: str = setting(
+        "",
+        "Where snapshots are kept, shared by all workers of the group; empty: there are none.",
+        hint="a folder, file:///path, s3://bucket/prefix, or nothing",
+    )
+    interval_s: int = setting(30, "Time between two snapshots of a partition.", unit="s", low=1, high=86_400)
+    keep: int = setting(2, "Newest snapshots of a partition that are kept.", low=1, high=1000)
+    max_age_s: int = setting(0, "Younger snapshots are kept too; 0: no others.", unit="s", low=0, high=10**9)
+    pending_bytes: int = setting(
+        256 * 2**20, "Memory for blocks on their way to the store.", unit="bytes", low=2**20, high=2**40
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings. `kafka` holds Kafka client properties; `sources` says where each setting came from."""
 
@@ -161,6 +178,7 @@ class Config:
     engine: Engine = field(default_factory=Engine)
     prompts: Prompts = field(default_factory=Prompts)
     worker: Worker = field(default_factory=Worker)
+    snapshots: Snapshots = field(default_factory=Snapshots)
     kafka: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -189,7 +207,7 @@ class Setting:
 def known_settings() -> dict[str, Setting]:
     """Every setting by its full name, in the order of this file."""
     found = {}
-    for section in (Topics, Engine, Prompts, Worker):
+    for section in (Topics, Engine, Prompts, Worker, Snapshots):
         for item in fields(section):
             key = f"{section.__name__.lower()}.{item.name}"
             found[key] = Setting(key, type(item.default), item.default, item.metadata["rule"])

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from streamproc.config import SECTIONS, Config, Setting, check_config, known_settings, wrong_value
 from streamproc.errors import Usage
 from streamproc.javaproperties import parse_properties
-from streamproc.values import parse_bytes, parse_count, parse_span_ms
+from streamproc.values import parse_bytes, parse_count, parse_span_ms, parse_span_s
 
 DEFAULT_FILE = Path("streamproc.toml")
 PREFIX = "STREAMPROC_"
@@ -92,7 +92,7 @@ def read_int(value: Any, setting: Setting) -> int:
         return value
     if type(value) is not str:
         raise ValueError("not a whole number")
-    by_unit: dict[str, Callable[[str], int]] = {"bytes": parse_bytes, "ms": parse_span_ms}
+    by_unit: dict[str, Callable[[str], int]] = {"bytes": parse_bytes, "ms": parse_span_ms, "s": parse_span_s}
     return by_unit.get(setting.rule.unit, parse_count)(value)
 
 

@@ -42,6 +42,12 @@ def parse_span_ms(text: str) -> int:
     return whole(sum((Decimal(number) * SPAN_MS[unit] for number, unit in SPAN_PART.findall(text)), Decimal(0)))
 
 
+def parse_span_s(text: str) -> int:
+    """A span of time in whole seconds such as 30s, 5m or 2d; a bare number is seconds."""
+    text = text.strip()
+    return int(text) if text.isdecimal() else whole(Decimal(parse_span_ms(text)) / 1000)
+
+
 def scaled(text: str, units: dict[str, int]) -> int:
     found = AMOUNT.fullmatch(text.strip())
     if not found or found.group(2) not in units:

@@ -34,6 +34,7 @@ COMMANDS = {
     "ask": ("streamproc.cli.ask:ask", "Ask one question about a session now."),
     "replay": ("streamproc.cli.replay:replay", "Answer questions over a stretch of the past."),
     "eval": ("streamproc.cli.eval:evaluate", "Ask a model questions with known answers: how often is it right?"),
+    "snapshots": ("streamproc.cli.snapshots:snapshots", "List, verify or prune the snapshots of the sessions' KV."),
     "config": ("streamproc.cli.settings:config", "Show the settings and where each came from."),
     "doctor": ("streamproc.cli.doctor:doctor", "Check the installation, the broker and the model."),
 }

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from streamproc.errors import Unavailable
 from streamproc.snapshots.manifest import (
     Damaged,
-    Identity,
     ManifestName,
     Unknown,
     condemned_folder,
@@ -76,15 +75,22 @@ def surplus(listed: Iterable[Found], tag: str, retention: Retention) -> list[Fou
     return gone
 
 
-def prune(store: Store, identity: Identity, retention: Retention, dry_run: bool = False) -> Swept:
-    """Delete the surplus manifests of a partition. Raises Unavailable."""
-    swept = Swept()
-    for found in surplus(store.list(identity.folder), identity.tag, retention):
+def prune(store: Store, folder: str, tag: str | None, retention: Retention, dry_run: bool = False) -> Swept:
+    """Delete the surplus manifests of a partition; `tag`: ours, or that of the manifest written last. Raises
+    Unavailable.
+    """
+    swept, listed = Swept(), store.list(folder)
+    for found in surplus(listed, tag or tag_of_newest(listed), retention):
         if not dry_run:
             store.delete(found.path)
         swept.manifests.append(found.path)
         swept.num_bytes += found.num_bytes
     return swept
+
+
+def tag_of_newest(listed: Iterable[Found]) -> str:
+    known = [(found.modified_s, name.tag) for found in listed if (name := parse_name(found.path))]
+    return max(known)[1] if known else ""
 
 
 class Collector:

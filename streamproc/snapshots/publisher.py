@@ -129,7 +129,7 @@ class Publisher:
 
     def tidy(self, identity: Identity) -> None:
         """Retention of the partition's manifests; now and then the segments that nobody names any more."""
-        prune(self._store, identity, self._retention)
+        prune(self._store, identity.folder, identity.tag, self._retention)
         scope, now, grace_s = identity.scope, self._now(), self._retention.grace_s
         if now - self._collected_s.get(scope, float("-inf")) >= grace_s * FRESH:
             self._collected_s[scope] = now

@@ -1,7 +1,7 @@
 import pytest
 
 from streamproc.javaproperties import parse_properties
-from streamproc.values import parse_bytes, parse_count, parse_span_ms, printable
+from streamproc.values import parse_bytes, parse_count, parse_span_ms, parse_span_s, printable
 
 
 def test_java_properties_are_read_as_java_reads_them():
@@ -46,6 +46,11 @@ def test_sizes(text, number):
 )
 def test_spans_of_time(text, number):
     assert parse_span_ms(text) == number
+
+
+@pytest.mark.parametrize(("text", "number"), [("5", 5), ("5000ms", 5), ("2m30s", 150), ("0.5h", 1_800), ("1d", 86_400)])
+def test_spans_of_time_in_seconds(text, number):
+    assert parse_span_s(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "k", "1.5", "1e3", "one", "1kk", "1 2", "0x10"])
