@@ -28,6 +28,7 @@ Warn = Callable[[str], None]
 ShelfKey = tuple[str, str]  # fingerprint, scope
 
 FRESH = 1 / 4  # share of the grace period for which a segment need not be looked for again
+KNOWN = 1 / 8  # share of the grace period for which one that we do not name is known: it is fresh for some time yet
 DONE = 1 / 2  # share of the grace period within which a manifest is written
 
 
@@ -119,13 +120,15 @@ class Publisher:
         return shelf.of(names)
 
     def _trim(self, identity: Identity) -> None:
-        """Names of segments that none of our newest manifests needs are dropped: memory stays bounded."""
+        """Segments that none of our newest manifests names are forgotten: somebody may delete them, and memory stays
+        bounded.
+        """
         ours = [
             live
             for each, live in list(self._live.items())  # `forget` comes from another thread
             if (each.fingerprint, each.scope) == (identity.fingerprint, identity.scope)
         ]
-        self.shelf(identity).keep(frozenset().union(*ours), self._now() - self._retention.grace_s)
+        self.shelf(identity).keep(frozenset().union(*ours), self._now() - self._retention.grace_s * KNOWN)
 
     def tidy(self, identity: Identity) -> None:
         """Retention of the partition's manifests; now and then the segments that nobody names any more."""

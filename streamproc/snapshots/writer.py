@@ -7,6 +7,7 @@ Blocks are stored in the order in which they came, many in a segment. A manifest
 before it; one of the same partition that still waits is replaced.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,8 @@ from streamproc.snapshots.publisher import Publisher
 from streamproc.snapshots.segment import Buffer
 from streamproc.snapshots.shelf import Shelf
 from streamproc.snapshots.store import Store
+
+log = logging.getLogger(__name__)
 
 MAX_PENDING_BYTES = 256 * 2**20
 SEGMENT_BYTES = 32 * 2**20
@@ -203,7 +206,7 @@ class SnapshotWriter:
                 self._broken = problem
                 self._changed.notify_all()
             self._warn(f"snapshots: none are written any more: {type(problem).__name__}: {problem}")
-            raise
+            log.error("the writer of snapshots has a fault", exc_info=problem)
 
     def _next_step(self) -> Callable[[], None] | None:
         """What to do next, waited for; None: closed."""

@@ -1,5 +1,6 @@
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 from snapshot_world import BLOCK_BYTES, IDENTITY, PATIENT_S, Failing, Said, Wrapped, blocks, data, name, other
@@ -73,8 +74,8 @@ def test_the_newest_that_is_not_ahead_is_found_and_what_is_ahead_is_said(kept):
 @pytest.mark.parametrize(
     ("theirs", "reason"),
     [
-        (other(fingerprint="e" * 64), r"of another model \(eeeeeeeeeeee, here ffffffffffff\)"),
-        (other(topic_id="Qq1"), r"the topic was recreated \(it is of Qq1, now Zk9\)"),
+        (other(fingerprint="e" * 64), "it is of another model (eeeeeeeeeeee, here ffffffffffff)"),
+        (other(topic_id="Qq1"), "the topic was recreated (it is of Qq1, now Zk9)"),
     ],
 )
 def test_manifests_of_others_are_passed_over_with_their_reason(kept, theirs, reason):
@@ -82,10 +83,8 @@ def test_manifests_of_others_are_passed_over_with_their_reason(kept, theirs, rea
     written(kept, 200, identity=theirs)
     numbers, (line,) = restored(kept)
     assert numbers == list(range(10))
-    import re
-
-    assert re.search(f"^snapshots: desk/ticks/manifests/3/.*200-.* is passed over: it is {reason}$".replace(
-        "it is the topic", "the topic"), line)  # fmt: skip
+    assert line.startswith("snapshots: desk/ticks/manifests/3/00000000000000000200-")
+    assert line.endswith(f" is passed over: {reason}")
 
 
 def test_a_manifest_in_the_wrong_place_is_passed_over(kept, tmp_path):
@@ -157,7 +156,8 @@ def test_a_missing_segment_is_said(store):
         store.delete(found.path)
     numbers, (line,) = restored(store)
     assert numbers == []
-    assert line.endswith("10 blocks or more of " + line.split(" of ")[1].split(" are ")[0] + " are computed again: it is gone")
+    assert line.startswith("snapshots: 10 blocks or more of desk/ticks/segments/")
+    assert line.endswith(" are computed again: it is gone")
 
 
 def test_a_segment_that_goes_after_it_was_opened_is_said(kept):
@@ -180,8 +180,6 @@ def test_a_segment_of_another_model_is_not_used(kept):
     reader = SnapshotReader(kept, Said())
     manifest = reader.find(other(fingerprint="e" * 64), 100)
     said = Said()
-    from dataclasses import replace
-
     assert SnapshotReader(kept, said).open(replace(manifest, identity=IDENTITY)).names == frozenset()
     assert said[0].endswith("it is of another model")
 

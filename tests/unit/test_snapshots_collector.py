@@ -1,0 +1,190 @@
+import hashlib
+import random
+
+import pytest
+from snapshot_world import IDENTITY, DictStore, Failing, Said, blocks, name, other, restored, session, written
+
+from streamproc.errors import Unavailable
+from streamproc.snapshots.collector import FOREIGN_S, Collector, Retention, prune
+from streamproc.snapshots.publisher import Publisher
+
+GRACE_S = 600.0
+
+
+class World:
+    """A store with a clock that a test moves; the store's clock is a day ahead of ours."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.store = DictStore(lambda: self.now + 86_400)
+
+    def publisher(self, **given):
+        retention = Retention(**{"keep": 1, "grace_s": GRACE_S, **given})
+        return Publisher(self.store, Said(), retention, now=lambda: self.now, unix_s=lambda: self.now)
+
+    def collect(self):
+        return Collector(self.store, IDENTITY.scope, GRACE_S).collect()
+
+    def of(self, folder):
+        return [found.path for found in self.store.list(f"desk/ticks/{folder}")]
+
+    def offsets(self, partition=3):
+        return [int(path.split("/")[-1][:20]) for path in self.of(f"manifests/{partition}")]
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def publish(world, publisher, offset, numbers=(1,), identity=IDENTITY):
+    publisher.publish(identity, offset, [session(*numbers)])
+    world.now += 1
+
+
+def test_a_segment_that_nobody_names_is_marked_and_goes_a_grace_period_later(world):
+    publisher = world.publisher()
+    publisher.write(IDENTITY, blocks(1))
+    publish(world, publisher, 1)
+    publisher.write(IDENTITY, blocks(2))
+    publish(world, publisher, 2, (2,))
+    prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+    kept = [publisher.shelf(IDENTITY).of([name(2)])[0].ref.sha256]
+    world.now += GRACE_S - 10
+    assert world.collect().num_condemned == 0  # too young: it might be on its way
+    world.now += 20
+    assert world.collect().num_condemned == 1
+    assert len(world.of("segments")) == 2
+    world.now += GRACE_S - 10
+    assert world.collect().segments == []
+    world.now += 20
+    assert len(world.collect().segments) == 1
+    assert [path.split("/")[-1].split(".")[0] for path in world.of("segments")] == kept
+    assert world.of("condemned") == ["desk/ticks/condemned/clock"]
+    assert restored(world.store, [1, 2]) == ([2], [])
+
+
+def test_a_condemned_segment_is_not_named_again(world):
+    """Another partition's blocks, long not needed, that somebody still remembers."""
+    publisher, zombie = world.publisher(), world.publisher()
+    for each in (publisher, zombie):
+        each.write(IDENTITY, blocks(1))
+    world.now += GRACE_S + 1
+    world.collect()
+    zombie.publish(IDENTITY, 5, [session(1)])
+    assert not zombie.shelf(IDENTITY).of([name(1)])
+    assert restored(world.store, [1]) == ([], [])
+
+
+def test_a_segment_named_by_any_partition_or_model_stays(world):
+    for each in (other(partition=9), other(fingerprint="e"), other(topic_id="x")):
+        publisher = world.publisher()
+        publisher.write(each, blocks(1))
+        publish(world, publisher, 1, identity=each)
+    for _ in range(3):
+        world.now += GRACE_S + 1
+        assert world.collect().segments == []
+    assert len(world.of("segments")) == 3
+
+
+def test_a_damaged_manifest_protects_nothing_and_an_unknown_one_everything(world):
+    publisher = world.publisher()
+    publisher.write(IDENTITY, blocks(1))
+    publish(world, publisher, 1)
+    (path,) = world.of("manifests")
+    content, modified_s = world.store.files[path]
+    world.now += GRACE_S + 1
+    world.store.files[path] = (content[:-1] + b" ", modified_s)
+    assert world.collect().num_condemned == 1
+    digest = hashlib.sha256(b'{"format":"streamproc snapshot 2"}').hexdigest()[:16]
+    world.store.files[path[: -len(digest) - 5] + digest + ".json"] = (b'{"format":"streamproc snapshot 2"}', modified_s)
+    with pytest.raises(Unavailable, match="nothing is collected in desk/ticks: .*streamproc snapshot 2"):
+        world.collect()
+
+
+def test_a_pass_that_cannot_read_a_manifest_deletes_nothing(world):
+    publisher = world.publisher()
+    publisher.write(IDENTITY, blocks(1))
+    publish(world, publisher, 1)
+    world.now += 3 * GRACE_S
+    collector = Collector(Failing(world.store, ("get",)), IDENTITY.scope, GRACE_S)
+    with pytest.raises(Unavailable):
+        collector.collect()
+    assert len(world.of("segments")) == 1
+
+
+def test_a_dry_run_changes_nothing(world):
+    publisher = world.publisher()
+    publisher.write(IDENTITY, blocks(1))
+    before = dict(world.store.files)
+    Collector(world.store, IDENTITY.scope, 0).collect(dry_run=True)
+    assert world.store.files == before
+
+
+@pytest.mark.parametrize(
+    ("keep", "max_age_s", "left"),
+    [(1, 0, [500]), (2, 0, [400, 500]), (9, 0, [100, 200, 300, 400, 500]), (1, 250, [300, 400, 500])],
+)
+def test_the_newest_are_kept_and_those_younger_than_an_age(world, keep, max_age_s, left):
+    publisher = world.publisher()
+    for offset in (100, 200, 300, 400, 500):
+        publisher.publish(IDENTITY, offset, [])
+        world.now += 100
+    prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep, max_age_s))
+    assert world.offsets() == left
+
+
+def test_what_is_newest_is_told_by_when_it_was_written_not_by_its_offset(world):
+    """A group that was set back, or a topic that was recreated, starts low again."""
+    publisher = world.publisher()
+    for offset in (800, 900, 5, 6):
+        publish(world, publisher, offset)
+        prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=2))
+    assert world.offsets() == [5, 6]
+
+
+def test_the_newest_of_another_model_stay_for_a_day(world):
+    publisher, theirs = world.publisher(), other(fingerprint="e" * 64)
+    for offset in (1, 2, 3):
+        publish(world, publisher, offset, identity=theirs)
+    publish(world, publisher, 4)
+    prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+    assert world.offsets() == [3, 4]
+    world.now += FOREIGN_S + 10
+    publish(world, publisher, 5)
+    prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+    assert world.offsets() == [5]
+
+
+def test_other_files_in_the_folder_are_left_alone(world):
+    world.store.put(f"{IDENTITY.folder}/notes.txt", [b"mine"])
+    publish(world, world.publisher(), 1)
+    prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+    assert world.store.get(f"{IDENTITY.folder}/notes.txt") is not None
+
+
+def test_a_collector_on_every_store_deletes_what_nobody_names(store):
+    written(store, 100, [1, 2])
+    written(store, 200, [3])
+    prune(store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+    collector = Collector(store, IDENTITY.scope, grace_s=-1)
+    assert collector.collect().num_condemned == 1
+    assert len(collector.collect().segments) == 1
+    assert collector.collect().segments == []
+    assert restored(store, [1, 2, 3]) == ([3], [])
+
+
+def test_published_work_of_a_random_worker_is_found_whole(world):
+    """One worker for a long time: what its newest manifest names is there at every moment."""
+    rng = random.Random(7)
+    publisher = world.publisher()
+    for offset in range(300):
+        fresh = rng.sample(range(40), 3)
+        unknown = [number for number in fresh if name(number) not in publisher.shelf(IDENTITY)]
+        if unknown:
+            publisher.write(IDENTITY, blocks(*unknown))
+        publisher.publish(IDENTITY, offset, [session(*fresh)])
+        publisher.tidy(IDENTITY)
+        world.now += rng.choice((1, 15, 30, 70))
+        assert restored(world.store, fresh) == (fresh, [])
+    assert len(world.of("segments")) < 80  # of some 300: two grace periods are 40 publishes
