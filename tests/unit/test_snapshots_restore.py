@@ -3,8 +3,21 @@ import threading
 from dataclasses import replace
 
 import pytest
-from snapshot_world import BLOCK_BYTES, IDENTITY, PATIENT_S, Failing, Said, Wrapped, blocks, data, name, other
-from snapshot_world import restored, session, written
+from snapshot_world import (
+    BLOCK_BYTES,
+    IDENTITY,
+    PATIENT_S,
+    Failing,
+    Said,
+    Wrapped,
+    blocks,
+    data,
+    name,
+    other,
+    restored,
+    session,
+    written,
+)
 
 from streamproc.snapshots import restore
 from streamproc.snapshots.restore import SnapshotReader
@@ -198,22 +211,21 @@ def test_a_store_that_stops_answering_leaves_blocks_out(kept):
 
 
 def test_neighbours_are_read_in_one_request_of_bounded_size(kept, monkeypatch):
-    class Counting(Wrapped):
-        sizes = []
+    sizes = []
 
+    class Counting(Wrapped):
         def get_range(self, path, start, num_bytes):
-            self.sizes.append(num_bytes)
+            sizes.append(num_bytes)
             return super().get_range(path, start, num_bytes)
 
     monkeypatch.setattr(restore, "RUN_BYTES", 5 * BLOCK_BYTES)
     written(kept, numbers=range(20))
-    store = Counting(kept)
-    reader = SnapshotReader(store, Said())
+    reader = SnapshotReader(Counting(kept), Said())
     found = reader.open(reader.find(IDENTITY, 100))
-    store.sizes.clear()
+    sizes.clear()
     wanted = [name(number) for number in (0, 1, 2, 5, 6, 9, 10, 11, 12, 13, 14, 15)]
     assert set(found.fetch(wanted)) == set(wanted)
-    assert sorted(size // BLOCK_BYTES for size in store.sizes) == [2, 2, 3, 5]
+    assert sorted(size // BLOCK_BYTES for size in sizes) == [2, 2, 3, 5]
 
 
 def test_many_threads_may_fetch_at_once(store):

@@ -203,7 +203,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(small_disk, tmp_path, 
     store.put("a/old", [b"old"])
     if small_disk is None:  # mounting is refused here: the same from the call
         monkeypatch.setattr(stores.os, "writev", full)
-    with pytest.raises(Unavailable, match="^snapshots: cannot write a/new in .*: No space left"):
+    with pytest.raises(Unavailable, match=r"^snapshots: cannot write a/new in .*: No space left"):
         store.put("a/new", [bytes(2 * FULL_BYTES)])
     assert [found.path for found in store.list("a")] == ["a/old"]
     monkeypatch.undo()

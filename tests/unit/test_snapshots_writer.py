@@ -2,8 +2,21 @@ import threading
 import time
 
 import pytest
-from snapshot_world import BLOCK_BYTES, IDENTITY, PATIENT_S, Failing, Said, Wrapped, blocks, data, name, other
-from snapshot_world import restored, session, written
+from snapshot_world import (
+    BLOCK_BYTES,
+    IDENTITY,
+    PATIENT_S,
+    Failing,
+    Said,
+    Wrapped,
+    blocks,
+    data,
+    name,
+    other,
+    restored,
+    session,
+    written,
+)
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots import writer as writers
@@ -91,7 +104,7 @@ def test_a_block_is_stored_once_a_topic_and_group(kept, start):
         writer.add(identity, blocks(1, 2, 10 + partition))
         writer.publish(identity, 5, [session(1, 2, 10 + partition)])
     assert writer.wait(PATIENT_S)
-    (one,) = segments(kept)
+    assert len(segments(kept)) == 1
     assert kept.list("desk/ticks/segments")[0].num_bytes < 6 * BLOCK_BYTES
     for partition in range(3):
         assert restored(kept, [1, 2, 10 + partition], identity=other(partition=partition))[0] == [1, 2, 10 + partition]
@@ -159,20 +172,19 @@ def test_nobody_waits_for_a_store_that_is_slow(kept, start):
 
 
 def test_a_manifest_waits_for_the_blocks_given_before_it(kept, start):
-    class Slow(Wrapped):
-        order = []
+    order = []
 
+    class Noting(Wrapped):
         def step(self, deed, path):
             if deed == "put" and "condemned" not in path:
-                self.order.append(path.split("/")[2])
+                order.append(path.split("/")[2])
 
-    store = Slow(kept)
-    writer = start(store, max_pending_bytes=10 * BLOCK_BYTES)  # several segments
+    writer = start(Noting(kept), max_pending_bytes=10 * BLOCK_BYTES)  # several segments
     writer.add(IDENTITY, blocks(*range(10)))
     writer.publish(IDENTITY, 100, [session(*range(10))])
     assert writer.wait(PATIENT_S)
-    assert store.order == ["segments"] * (len(store.order) - 1) + ["manifests"]
-    assert len(store.order) > 3
+    assert order == ["segments"] * (len(order) - 1) + ["manifests"]
+    assert len(order) > 3
     assert restored(kept) == (list(range(10)), [])
 
 
@@ -331,14 +343,12 @@ def test_segments_that_vanished_are_not_named(kept, start, said):
 
 
 def test_a_manifest_that_took_too_long_is_taken_back_and_written_again(kept):
-    now = [0.0]
+    now, delays = [0.0], [400.0]
 
     class Slow(Wrapped):
-        delays = [400.0]
-
         def step(self, deed, path):
-            if deed == "put" and "manifests" in path and self.delays:
-                now[0] += self.delays.pop()
+            if deed == "put" and "manifests" in path and delays:
+                now[0] += delays.pop()
 
     publisher = Publisher(Slow(kept), Said(), Retention(), now=lambda: now[0])
     publisher.write(IDENTITY, blocks(1))
