@@ -15,7 +15,7 @@ from streamproc.errors import Usage
 
 if TYPE_CHECKING:
     from streamproc.snapshots.collector import Retention
-    from streamproc.snapshots.store import Store
+    from streamproc.snapshots.contract import Store
     from streamproc.snapshots.survey import Checked, Entry
 
 NO = 3

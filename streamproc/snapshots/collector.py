@@ -19,6 +19,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streamproc.errors import Unavailable
+from streamproc.snapshots.contract import Found, Store
 from streamproc.snapshots.manifest import (
     Damaged,
     ManifestName,
@@ -30,7 +31,6 @@ from streamproc.snapshots.manifest import (
     segments_folder,
 )
 from streamproc.snapshots.restore import read_manifest
-from streamproc.snapshots.store import Found, Store
 
 FOREIGN_S = 86_400.0  # how long the newest manifests of another model or topic id are kept: a way back
 CLOCK = "clock"  # the file that a pass puts to know the store's time

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Collector, Retention, marked, present, prune
+from streamproc.snapshots.contract import Buffer, Store
 from streamproc.snapshots.manifest import (
     Damaged,
     Identity,
@@ -20,9 +21,8 @@ from streamproc.snapshots.manifest import (
     segment_path,
 )
 from streamproc.snapshots.restore import by_offset, header_of, misfit, read_manifest
-from streamproc.snapshots.segment import Buffer, seal
+from streamproc.snapshots.segment import seal
 from streamproc.snapshots.shelf import Shelf, Shelved
-from streamproc.snapshots.store import Store
 
 Warn = Callable[[str], None]
 ShelfKey = tuple[str, str]  # fingerprint, scope

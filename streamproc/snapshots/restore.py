@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from streamproc.errors import Unavailable
+from streamproc.snapshots.contract import Store
 from streamproc.snapshots.manifest import (
     Damaged,
     Identity,
@@ -22,7 +23,6 @@ from streamproc.snapshots.manifest import (
     segment_path,
 )
 from streamproc.snapshots.segment import Header, Stored, opened, read_header
-from streamproc.snapshots.store import Store
 
 Warn = Callable[[str], None]
 

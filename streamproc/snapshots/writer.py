@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Retention
+from streamproc.snapshots.contract import Buffer, Store
 from streamproc.snapshots.manifest import Identity, SessionPart
 from streamproc.snapshots.publisher import Publisher
-from streamproc.snapshots.segment import Buffer
 from streamproc.snapshots.shelf import Shelf
-from streamproc.snapshots.store import Store
 
 log = logging.getLogger(__name__)
 

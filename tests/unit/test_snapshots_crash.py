@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from snapshot_world import BLOCK_BYTES, IDENTITY, PATIENT_S, S3Server, Said, blocks, other, restored, session, written
 
-from streamproc.snapshots import store as stores
+from streamproc.snapshots import files as stores
 from streamproc.snapshots import writer as writers
 from streamproc.snapshots.store import open_store
 from streamproc.snapshots.writer import SnapshotWriter
@@ -19,9 +19,10 @@ DISK_BYTES = 40 * BLOCK_BYTES
 CALLS = ("open", "writev", "fsync", "link", "replace", "unlink")
 VICTIM = f"""
 import os, signal, sys
-from streamproc.snapshots import store
+from streamproc.snapshots import files
 from streamproc.snapshots.collector import Retention
 from streamproc.snapshots.publisher import Publisher
+from streamproc.snapshots.store import open_store
 from snapshot_world import IDENTITY, blocks, session
 
 class DeadlyOs:  # what the store calls; the process dies before the call whose turn it is
@@ -40,13 +41,13 @@ class DeadlyOs:  # what the store calls; the process dies before the call whose 
         return deadly
 
 for point in range(1000):
-    kept = store.open_store(f"{{sys.argv[1]}}/{{point:03}}")
+    kept = open_store(f"{{sys.argv[1]}}/{{point:03}}")
     publisher = Publisher(kept, print, Retention(keep=1))
     publisher.write(IDENTITY, blocks(*range(5)))
     publisher.publish(IDENTITY, 100, [session(*range(5))])
     pid = os.fork()
     if not pid:
-        store.os = DeadlyOs(point)
+        files.os = DeadlyOs(point)
         publisher.write(IDENTITY, blocks(*range(5, 10)))
         publisher.publish(IDENTITY, 200, [session(*range(10))])
         publisher.tidy(IDENTITY)

@@ -7,8 +7,9 @@ import pytest
 from snapshot_world import S3Server
 
 from streamproc.errors import Unavailable, Usage
-from streamproc.snapshots import store as stores
-from streamproc.snapshots.store import FileStore, open_store
+from streamproc.snapshots import files as stores
+from streamproc.snapshots.files import FileStore
+from streamproc.snapshots.store import open_store
 
 FULL_BYTES = 2**20
 
