@@ -75,8 +75,8 @@ def verify(call: Call) -> None:
 def prune(call: Call, keep: int | None, dry_run: bool, now: bool) -> None:
     """Delete surplus snapshots, and blocks that no snapshot needs any more.
 
-    Workers do the same as they go. Blocks are marked first and deleted by a prune ten minutes later, so that a snapshot
-    on its way can count on them.
+    Workers do the same as they go. Blocks are marked first and deleted by a later prune, ten minutes or more, so that a
+    snapshot on its way can count on them.
 
     \b
     streamproc snapshots prune --dry-run
@@ -116,7 +116,8 @@ def opened(call: Call) -> "tuple[Store, str]":
 def retention_of(call: Call) -> "Retention":
     from streamproc.snapshots.collector import Retention
 
-    return Retention(call.config.snapshots.keep, call.config.snapshots.max_age_s)
+    settings = call.config.snapshots
+    return Retention.every(settings.interval_s, settings.keep, settings.max_age_s)
 
 
 def folders(store: "Store", scope: str) -> list[str]:

@@ -33,18 +33,24 @@ from streamproc.snapshots.manifest import (
 from streamproc.snapshots.restore import read_manifest
 
 FOREIGN_S = 86_400.0  # how long the newest manifests of another model or topic id are kept: a way back
+GRACE_S = 600.0
 CLOCK = "clock"  # the file that a pass puts to know the store's time
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
     """How many manifests of a partition are kept, and those younger than an age (0: no others); `grace_s`: how long a
-    segment may be on its way into a manifest.
+    segment may be on its way into a manifest, the same for all who use a store.
     """
 
     keep: int = 2
     max_age_s: float = 0.0
-    grace_s: float = 600.0
+    grace_s: float = GRACE_S
+
+    @classmethod
+    def every(cls, interval_s: float, keep: int, max_age_s: float) -> "Retention":
+        """For manifests at this interval: several of them fit into a quarter of the grace period (see publisher.py)."""
+        return cls(keep, max_age_s, max(GRACE_S, 8 * interval_s))
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from streamproc.snapshots.manifest import (
     encode,
     segment_path,
 )
-from streamproc.snapshots.restore import by_offset, header_of, misfit, read_manifest
+from streamproc.snapshots.restore import SnapshotReader, by_offset, header_of, misfit, read_manifest
 from streamproc.snapshots.segment import seal
 from streamproc.snapshots.shelf import Shelf, Shelved
 
@@ -28,7 +28,9 @@ Warn = Callable[[str], None]
 ShelfKey = tuple[str, str]  # fingerprint, scope
 
 FRESH = 1 / 4  # share of the grace period for which a segment need not be looked for again
-KNOWN = 1 / 8  # share of the grace period for which one that we do not name is known: it is fresh for some time yet
+KNOWN = 1 / 8  # share of the grace period for which one that we name no more is known: it is fresh for some time yet
+MANY = 64  # segments that a shelf's manifests may name
+COPY_BYTES = 32 * 2**20  # most bytes that are put together at a time, beyond the memory for what is on its way
 DONE = 1 / 2  # share of the grace period within which a manifest is written
 
 
@@ -49,7 +51,9 @@ class Publisher:
         self._now = now
         self._unix_s = unix_s
         self._shelves: dict[ShelfKey, Shelf] = {}
-        self._live: dict[Identity, frozenset[str]] = {}  # digests of the segments of our partitions' newest manifests
+        self._live: dict[Identity, Manifest] = {}  # our partitions' newest
+        self._named: set[str] = set()  # digests of segments that a manifest of ours has named, while they are known
+        self._reader = SnapshotReader(store, warn, num_threads=1)
         self._collectors: dict[str, Collector] = {}
         self._collected_s: dict[str, float] = {}
 
@@ -72,7 +76,7 @@ class Publisher:
                 continue  # whoever restores says so
             if manifest and not misfit(manifest, name, identity):
                 self._learn_segments(manifest)
-                self._live[identity] = digests(manifest.segments)
+                self._live[identity] = manifest
                 return
 
     def _learn_segments(self, manifest: Manifest) -> None:
@@ -101,7 +105,7 @@ class Publisher:
         if shelved and self._now() - min(each.seen_s for each in shelved) > self._retention.grace_s * DONE:
             self._store.delete(path)
             raise Unavailable(f"snapshots: {path} took too long to be written to {self._store.url}; taken back")
-        self._live[identity] = digests(segments)
+        self._live[identity] = manifest
         self._trim(identity)
         return manifest
 
@@ -120,23 +124,56 @@ class Publisher:
         return shelf.of(names)
 
     def _trim(self, identity: Identity) -> None:
-        """Segments that none of our newest manifests names are forgotten: somebody may delete them, and memory stays
-        bounded.
+        """Segments that our newest manifests name no more are forgotten: somebody may delete them, and memory stays
+        bounded. One that was not named yet may still be, for the grace period.
         """
-        ours = [
-            live
-            for each, live in list(self._live.items())  # `forget` comes from another thread
-            if (each.fingerprint, each.scope) == (identity.fingerprint, identity.scope)
-        ]
-        self.shelf(identity).keep(frozenset().union(*ours), self._now() - self._retention.grace_s * KNOWN)
+        live = digests(segment for manifest in self._ours(identity) for segment in manifest.segments)
+        shelf, now, grace_s = self.shelf(identity), self._now(), self._retention.grace_s
+        self._named |= live
+
+        def is_kept(shelved: Shelved) -> bool:
+            digest = shelved.ref.sha256
+            share = KNOWN if digest in self._named else 1
+            return digest in live or shelved.seen_s >= now - grace_s * share
+
+        self._named -= digests(shelved.ref for shelved in shelf.keep(is_kept))
+
+    def _ours(self, identity: Identity) -> list[Manifest]:
+        """Our newest manifests with the same shelf."""
+        key = identity.fingerprint, identity.scope
+        live = list(self._live.items())  # at once: `forget` comes from another thread
+        return [manifest for each, manifest in live if (each.fingerprint, each.scope) == key]
 
     def tidy(self, identity: Identity) -> None:
-        """Retention of the partition's manifests; now and then the segments that nobody names any more."""
+        """Retention of the partition's manifests; now and then, as they look at all there is: blocks of many segments
+        put together, and the segments that nobody names any more.
+        """
         prune(self._store, identity.folder, identity.tag, self._retention)
         scope, now, grace_s = identity.scope, self._now(), self._retention.grace_s
         if now - self._collected_s.get(scope, float("-inf")) >= grace_s * FRESH:
             self._collected_s[scope] = now
+            self._put_together(identity)
             self._collectors.setdefault(scope, Collector(self._store, scope, grace_s)).collect()
+
+    def _put_together(self, identity: Identity) -> None:
+        """Blocks that our manifests need of segments that are mostly waste, or too many, become a segment of their own;
+        the next manifest names that instead.
+        """
+        ours = self._ours(identity)
+        live = frozenset[bytes]().union(*(manifest.names for manifest in ours))
+        picked = self.shelf(identity).scattered(live, MANY, COPY_BYTES)
+        if not picked:
+            return
+        names = frozenset(name for shelved in picked for name in shelved.names) & live
+        part = SessionPart("", 0, 0, 0, tuple(names))
+        source = Manifest(identity, 0, 0, (part,), tuple(shelved.ref for shelved in picked))
+        found = self._reader.open(source).fetch(names)
+        self.shelf(identity).doubt(names - found.keys())
+        by_size: dict[int, list[tuple[bytes, Buffer]]] = {}
+        for name in (name for shelved in picked for name in shelved.names if name in found):
+            by_size.setdefault(len(found[name]), []).append((name, found[name]))
+        for blocks in by_size.values():
+            self.write(identity, blocks)
 
 
 def digests(segments: Iterable[SegmentRef]) -> frozenset[str]:

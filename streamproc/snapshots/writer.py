@@ -9,18 +9,15 @@ before it; one of the same partition that still waits is replaced.
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Retention
 from streamproc.snapshots.contract import Buffer, Store
+from streamproc.snapshots.inbox import Given, Inbox, Place, Wish
 from streamproc.snapshots.manifest import Identity, SessionPart
 from streamproc.snapshots.publisher import Publisher
-from streamproc.snapshots.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -28,52 +25,6 @@ MAX_PENDING_BYTES = 256 * 2**20
 SEGMENT_BYTES = 32 * 2**20
 PATIENCE_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # between two tries
 CLOSE_S = 10.0
-
-
-class Given(NamedTuple):
-    """A block on its way. `seq` counts all that was given."""
-
-    seq: int
-    identity: Identity
-    place: "Place"
-    name: bytes
-    data: Buffer
-
-
-class Place(NamedTuple):
-    """The blocks of one model, group and topic: those that are stored, and the names of those on their way. A block is
-    on the shelf before it is no longer on its way, so whoever looks there first needs no lock.
-    """
-
-    shelf: Shelf
-    coming: set[bytes]
-
-    def has(self, name: bytes) -> bool:
-        return name in self.coming or name in self.shelf
-
-
-class Wish(NamedTuple):
-    """A manifest to be written once all blocks up to `seq` are stored."""
-
-    seq: int
-    identity: Identity
-    offset: int
-    sessions: tuple[SessionPart, ...]
-
-
-@dataclass(slots=True)
-class Inbox:
-    """What waits for the thread; guarded by the writer's lock."""
-
-    blocks: deque[Given] = field(default_factory=deque)
-    num_bytes: int = 0
-    wishes: dict[str, Wish] = field(default_factory=dict)  # by the partition's folder
-    to_learn: dict[Identity, None] = field(default_factory=dict)
-    to_tidy: dict[Identity, None] = field(default_factory=dict)
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.blocks or self.wishes or self.to_learn)
 
 
 class SnapshotWriter:
@@ -85,13 +36,12 @@ class SnapshotWriter:
         warn: Callable[[str], None],
         max_pending_bytes: int = MAX_PENDING_BYTES,
         retention: Retention = Retention(),  # noqa: B008 - frozen
-        publisher: Publisher | None = None,
     ) -> None:
         self._store = store
         self._warn = warn
         self._max_pending_bytes = max_pending_bytes
         self._segment_bytes = min(SEGMENT_BYTES, max(max_pending_bytes // 4, 1))
-        self._publisher = publisher or Publisher(store, warn, retention)
+        self._publisher = Publisher(store, warn, retention)
         self._changed = threading.Condition()
         self._inbox = Inbox()
         self._seq = 0
@@ -235,38 +185,17 @@ class SnapshotWriter:
         self._publisher.learn(identity)
         with self._changed:
             self._inbox.to_learn.pop(identity, None)
-            self._take_out([given for given in self._inbox.blocks if given.name in given.place.shelf])
+            self._inbox.take_out([given for given in self._inbox.blocks if given.name in given.place.shelf])
+            self._changed.notify_all()
 
     def _write(self) -> None:
-        """One segment: the oldest block and those after it that can share its file, up to the size of a segment."""
+        """One segment of the oldest blocks."""
         with self._changed:
-            together = self._together()
+            together = self._inbox.together(self._segment_bytes)
         self._publisher.write(together[0].identity, [(given.name, given.data) for given in together])
         with self._changed:
-            self._take_out(together)
-
-    def _together(self) -> list[Given]:
-        first, num_bytes, together = self._inbox.blocks[0], 0, list[Given]()
-        for given in self._inbox.blocks:
-            if given.place is first.place and len(given.data) == len(first.data):
-                if together and num_bytes + len(given.data) > self._segment_bytes:
-                    break
-                together.append(given)
-                num_bytes += len(given.data)
-        return together
-
-    def _take_out(self, stored: Sequence[Given]) -> None:
-        """These blocks, in their order, are stored."""
-        inbox, left, seqs = self._inbox, list[Given](), {given.seq for given in stored}
-        while stored and inbox.blocks and inbox.blocks[0].seq <= stored[-1].seq:
-            given = inbox.blocks.popleft()
-            if given.seq in seqs:
-                given.place.coming.discard(given.name)
-                inbox.num_bytes -= len(given.data)
-            else:
-                left.append(given)
-        inbox.blocks.extendleft(reversed(left))
-        self._changed.notify_all()
+            self._inbox.take_out(together)
+            self._changed.notify_all()
 
     def _publish(self, wish: Wish) -> None:
         folder = wish.identity.folder
