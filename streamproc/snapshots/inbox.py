@@ -47,13 +47,32 @@ class Inbox:
 
     blocks: deque[Given] = field(default_factory=deque)
     num_bytes: int = 0
-    wishes: dict[str, Wish] = field(default_factory=dict)  # by the partition's folder
+    wishes: dict[str, list[Wish]] = field(default_factory=dict)  # by the partition's folder, two at most
     to_learn: dict[Identity, None] = field(default_factory=dict)
     to_tidy: dict[Identity, None] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         return not (self.blocks or self.wishes or self.to_learn)
+
+    def wish(self, wish: Wish) -> None:
+        """The newest wish of a partition replaces one that waits, but never the one whose turn is next: with a store
+        that is slower than the wishes come, no manifest would ever be written.
+        """
+        waiting = self.wishes.setdefault(wish.identity.folder, [])
+        waiting[1:] = [wish]
+
+    def granted(self, last_seq: int) -> Wish | None:
+        """A wish whose blocks are all stored; `last_seq`: of all that was given."""
+        first = self.blocks[0].seq if self.blocks else last_seq + 1
+        return next((waiting[0] for waiting in self.wishes.values() if waiting[0].seq < first), None)
+
+    def fulfil(self, wish: Wish) -> None:
+        """This wish is a manifest now; it may have been forgotten meanwhile."""
+        folder = wish.identity.folder
+        left = [other for other in self.wishes.pop(folder, []) if other is not wish]
+        if left:
+            self.wishes[folder] = left
 
     def together(self, max_bytes: int) -> list[Given]:
         """The oldest block and those after it that can share its segment, up to so many bytes."""

@@ -38,6 +38,9 @@ class Run(NamedTuple):
     blocks: tuple[Stored, ...]
 
 
+Place = tuple[SegmentRef, Header, Stored]
+
+
 class SnapshotReader:
     """Finds manifests and opens their blocks. Thread-safe."""
 
@@ -88,28 +91,41 @@ class Blocks:
         self._identity = manifest.identity
         self._said: set[str] = set()
         self._lock = threading.Lock()
-        self._places: dict[bytes, tuple[SegmentRef, Header, Stored]] = {}
+        self._places: list[dict[bytes, Place]] = [{}]  # where blocks lie; those that lie twice, where else; and so on
+        headers = list(pool.map(self._header, manifest.segments))
+        self._fill(manifest, headers)
+        self.names = frozenset(self._places[0])
+
+    def _fill(self, manifest: Manifest, headers: Sequence[Header | None]) -> None:
         wanted = manifest.names
-        for segment, header in zip(manifest.segments, pool.map(self._header, manifest.segments), strict=True):
-            if header is not None:
-                self._places |= {
-                    block.name: (segment, header, block) for block in header.blocks if block.name in wanted
-                }
-        self.names = frozenset(self._places)
+        for segment, header in zip(manifest.segments, headers, strict=True):
+            if header is None:
+                continue
+            for block in header.blocks:
+                if block.name in wanted:
+                    layer = next((layer for layer in self._places if block.name not in layer), None)
+                    if layer is None:
+                        self._places.append(layer := {})
+                    layer[block.name] = (segment, header, block)
 
     def _header(self, segment: SegmentRef) -> Header | None:
         try:
             return header_of(self._store, self._identity, segment)
-        except (Damaged, Unavailable) as problem:
+        except Damaged as problem:
             self._leave_out(segment, segment.num_blocks, str(problem))
-            return None
+        except Unavailable as problem:
+            self._say_once("store", f"{problem}; blocks are computed again")
+        return None
 
     def fetch(self, names: Iterable[bytes]) -> dict[bytes, memoryview]:
         """The bytes of those of these blocks that are there and whole."""
-        places = [self._places[name] for name in set(names) if name in self._places]
         found: dict[bytes, memoryview] = {}
-        for blocks in self._pool.map(self._read, list(runs(places))):
-            found |= blocks
+        missing = frozenset(names)
+        for layer in self._places:
+            places = [layer[name] for name in missing if name in layer]
+            for blocks in self._pool.map(self._read, list(runs(places))):
+                found |= blocks
+            missing -= found.keys()
         return found
 
     def _read(self, run: Run) -> dict[bytes, memoryview]:
@@ -119,7 +135,7 @@ class Blocks:
             path = segment_path(self._identity.scope, run.segment.sha256)
             content = self._store.get_range(path, start, run.blocks[-1].end - start)
         except Unavailable as problem:
-            self._leave_out(run.segment, len(run.blocks), str(problem))
+            self._say_once("store", f"{problem}; blocks are computed again")
             return {}
         if content is None:
             self._leave_out(run.segment, len(run.blocks), "it is gone")
@@ -134,12 +150,15 @@ class Blocks:
         return found
 
     def _leave_out(self, segment: SegmentRef, num_blocks: int, reason: str) -> None:
-        with self._lock:
-            if segment.sha256 in self._said:
-                return
-            self._said.add(segment.sha256)
         path = segment_path(self._identity.scope, segment.sha256)
-        self._warn(f"snapshots: {num_blocks} blocks or more of {path} are computed again: {reason}")
+        self._say_once(path, f"snapshots: {num_blocks} blocks or more of {path} are computed again: {reason}")
+
+    def _say_once(self, about: str, line: str) -> None:
+        with self._lock:
+            if about in self._said:
+                return
+            self._said.add(about)
+        self._warn(line)
 
 
 def by_offset(store: Store, folder: str) -> list[ManifestName]:
@@ -177,7 +196,7 @@ def header_of(store: Store, identity: Identity, segment: SegmentRef) -> Header:
     return header
 
 
-def runs(places: Sequence[tuple[SegmentRef, Header, Stored]]) -> Iterator[Run]:
+def runs(places: Sequence[Place]) -> Iterator[Run]:
     """Blocks that lie one after the other put together, up to RUN_BYTES."""
     together: list[Stored] = []
     last: tuple[SegmentRef, Header] | None = None

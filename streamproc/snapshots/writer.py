@@ -4,7 +4,7 @@ Nobody waits for it: what does not fit its memory is not taken, and a store that
 again ever more slowly, and costs nothing but older snapshots.
 
 Blocks are stored in the order in which they came, many in a segment. A manifest waits for the blocks that were given
-before it; one of the same partition that still waits is replaced.
+before it; of those of one partition that wait, the first and the newest are written.
 """
 
 import logging
@@ -103,7 +103,7 @@ class SnapshotWriter:
         """A manifest of the partition as of this offset, once the blocks given so far are stored."""
         self._place(identity)
         with self._changed:
-            self._inbox.wishes[identity.folder] = Wish(self._seq, identity, offset, tuple(sessions))
+            self._inbox.wish(Wish(self._seq, identity, offset, tuple(sessions)))
             self._changed.notify_all()
 
     def doubt(self, identity: Identity, names: Iterable[bytes]) -> None:
@@ -174,8 +174,7 @@ class SnapshotWriter:
         inbox = self._inbox
         if inbox.to_learn:
             return partial(self._learn, next(iter(inbox.to_learn)))
-        first = inbox.blocks[0].seq if inbox.blocks else self._seq + 1
-        if wish := next((wish for wish in inbox.wishes.values() if wish.seq < first), None):
+        if wish := inbox.granted(self._seq):
             return partial(self._publish, wish)
         if inbox.blocks and (inbox.wishes or self._num_waiting or inbox.num_bytes >= self._segment_bytes):
             return self._write
@@ -198,11 +197,9 @@ class SnapshotWriter:
             self._changed.notify_all()
 
     def _publish(self, wish: Wish) -> None:
-        folder = wish.identity.folder
         self._publisher.publish(wish.identity, wish.offset, wish.sessions)
         with self._changed:
-            if self._inbox.wishes.get(folder) is wish:  # not replaced meanwhile
-                del self._inbox.wishes[folder]
+            self._inbox.fulfil(wish)
             self._inbox.to_tidy[wish.identity] = None
             self._changed.notify_all()
 

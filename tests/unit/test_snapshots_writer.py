@@ -188,7 +188,7 @@ def test_a_manifest_waits_for_the_blocks_given_before_it(kept, start):
     assert restored(kept) == (list(range(10)), [])
 
 
-def test_a_manifest_that_still_waits_is_replaced(kept, start):
+def test_of_manifests_that_wait_the_first_and_the_newest_are_written(kept, start):
     store = Held(kept)
     writer = start(store)
     writer.add(IDENTITY, blocks(1))
@@ -197,7 +197,27 @@ def test_a_manifest_that_still_waits_is_replaced(kept, start):
         writer.publish(other(partition=4), offset, [session(1)])
     store.go.set()
     assert writer.wait(PATIENT_S)
-    assert [path.split("/")[-1][:20] for path in manifests(kept)] == ["00000000000000000109"] * 2
+    assert [int(path.split("/")[-1][:20]) for path in manifests(kept)] == [100, 109, 100, 109]
+
+
+def test_a_store_that_is_slower_than_the_manifests_come_gets_some(kept, start):
+    """Every block takes longer than the time to the next manifest."""
+    store, offsets = Held(kept), iter(range(100, 10**6))
+    writer = start(store, max_pending_bytes=4 * BLOCK_BYTES, retention=Retention(keep=100))
+
+    def go_on():
+        offset = next(offsets)
+        writer.add(IDENTITY, blocks(offset))
+        writer.publish(IDENTITY, offset, [session(*range(100, offset + 1))])
+        store.writing.clear()
+        store.go.set()
+        store.go.clear()
+        time.sleep(0.002)
+        return len(manifests(kept)) > 2
+
+    until(go_on)
+    store.go.set()
+    assert writer.wait(PATIENT_S)
 
 
 def test_blocks_that_were_never_given_may_be_named(kept, start):
