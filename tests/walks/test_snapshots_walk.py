@@ -84,8 +84,10 @@ class Turns(Wrapped):
 
 
 class Walk:
-    def __init__(self, seed):
+    def __init__(self, seed, collector_grace_s=GRACE_S):
         self.rng = random.Random(seed)
+        self.pace = self.rng.choice((0.03, 0.3, 1.0))  # slow walks have many steps within a grace period
+        self.collector_grace_s = collector_grace_s
         self.now = 0.0
         self.files = DictStore(lambda: self.now + 12_345)
         self.turns = Turns(self.files)
@@ -122,7 +124,7 @@ class Walk:
         return [path for path in list(self.files.files) if path.startswith(prefix)]
 
     def collector(self):
-        collector = Collector(self.turns, IDENTITY.scope, GRACE_S)
+        collector = Collector(self.turns, IDENTITY.scope, self.collector_grace_s)
         for _ in range(NUM_ROUNDS):
             self.num_deleted += len(collector.collect().segments)
 
@@ -147,7 +149,8 @@ class Walk:
             actor.start()
         try:
             while self.turns.next(actors, self.rng):
-                self.now += self.rng.choice((0, 0, 1, 3, 10, 30)) if self.rng.random() < 0.9 else GRACE_S * 0.7
+                step_s = self.rng.choice((0, 0, 1, 3, 10, 30)) if self.rng.random() < 0.9 else GRACE_S * 0.7
+                self.now += step_s * self.pace
                 self.check()
         finally:
             self.turns.stop()
@@ -177,9 +180,14 @@ def test_the_walk_deletes_and_takes_back_and_what_is_left_can_be_read():
     assert sum(walk.num_taken_back for walk in walks) > 5
 
 
-def run_walks(number):
+def run_walks(number, **given):
     for seed in range(number):
-        Walk(seed).run()
+        Walk(seed, **given).run()
+
+
+def test_the_walk_finds_out_a_collector_that_does_not_wait():
+    with pytest.raises(AssertionError, match="names what is gone"):
+        run_walks(200, collector_grace_s=0)
 
 
 @pytest.mark.parametrize("rule", ["marks", "presence", "taking back"])
