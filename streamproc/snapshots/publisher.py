@@ -6,6 +6,7 @@ it took so long that this may have changed; collector.py says why that is enough
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Collector, Retention, marked, present, prune
@@ -52,8 +53,7 @@ class Publisher:
         self._unix_s = unix_s
         self._shelves: dict[ShelfKey, Shelf] = {}
         self._live: dict[Identity, Manifest] = {}  # our partitions' newest
-        self._named: set[str] = set()  # digests of segments that a manifest of ours has named, while they are known
-        self._reader = SnapshotReader(store, warn, num_threads=1)
+        self._reader = SnapshotReader(store, warn, num_threads=0)
         self._collectors: dict[str, Collector] = {}
         self._collected_s: dict[str, float] = {}
 
@@ -61,13 +61,17 @@ class Publisher:
         """The partition's newest manifest is no longer ours to know."""
         self._live.pop(identity, None)
 
+    def newest(self, identity: Identity) -> Manifest | None:
+        """The manifest of the partition that was published or read last."""
+        return self._live.get(identity)
+
     def shelf(self, identity: Identity) -> Shelf:
         """What is known to be stored for a partition: of its model, group and topic."""
         return self._shelves.setdefault((identity.fingerprint, identity.scope), Shelf())
 
     def learn(self, identity: Identity) -> None:
         """The blocks of the partition's newest manifest are stored: they need not be given again."""
-        for name in by_offset(self._store, identity.folder):
+        for name in sorted(by_offset(self._store, identity.folder), key=attrgetter("created_ms"), reverse=True):
             if name.tag != identity.tag:
                 continue
             try:
@@ -113,14 +117,16 @@ class Publisher:
         """The segments of these blocks, all of them seen a short while ago."""
         shelf, grace_s = self.shelf(identity), self._retention.grace_s
         fresh_since_s = self._now() - grace_s * FRESH
-        if all(each.seen_s >= fresh_since_s for each in shelf.of(names)):
-            return shelf.of(names)
+        needed = shelf.of(names)
+        if all(each.seen_s >= fresh_since_s for each in needed):
+            return needed
         seen_s = self._now()
         condemned = marked(self._store, identity.scope)  # before `there`: a mark goes only after its segment
         there = present(self._store, identity.scope)
         lost = shelf.check(lambda digest: digest in there and digest not in condemned, seen_s)
-        if num_blocks := sum(each.ref.num_blocks for each in lost):
-            self._warn(f"snapshots: {num_blocks} blocks in {identity.scope} are gone; they are stored again")
+        gone = {each.ref.sha256 for each in lost} & {each.ref.sha256 for each in needed}
+        if gone:
+            self._warn(f"snapshots: {len(gone)} segments of {identity.scope} are gone; their blocks are stored again")
         return shelf.of(names)
 
     def _trim(self, identity: Identity) -> None:
@@ -129,14 +135,14 @@ class Publisher:
         """
         live = digests(segment for manifest in self._ours(identity) for segment in manifest.segments)
         shelf, now, grace_s = self.shelf(identity), self._now(), self._retention.grace_s
-        self._named |= live
+        shelf.named |= live
 
         def is_kept(shelved: Shelved) -> bool:
             digest = shelved.ref.sha256
-            share = KNOWN if digest in self._named else 1
+            share = KNOWN if digest in shelf.named else 1
             return digest in live or shelved.seen_s >= now - grace_s * share
 
-        self._named -= digests(shelved.ref for shelved in shelf.keep(is_kept))
+        shelf.keep(is_kept)
 
     def _ours(self, identity: Identity) -> list[Manifest]:
         """Our newest manifests with the same shelf."""
@@ -167,8 +173,10 @@ class Publisher:
         names = frozenset(name for shelved in picked for name in shelved.names) & live
         part = SessionPart("", 0, 0, 0, tuple(names))
         source = Manifest(identity, 0, 0, (part,), tuple(shelved.ref for shelved in picked))
-        found = self._reader.open(source).fetch(names)
-        self.shelf(identity).doubt(names - found.keys())
+        opened = self._reader.open(source)
+        found = opened.fetch(names)
+        if not opened.failed:
+            self.shelf(identity).doubt(names - found.keys())
         by_size: dict[int, list[tuple[bytes, Buffer]]] = {}
         for name in (name for shelved in picked for name in shelved.names if name in found):
             by_size.setdefault(len(found[name]), []).append((name, found[name]))

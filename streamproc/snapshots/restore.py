@@ -7,7 +7,7 @@ checksum. What does not pass is said in one line and left out; the caller comput
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.contract import Store
@@ -38,16 +38,17 @@ class Run(NamedTuple):
     blocks: tuple[Stored, ...]
 
 
-Place = tuple[SegmentRef, Header, Stored]
+Lying = tuple[SegmentRef, Header, Stored]  # a block, and the segment that it lies in
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 class SnapshotReader:
-    """Finds manifests and opens their blocks. Thread-safe."""
+    """Finds manifests and opens their blocks, with so many threads; 0: in the caller's own. Thread-safe."""
 
     def __init__(self, store: Store, warn: Warn, num_threads: int = NUM_THREADS) -> None:
         self.store = store
         self._warn = warn
-        self._pool = ThreadPoolExecutor(num_threads, "snapshot-reader")
+        self._pool = ThreadPoolExecutor(num_threads, "snapshot-reader") if num_threads else None
 
     def find(self, identity: Identity, max_offset: int) -> Manifest | None:
         """The newest manifest of this identity at or before the offset. Newer ones are passed over, each with its
@@ -75,25 +76,28 @@ class SnapshotReader:
 
     def open(self, manifest: Manifest) -> "Blocks":
         """The blocks of a manifest that are there; reads the header of each segment."""
-        return Blocks(self.store, self._warn, self._pool, manifest)
+        return Blocks(self.store, self._warn, self._pool.map if self._pool else map, manifest)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Blocks:
-    """The blocks of one manifest, by name. Thread-safe."""
+    """The blocks of one manifest, by name. `failed`: the store did not answer at some time, so that what was left out
+    may be there all the same. Thread-safe.
+    """
 
-    def __init__(self, store: Store, warn: Warn, pool: ThreadPoolExecutor, manifest: Manifest) -> None:
+    def __init__(self, store: Store, warn: Warn, each: Map, manifest: Manifest) -> None:
         self._store = store
         self._warn = warn
-        self._pool = pool
+        self._map = each
         self._identity = manifest.identity
+        self.failed = False
         self._said: set[str] = set()
         self._lock = threading.Lock()
-        self._places: list[dict[bytes, Place]] = [{}]  # where blocks lie; those that lie twice, where else; and so on
-        headers = list(pool.map(self._header, manifest.segments))
-        self._fill(manifest, headers)
+        self._places: list[dict[bytes, Lying]] = [{}]  # where blocks lie; those that lie twice, where else; and so on
+        self._fill(manifest, list(each(self._header, manifest.segments)))
         self.names = frozenset(self._places[0])
 
     def _fill(self, manifest: Manifest, headers: Sequence[Header | None]) -> None:
@@ -114,16 +118,18 @@ class Blocks:
         except Damaged as problem:
             self._leave_out(segment, segment.num_blocks, str(problem))
         except Unavailable as problem:
-            self._say_once("store", f"{problem}; blocks are computed again")
+            self._no_answer(problem)
         return None
 
     def fetch(self, names: Iterable[bytes]) -> dict[bytes, memoryview]:
-        """The bytes of those of these blocks that are there and whole."""
+        """The bytes of those of these blocks that are there and whole. They may share memory with their neighbours in
+        the segment: copy what is to be kept alone.
+        """
         found: dict[bytes, memoryview] = {}
         missing = frozenset(names)
         for layer in self._places:
             places = [layer[name] for name in missing if name in layer]
-            for blocks in self._pool.map(self._read, list(runs(places))):
+            for blocks in self._map(self._read, list(runs(places))):
                 found |= blocks
             missing -= found.keys()
         return found
@@ -135,7 +141,7 @@ class Blocks:
             path = segment_path(self._identity.scope, run.segment.sha256)
             content = self._store.get_range(path, start, run.blocks[-1].end - start)
         except Unavailable as problem:
-            self._say_once("store", f"{problem}; blocks are computed again")
+            self._no_answer(problem)
             return {}
         if content is None:
             self._leave_out(run.segment, len(run.blocks), "it is gone")
@@ -152,6 +158,10 @@ class Blocks:
     def _leave_out(self, segment: SegmentRef, num_blocks: int, reason: str) -> None:
         path = segment_path(self._identity.scope, segment.sha256)
         self._say_once(path, f"snapshots: {num_blocks} blocks or more of {path} are computed again: {reason}")
+
+    def _no_answer(self, problem: Unavailable) -> None:
+        self.failed = True
+        self._say_once("", f"{problem}; blocks are computed again")
 
     def _say_once(self, about: str, line: str) -> None:
         with self._lock:
@@ -196,7 +206,7 @@ def header_of(store: Store, identity: Identity, segment: SegmentRef) -> Header:
     return header
 
 
-def runs(places: Sequence[Place]) -> Iterator[Run]:
+def runs(places: Sequence[Lying]) -> Iterator[Run]:
     """Blocks that lie one after the other put together, up to RUN_BYTES."""
     together: list[Stored] = []
     last: tuple[SegmentRef, Header] | None = None

@@ -26,6 +26,7 @@ class Shelf:
     def __init__(self) -> None:
         self._segments: dict[str, Shelved] = {}
         self._where: dict[bytes, str] = {}
+        self.named: set[str] = set()  # those that a manifest of ours has named
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._where
@@ -62,15 +63,14 @@ class Shelf:
     def drop(self, digests: Iterable[str]) -> None:
         """Forget segments, and the blocks for which they are the place."""
         for digest in digests:
+            self.named.discard(digest)
             for name in self._segments.pop(digest).names:
                 if self._where.get(name) == digest:
                     self._where.pop(name, None)  # `doubt` may have been there since
 
-    def keep(self, is_kept: Callable[[Shelved], bool]) -> list[Shelved]:
-        """Forget all other segments -> those."""
-        gone = [shelved for shelved in self._segments.values() if not is_kept(shelved)]
-        self.drop(shelved.ref.sha256 for shelved in gone)
-        return gone
+    def keep(self, is_kept: Callable[[Shelved], bool]) -> None:
+        """Forget all other segments."""
+        self.drop([digest for digest, shelved in self._segments.items() if not is_kept(shelved)])
 
     def scattered(self, live: frozenset[bytes], many: int, max_bytes: int) -> list[Shelved]:
         """Segments whose live blocks are better put together, up to so many bytes: those that are mostly waste, and

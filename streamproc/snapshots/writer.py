@@ -16,7 +16,7 @@ from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Retention
 from streamproc.snapshots.contract import Buffer, Store
 from streamproc.snapshots.inbox import Given, Inbox, Place, Wish
-from streamproc.snapshots.manifest import Identity, SessionPart
+from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.publisher import Publisher
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,12 @@ class SnapshotWriter:
             self._inbox.to_learn[identity] = None
             self._changed.notify_all()
             return place
+
+    def newest(self, identity: Identity) -> Manifest | None:
+        """The partition's manifest that is stored, as far as is known here: what it names can be read back, to evict
+        blocks from memory and to load them again (`SnapshotReader.open`).
+        """
+        return self._publisher.newest(identity)
 
     def add(self, identity: Identity, blocks: Sequence[tuple[bytes, Buffer]]) -> int:
         """Blocks to be stored, by name; their buffers must not change any more -> how many of them, from the first on,

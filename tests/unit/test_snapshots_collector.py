@@ -253,6 +253,29 @@ def test_a_damaged_block_that_is_to_be_put_together_is_to_be_given_again(world):
     assert name(19) not in publisher.shelf(IDENTITY)
 
 
+def test_a_store_that_does_not_answer_makes_nobody_doubt(world):
+    store = Failing(world.store, ("get",))
+    store.is_failing = False
+    publisher = Publisher(store, Said(), Retention(), now=lambda: world.now)
+    publisher.write(IDENTITY, blocks(*range(20)))
+    publisher.publish(IDENTITY, 1, [session(3)])
+    store.is_failing = True
+    with pytest.raises(Unavailable):
+        publisher.tidy(IDENTITY)
+    assert name(3) in publisher.shelf(IDENTITY)
+
+
+def test_what_was_written_last_is_learned_also_where_a_group_was_set_back(world):
+    publisher = world.publisher()
+    for offset, number in ((900, 1), (5, 2)):
+        publisher.write(IDENTITY, blocks(number))
+        publish(world, publisher, offset, (number,))
+    again = world.publisher()
+    again.learn(IDENTITY)
+    assert again.newest(IDENTITY).offset == 5
+    assert name(2) in again.shelf(IDENTITY)
+
+
 def test_a_block_waits_unnamed_for_its_first_manifest_as_long_as_the_grace_period(world):
     """Its partition publishes seldom, others often."""
     publisher = world.publisher()

@@ -222,7 +222,9 @@ def test_a_store_that_stops_answering_leaves_blocks_out(kept):
     reader = SnapshotReader(store, said)
     found = reader.open(reader.find(IDENTITY, 100))
     store.is_failing = True
+    assert not found.failed
     assert found.fetch(found.names) == {}
+    assert found.failed
     store.is_failing = False
     assert len(found.fetch(found.names)) == 10
     assert len(said) == 1

@@ -110,6 +110,21 @@ def test_a_block_is_stored_once_a_topic_and_group(kept, start):
         assert restored(kept, [1, 2, 10 + partition], identity=other(partition=partition))[0] == [1, 2, 10 + partition]
 
 
+def test_what_is_stored_can_be_read_back_by_the_newest_manifest(kept, start):
+    writer, reader = start(kept), SnapshotReader(kept, Said())
+    writer.add(IDENTITY, blocks(1))
+    assert writer.newest(IDENTITY) is None
+    for offset, numbers in ((100, [1]), (200, [1, 2])):
+        writer.add(IDENTITY, blocks(*numbers))
+        writer.publish(IDENTITY, offset, [session(*numbers)])
+        assert writer.wait(PATIENT_S)
+        newest = writer.newest(IDENTITY)
+        assert newest == reader.find(IDENTITY, offset)
+        assert len(reader.open(newest).fetch(newest.names)) == len(numbers)
+    writer.forget(IDENTITY)
+    assert writer.newest(IDENTITY) is None
+
+
 def test_a_second_snapshot_stores_only_what_is_new(kept, start):
     writer = start(kept)
     for offset, numbers in ((100, range(50)), (200, range(55))):
@@ -357,7 +372,7 @@ def test_segments_that_vanished_are_not_named(kept, start, said):
     writer.add(IDENTITY, blocks(99))
     writer.publish(IDENTITY, 200, [session(*range(10), 99)])
     assert writer.wait(PATIENT_S)
-    assert said == ["snapshots: 10 blocks in desk/ticks are gone; they are stored again"]
+    assert said == ["snapshots: 1 segments of desk/ticks are gone; their blocks are stored again"]
     assert not writer.has(IDENTITY, name(0))
     assert restored(kept, [*range(10), 99]) == ([99], [])
 
