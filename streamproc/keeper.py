@@ -84,15 +84,15 @@ class Keeper:
     def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
         return self._fetches.submit(self._fetch, list(self._shelves.items()), names)
 
-    def _fetch(self, shelves: Iterable[tuple[int, Blocks]], names: Sequence[bytes]) -> dict[bytes, memoryview]:
-        found: dict[bytes, memoryview] = {}
+    def _fetch(self, shelves: Iterable[tuple[int, Blocks]], names: Sequence[bytes]) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
         for number, shelf in shelves:
             wanted = [name for name in names if name in shelf.names and name not in found]
             if not wanted:
                 continue
-            found |= shelf.fetch(wanted)
+            found |= {name: bytes(data) for name, data in shelf.fetch(wanted).items()}     # views of larger pieces
             lost, identity = [name for name in wanted if name not in found], self._identities.get(number)
-            if lost and identity:
+            if lost and identity and not shelf.failed:
                 self._writer.doubt(identity, lost)
         return found
 

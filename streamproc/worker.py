@@ -61,7 +61,8 @@ def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> 
     def identity(number: int, topic_id: str) -> Identity:
         return Identity(fingerprint, config.worker.group, config.topics.records, topic_id, number)
 
-    writer = SnapshotWriter(store, warn, settings.pending_bytes, Retention(settings.keep, settings.max_age_s))
+    retention = Retention.every(settings.interval_s, settings.keep, settings.max_age_s)
+    writer = SnapshotWriter(store, warn, settings.pending_bytes, retention)
     return Keeper(identity, writer, SnapshotReader(store, warn), settings.interval_s, warn)
 
 

@@ -15,7 +15,7 @@ from streamproc.errors import Usage
 
 if TYPE_CHECKING:
     from streamproc.snapshots.collector import Retention
-    from streamproc.snapshots.store import Store
+    from streamproc.snapshots.contract import Store
     from streamproc.snapshots.survey import Checked, Entry
 
 NO = 3
@@ -75,8 +75,8 @@ def verify(call: Call) -> None:
 def prune(call: Call, keep: int | None, dry_run: bool, now: bool) -> None:
     """Delete surplus snapshots, and blocks that no snapshot needs any more.
 
-    Workers do the same as they go. Blocks are marked first and deleted by a prune ten minutes later, so that a snapshot
-    on its way can count on them.
+    Workers do the same as they go. Blocks are marked first and deleted by a later prune, ten minutes or more, so that a
+    snapshot on its way can count on them.
 
     \b
     streamproc snapshots prune --dry-run
@@ -87,17 +87,19 @@ def prune(call: Call, keep: int | None, dry_run: bool, now: bool) -> None:
     store, scope = opened(call)
     retention = retention_of(call)
     retention = replace(retention, keep=keep or retention.keep, grace_s=0.0 if now else retention.grace_s)
-    swept = [prune(store, folder, None, retention, dry_run) for folder in folders(store, scope)]
+    manifests = [found for folder in folders(store, scope)
+                 for found in prune(store, folder, None, retention, dry_run).manifests]  # fmt: skip
     collector = Collector(store, scope, retention.grace_s)
-    swept += [collector.collect(dry_run) for _ in range(2 if now and not dry_run else 1)]  # the first marks
-    manifests = [path for each in swept for path in each.manifests]
-    segments = [path for each in swept for path in each.segments]
-    num_bytes, num_marked = sum(each.num_bytes for each in swept), 0 if now else swept[-1].num_condemned
+    swept = collector.would_collect(manifests) if dry_run else collector.collect()
+    segments, marked = swept.segments, swept.condemned
+    if now:  # what was marked goes at once
+        segments, marked = segments + (marked if dry_run else collector.collect().segments), []
+    num_bytes = sum(found.num_bytes for found in manifests + segments)
     deed = "would be deleted" if dry_run else "deleted"
     text = f"{len(manifests)} snapshots and {len(segments)} segments {deed}: {num_bytes / MB:.1f} MB"
-    text += f"; {num_marked} segments are no longer needed and go with a later prune" if num_marked else ""
-    doc = {"deleted": manifests + segments, "bytes": num_bytes, "marked": num_marked, "dry_run": dry_run}
-    call.emit(doc, text)
+    text += f"; {len(marked)} segments are no longer needed and go with a later prune" if marked else ""
+    paths = [found.path for found in manifests + segments]
+    call.emit({"deleted": paths, "bytes": num_bytes, "marked": len(marked), "dry_run": dry_run}, text)
 
 
 def opened(call: Call) -> "tuple[Store, str]":
@@ -114,7 +116,8 @@ def opened(call: Call) -> "tuple[Store, str]":
 def retention_of(call: Call) -> "Retention":
     from streamproc.snapshots.collector import Retention
 
-    return Retention(call.config.snapshots.keep, call.config.snapshots.max_age_s)
+    settings = call.config.snapshots
+    return Retention.every(settings.interval_s, settings.keep, settings.max_age_s)
 
 
 def folders(store: "Store", scope: str) -> list[str]:

@@ -15,10 +15,11 @@ are by the store's clock: a pass puts a file and reads the time it got.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streamproc.errors import Unavailable
+from streamproc.snapshots.contract import Found, Store
 from streamproc.snapshots.manifest import (
     Damaged,
     ManifestName,
@@ -30,31 +31,35 @@ from streamproc.snapshots.manifest import (
     segments_folder,
 )
 from streamproc.snapshots.restore import read_manifest
-from streamproc.snapshots.store import Found, Store
 
 FOREIGN_S = 86_400.0  # how long the newest manifests of another model or topic id are kept: a way back
+GRACE_S = 600.0
 CLOCK = "clock"  # the file that a pass puts to know the store's time
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
     """How many manifests of a partition are kept, and those younger than an age (0: no others); `grace_s`: how long a
-    segment may be on its way into a manifest.
+    segment may be on its way into a manifest, the same for all who use a store.
     """
 
     keep: int = 2
     max_age_s: float = 0.0
-    grace_s: float = 600.0
+    grace_s: float = GRACE_S
+
+    @classmethod
+    def every(cls, interval_s: float, keep: int, max_age_s: float) -> "Retention":
+        """For manifests at this interval: several of them fit into a quarter of the grace period (see publisher.py)."""
+        return cls(keep, max_age_s, max(GRACE_S, 8 * interval_s))
 
 
 @dataclass(slots=True)
 class Swept:
-    """What was deleted, or would be."""
+    """What was deleted or condemned, or would be."""
 
-    manifests: list[str] = field(default_factory=list)
-    segments: list[str] = field(default_factory=list)
-    num_bytes: int = 0
-    num_condemned: int = 0
+    manifests: list[Found] = field(default_factory=list)
+    segments: list[Found] = field(default_factory=list)
+    condemned: list[Found] = field(default_factory=list)
 
 
 def surplus(listed: Iterable[Found], tag: str, retention: Retention) -> list[Found]:
@@ -83,8 +88,7 @@ def prune(store: Store, folder: str, tag: str | None, retention: Retention, dry_
     for found in surplus(listed, tag or tag_of_newest(listed), retention):
         if not dry_run:
             store.delete(found.path)
-        swept.manifests.append(found.path)
-        swept.num_bytes += found.num_bytes
+        swept.manifests.append(found)
     return swept
 
 
@@ -104,35 +108,40 @@ class Collector:
         self._grace_s = grace_s
         self._named: dict[str, frozenset[str]] = {}  # manifest's path: digests of its segments
 
-    def collect(self, dry_run: bool = False) -> Swept:
+    def collect(self) -> Swept:
         """One pass. Raises Unavailable; what was done until then is right."""
-        store = self._store
-        now = time.time() if dry_run else self._store_time()
+        store, now = self._store, self._store_time()
         marks = {segment_digest(found.path): found for found in store.list(condemned_folder(self._scope))}
         marks.pop(CLOCK, None)
         named = self._all_named()
         segments = {segment_digest(found.path): found for found in store.list(segments_folder(self._scope))}
-        swept = Swept()
-        for digest, found in segments.items():
-            if digest in named:
-                continue
-            if digest in marks and now - marks[digest].modified_s >= self._grace_s:
-                self._delete(swept, found, marks[digest], dry_run)
-            elif digest not in marks and now - found.modified_s >= self._grace_s:
-                swept.num_condemned += 1
-                if not dry_run:
-                    store.put_if_absent(f"{condemned_folder(self._scope)}/{digest}", [b""])
+        swept = self._judge(marks, named, segments, now)
+        for found in swept.condemned:
+            store.put_if_absent(f"{condemned_folder(self._scope)}/{segment_digest(found.path)}", [b""])
+        for found in swept.segments:
+            store.delete(found.path)
+            del segments[segment_digest(found.path)]
         for digest, mark in marks.items():
-            if digest not in segments and not dry_run:
+            if digest not in segments:
                 store.delete(mark.path)  # its segment is gone, for good
         return swept
 
-    def _delete(self, swept: Swept, found: Found, mark: Found, dry_run: bool) -> None:
-        swept.segments.append(found.path)
-        swept.num_bytes += found.num_bytes
-        if not dry_run:
-            self._store.delete(found.path)
-            self._store.delete(mark.path)
+    def would_collect(self, gone: Iterable[Found] = ()) -> Swept:
+        """What a pass would do once these manifests are gone; changes nothing. Raises Unavailable."""
+        marks = {segment_digest(found.path): found for found in self._store.list(condemned_folder(self._scope))}
+        named = self._all_named(frozenset(found.path for found in gone))
+        segments = {segment_digest(found.path): found for found in self._store.list(segments_folder(self._scope))}
+        return self._judge(marks, named, segments, time.time())
+
+    def _judge(
+        self, marks: Mapping[str, Found], named: Container[str], segments: Mapping[str, Found], now: float
+    ) -> Swept:
+        """What to condemn and what to delete at this time."""
+        swept = Swept()
+        for digest, found in segments.items():
+            if digest not in named and now - marks.get(digest, found).modified_s >= self._grace_s:
+                (swept.segments if digest in marks else swept.condemned).append(found)
+        return swept
 
     def _store_time(self) -> float:
         """Now, by the store's clock."""
@@ -141,9 +150,10 @@ class Collector:
         listed = self._store.list(folder)
         return next((found.modified_s for found in listed if segment_digest(found.path) == CLOCK), 0.0)
 
-    def _all_named(self) -> frozenset[str]:
-        """Digests of the segments that any manifest names, of whatever partition and model."""
-        names = [name for found in self._store.list(manifests_folder(self._scope)) if (name := parse_name(found.path))]
+    def _all_named(self, gone: Container[str] = frozenset()) -> frozenset[str]:
+        """Digests of the segments that any manifest but these names, of whatever partition and model."""
+        listed = self._store.list(manifests_folder(self._scope))
+        names = [name for found in listed if found.path not in gone and (name := parse_name(found.path))]
         self._named = {name.path: self._named.get(name.path) or self._segments_of(name) for name in names}
         return frozenset(digest for digests in self._named.values() for digest in digests)
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from streamproc.errors import Unavailable, Usage
-from streamproc.snapshots.store import TAKES, Buffer, Found, refuse
+from streamproc.snapshots.contract import TAKES, Buffer, Found, refuse
 from streamproc.values import printable
 
 try:

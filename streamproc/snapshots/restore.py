@@ -7,9 +7,10 @@ checksum. What does not pass is said in one line and left out; the caller comput
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streamproc.errors import Unavailable
+from streamproc.snapshots.contract import Store
 from streamproc.snapshots.manifest import (
     Damaged,
     Identity,
@@ -22,7 +23,6 @@ from streamproc.snapshots.manifest import (
     segment_path,
 )
 from streamproc.snapshots.segment import Header, Stored, opened, read_header
-from streamproc.snapshots.store import Store
 
 Warn = Callable[[str], None]
 
@@ -38,13 +38,17 @@ class Run(NamedTuple):
     blocks: tuple[Stored, ...]
 
 
+Lying = tuple[SegmentRef, Header, Stored]  # a block, and the segment that it lies in
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
 class SnapshotReader:
-    """Finds manifests and opens their blocks. Thread-safe."""
+    """Finds manifests and opens their blocks, with so many threads; 0: in the caller's own. Thread-safe."""
 
     def __init__(self, store: Store, warn: Warn, num_threads: int = NUM_THREADS) -> None:
         self.store = store
         self._warn = warn
-        self._pool = ThreadPoolExecutor(num_threads, "snapshot-reader")
+        self._pool = ThreadPoolExecutor(num_threads, "snapshot-reader") if num_threads else None
 
     def find(self, identity: Identity, max_offset: int) -> Manifest | None:
         """The newest manifest of this identity at or before the offset. Newer ones are passed over, each with its
@@ -72,44 +76,62 @@ class SnapshotReader:
 
     def open(self, manifest: Manifest) -> "Blocks":
         """The blocks of a manifest that are there; reads the header of each segment."""
-        return Blocks(self.store, self._warn, self._pool, manifest)
+        return Blocks(self.store, self._warn, self._pool.map if self._pool else map, manifest)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Blocks:
-    """The blocks of one manifest, by name. Thread-safe."""
+    """The blocks of one manifest, by name. `failed`: the store did not answer at some time, so that what was left out
+    may be there all the same. Thread-safe.
+    """
 
-    def __init__(self, store: Store, warn: Warn, pool: ThreadPoolExecutor, manifest: Manifest) -> None:
+    def __init__(self, store: Store, warn: Warn, each: Map, manifest: Manifest) -> None:
         self._store = store
         self._warn = warn
-        self._pool = pool
+        self._map = each
         self._identity = manifest.identity
+        self.failed = False
         self._said: set[str] = set()
         self._lock = threading.Lock()
-        self._places: dict[bytes, tuple[SegmentRef, Header, Stored]] = {}
+        self._places: list[dict[bytes, Lying]] = [{}]  # where blocks lie; those that lie twice, where else; and so on
+        self._fill(manifest, list(each(self._header, manifest.segments)))
+        self.names = frozenset(self._places[0])
+
+    def _fill(self, manifest: Manifest, headers: Sequence[Header | None]) -> None:
         wanted = manifest.names
-        for segment, header in zip(manifest.segments, pool.map(self._header, manifest.segments), strict=True):
-            if header is not None:
-                self._places |= {
-                    block.name: (segment, header, block) for block in header.blocks if block.name in wanted
-                }
-        self.names = frozenset(self._places)
+        for segment, header in zip(manifest.segments, headers, strict=True):
+            if header is None:
+                continue
+            for block in header.blocks:
+                if block.name in wanted:
+                    layer = next((layer for layer in self._places if block.name not in layer), None)
+                    if layer is None:
+                        self._places.append(layer := {})
+                    layer[block.name] = (segment, header, block)
 
     def _header(self, segment: SegmentRef) -> Header | None:
         try:
             return header_of(self._store, self._identity, segment)
-        except (Damaged, Unavailable) as problem:
+        except Damaged as problem:
             self._leave_out(segment, segment.num_blocks, str(problem))
-            return None
+        except Unavailable as problem:
+            self._no_answer(problem)
+        return None
 
     def fetch(self, names: Iterable[bytes]) -> dict[bytes, memoryview]:
-        """The bytes of those of these blocks that are there and whole."""
-        places = [self._places[name] for name in set(names) if name in self._places]
+        """The bytes of those of these blocks that are there and whole. They may share memory with their neighbours in
+        the segment: copy what is to be kept alone.
+        """
         found: dict[bytes, memoryview] = {}
-        for blocks in self._pool.map(self._read, list(runs(places))):
-            found |= blocks
+        missing = frozenset(names)
+        for layer in self._places:
+            places = [layer[name] for name in missing if name in layer]
+            for blocks in self._map(self._read, list(runs(places))):
+                found |= blocks
+            missing -= found.keys()
         return found
 
     def _read(self, run: Run) -> dict[bytes, memoryview]:
@@ -119,7 +141,7 @@ class Blocks:
             path = segment_path(self._identity.scope, run.segment.sha256)
             content = self._store.get_range(path, start, run.blocks[-1].end - start)
         except Unavailable as problem:
-            self._leave_out(run.segment, len(run.blocks), str(problem))
+            self._no_answer(problem)
             return {}
         if content is None:
             self._leave_out(run.segment, len(run.blocks), "it is gone")
@@ -134,12 +156,19 @@ class Blocks:
         return found
 
     def _leave_out(self, segment: SegmentRef, num_blocks: int, reason: str) -> None:
-        with self._lock:
-            if segment.sha256 in self._said:
-                return
-            self._said.add(segment.sha256)
         path = segment_path(self._identity.scope, segment.sha256)
-        self._warn(f"snapshots: {num_blocks} blocks or more of {path} are computed again: {reason}")
+        self._say_once(path, f"snapshots: {num_blocks} blocks or more of {path} are computed again: {reason}")
+
+    def _no_answer(self, problem: Unavailable) -> None:
+        self.failed = True
+        self._say_once("", f"{problem}; blocks are computed again")
+
+    def _say_once(self, about: str, line: str) -> None:
+        with self._lock:
+            if about in self._said:
+                return
+            self._said.add(about)
+        self._warn(line)
 
 
 def by_offset(store: Store, folder: str) -> list[ManifestName]:
@@ -177,7 +206,7 @@ def header_of(store: Store, identity: Identity, segment: SegmentRef) -> Header:
     return header
 
 
-def runs(places: Sequence[tuple[SegmentRef, Header, Stored]]) -> Iterator[Run]:
+def runs(places: Sequence[Lying]) -> Iterator[Run]:
     """Blocks that lie one after the other put together, up to RUN_BYTES."""
     together: list[Stored] = []
     last: tuple[SegmentRef, Header] | None = None

@@ -26,6 +26,7 @@ from itertools import accumulate, pairwise
 
 import orjson
 
+from streamproc.snapshots.contract import Buffer
 from streamproc.snapshots.manifest import NAME_BYTES, Damaged, SegmentRef, unpack
 
 FORMAT = "streamproc segment 1"
@@ -33,7 +34,7 @@ CHECKSUM_BYTES = 16
 LENGTH = struct.Struct("<Q")
 ALIGN = 64  # bytes; where the blocks start
 LEVEL = 1
-Buffer = bytes | memoryview
+
 
 
 @dataclass(frozen=True, slots=True)

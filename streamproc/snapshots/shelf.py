@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from streamproc.snapshots.manifest import SegmentRef
 
+LITTLE = 1 / 4  # share of live blocks below which a segment is mostly waste
+
 
 @dataclass(frozen=True, slots=True)
 class Shelved:
@@ -24,6 +26,7 @@ class Shelf:
     def __init__(self) -> None:
         self._segments: dict[str, Shelved] = {}
         self._where: dict[bytes, str] = {}
+        self.named: set[str] = set()  # those that a manifest of ours has named
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._where
@@ -60,13 +63,36 @@ class Shelf:
     def drop(self, digests: Iterable[str]) -> None:
         """Forget segments, and the blocks for which they are the place."""
         for digest in digests:
+            self.named.discard(digest)
             for name in self._segments.pop(digest).names:
                 if self._where.get(name) == digest:
                     self._where.pop(name, None)  # `doubt` may have been there since
 
-    def keep(self, digests: frozenset[str], since_s: float) -> None:
-        """Forget what is neither among these segments nor was seen since."""
-        self.drop([d for d, shelved in self._segments.items() if d not in digests and shelved.seen_s < since_s])
+    def keep(self, is_kept: Callable[[Shelved], bool]) -> None:
+        """Forget all other segments."""
+        self.drop([digest for digest, shelved in self._segments.items() if not is_kept(shelved)])
+
+    def scattered(self, live: frozenset[bytes], many: int, max_bytes: int) -> list[Shelved]:
+        """Segments whose live blocks are better put together, up to so many bytes: those that are mostly waste, and
+        where there are too many, the smallest half. A single one is left alone unless it is mostly waste.
+        """
+        num_bytes = {shelved.ref.sha256: self._live_bytes(shelved, live) for shelved in self.of(live)}
+        by_size = sorted(num_bytes, key=num_bytes.__getitem__)
+        waste = [digest for digest in by_size if num_bytes[digest] < self._segments[digest].ref.num_bytes * LITTLE]
+        small = by_size[: len(by_size) // 2] if len(by_size) > many else []
+        picked, total = list[Shelved](), 0
+        for digest in dict.fromkeys([*waste, *small]):
+            total += num_bytes[digest]
+            if total > max_bytes:
+                break
+            picked.append(self._segments[digest])
+        return picked if len(picked) > 1 or waste else []
+
+    def _live_bytes(self, shelved: Shelved, live: frozenset[bytes]) -> int:
+        """About so many bytes of the segment are blocks that are live and taken from it."""
+        digest = shelved.ref.sha256
+        num_live = sum(name in live and self._where.get(name) == digest for name in shelved.names)
+        return shelved.ref.num_bytes * num_live // max(shelved.ref.num_blocks, 1)
 
     def doubt(self, names: Iterable[bytes]) -> None:
         """These blocks could not be read: they are to be stored again."""

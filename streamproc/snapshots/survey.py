@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from streamproc.errors import Unavailable
+from streamproc.snapshots.contract import Store
 from streamproc.snapshots.manifest import (
     Damaged,
     Identity,
@@ -17,7 +18,6 @@ from streamproc.snapshots.manifest import (
 )
 from streamproc.snapshots.restore import header_of, read_manifest, runs
 from streamproc.snapshots.segment import opened
-from streamproc.snapshots.store import Store
 
 
 @dataclass(frozen=True, slots=True)

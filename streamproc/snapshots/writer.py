@@ -4,24 +4,20 @@ Nobody waits for it: what does not fit its memory is not taken, and a store that
 again ever more slowly, and costs nothing but older snapshots.
 
 Blocks are stored in the order in which they came, many in a segment. A manifest waits for the blocks that were given
-before it; one of the same partition that still waits is replaced.
+before it; of those of one partition that wait, the first and the newest are written.
 """
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Retention
+from streamproc.snapshots.contract import Buffer, Store
+from streamproc.snapshots.inbox import Given, Inbox, Place, Wish
 from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.publisher import Publisher
-from streamproc.snapshots.segment import Buffer
-from streamproc.snapshots.shelf import Shelf
-from streamproc.snapshots.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -29,52 +25,6 @@ MAX_PENDING_BYTES = 256 * 2**20
 SEGMENT_BYTES = 32 * 2**20
 PATIENCE_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # between two tries
 CLOSE_S = 10.0
-
-
-class Given(NamedTuple):
-    """A block on its way. `seq` counts all that was given."""
-
-    seq: int
-    identity: Identity
-    place: "Place"
-    name: bytes
-    data: Buffer
-
-
-class Place(NamedTuple):
-    """The blocks of one model, group and topic: those that are stored, and the names of those on their way. A block is
-    on the shelf before it is no longer on its way, so whoever looks there first needs no lock.
-    """
-
-    shelf: Shelf
-    coming: set[bytes]
-
-    def has(self, name: bytes) -> bool:
-        return name in self.coming or name in self.shelf
-
-
-class Wish(NamedTuple):
-    """A manifest to be written once all blocks up to `seq` are stored."""
-
-    seq: int
-    identity: Identity
-    offset: int
-    sessions: tuple[SessionPart, ...]
-
-
-@dataclass(slots=True)
-class Inbox:
-    """What waits for the thread; guarded by the writer's lock."""
-
-    blocks: deque[Given] = field(default_factory=deque)
-    num_bytes: int = 0
-    wishes: dict[str, Wish] = field(default_factory=dict)  # by the partition's folder
-    to_learn: dict[Identity, None] = field(default_factory=dict)
-    to_tidy: dict[Identity, None] = field(default_factory=dict)
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.blocks or self.wishes or self.to_learn)
 
 
 class SnapshotWriter:
@@ -86,14 +36,12 @@ class SnapshotWriter:
         warn: Callable[[str], None],
         max_pending_bytes: int = MAX_PENDING_BYTES,
         retention: Retention = Retention(),  # noqa: B008 - frozen
-        publisher: Publisher | None = None,
     ) -> None:
         self._store = store
         self._warn = warn
         self._max_pending_bytes = max_pending_bytes
         self._segment_bytes = min(SEGMENT_BYTES, max(max_pending_bytes // 4, 1))
-        self.on_published: Callable[[Manifest], None] = lambda manifest: None  # in the writer's thread
-        self._publisher = publisher or Publisher(store, warn, retention)
+        self._publisher = Publisher(store, warn, retention)
         self._changed = threading.Condition()
         self._inbox = Inbox()
         self._seq = 0
@@ -132,6 +80,12 @@ class SnapshotWriter:
             self._changed.notify_all()
             return place
 
+    def newest(self, identity: Identity) -> Manifest | None:
+        """The partition's manifest that is stored, as far as is known here: what it names can be read back, to evict
+        blocks from memory and to load them again (`SnapshotReader.open`).
+        """
+        return self._publisher.newest(identity)
+
     def add(self, identity: Identity, blocks: Sequence[tuple[bytes, Buffer]]) -> int:
         """Blocks to be stored, by name; their buffers must not change any more -> how many of them, from the first on,
         were taken or are there already; the others did not fit: give them again later.
@@ -155,7 +109,7 @@ class SnapshotWriter:
         """A manifest of the partition as of this offset, once the blocks given so far are stored."""
         self._place(identity)
         with self._changed:
-            self._inbox.wishes[identity.folder] = Wish(self._seq, identity, offset, tuple(sessions))
+            self._inbox.wish(Wish(self._seq, identity, offset, tuple(sessions)))
             self._changed.notify_all()
 
     def doubt(self, identity: Identity, names: Iterable[bytes]) -> None:
@@ -226,8 +180,7 @@ class SnapshotWriter:
         inbox = self._inbox
         if inbox.to_learn:
             return partial(self._learn, next(iter(inbox.to_learn)))
-        first = inbox.blocks[0].seq if inbox.blocks else self._seq + 1
-        if wish := next((wish for wish in inbox.wishes.values() if wish.seq < first), None):
+        if wish := inbox.granted(self._seq):
             return partial(self._publish, wish)
         if inbox.blocks and (inbox.wishes or self._num_waiting or inbox.num_bytes >= self._segment_bytes):
             return self._write
@@ -237,46 +190,22 @@ class SnapshotWriter:
         self._publisher.learn(identity)
         with self._changed:
             self._inbox.to_learn.pop(identity, None)
-            self._take_out([given for given in self._inbox.blocks if given.name in given.place.shelf])
+            self._inbox.take_out([given for given in self._inbox.blocks if given.name in given.place.shelf])
+            self._changed.notify_all()
 
     def _write(self) -> None:
-        """One segment: the oldest block and those after it that can share its file, up to the size of a segment."""
+        """One segment of the oldest blocks."""
         with self._changed:
-            together = self._together()
+            together = self._inbox.together(self._segment_bytes)
         self._publisher.write(together[0].identity, [(given.name, given.data) for given in together])
         with self._changed:
-            self._take_out(together)
-
-    def _together(self) -> list[Given]:
-        first, num_bytes, together = self._inbox.blocks[0], 0, list[Given]()
-        for given in self._inbox.blocks:
-            if given.place is first.place and len(given.data) == len(first.data):
-                if together and num_bytes + len(given.data) > self._segment_bytes:
-                    break
-                together.append(given)
-                num_bytes += len(given.data)
-        return together
-
-    def _take_out(self, stored: Sequence[Given]) -> None:
-        """These blocks, in their order, are stored."""
-        inbox, left, seqs = self._inbox, list[Given](), {given.seq for given in stored}
-        while stored and inbox.blocks and inbox.blocks[0].seq <= stored[-1].seq:
-            given = inbox.blocks.popleft()
-            if given.seq in seqs:
-                given.place.coming.discard(given.name)
-                inbox.num_bytes -= len(given.data)
-            else:
-                left.append(given)
-        inbox.blocks.extendleft(reversed(left))
-        self._changed.notify_all()
+            self._inbox.take_out(together)
+            self._changed.notify_all()
 
     def _publish(self, wish: Wish) -> None:
-        folder = wish.identity.folder
-        manifest = self._publisher.publish(wish.identity, wish.offset, wish.sessions)
-        self.on_published(manifest)
+        self.on_published(self._publisher.publish(wish.identity, wish.offset, wish.sessions))
         with self._changed:
-            if self._inbox.wishes.get(folder) is wish:  # not replaced meanwhile
-                del self._inbox.wishes[folder]
+            self._inbox.fulfil(wish)
             self._inbox.to_tidy[wish.identity] = None
             self._changed.notify_all()
 

@@ -9,9 +9,9 @@ import urllib.request
 from dataclasses import replace
 
 from streamproc.errors import Unavailable
+from streamproc.snapshots.contract import Found
 from streamproc.snapshots.manifest import Identity, SessionPart
 from streamproc.snapshots.restore import SnapshotReader
-from streamproc.snapshots.store import Found
 from streamproc.snapshots.writer import SnapshotWriter
 
 BLOCK_BYTES = 4096

@@ -1,8 +1,21 @@
 import hashlib
 import random
+import time
 
 import pytest
-from snapshot_world import IDENTITY, DictStore, Failing, Said, blocks, name, other, restored, session, written
+from snapshot_world import (
+    BLOCK_BYTES,
+    IDENTITY,
+    DictStore,
+    Failing,
+    Said,
+    blocks,
+    name,
+    other,
+    restored,
+    session,
+    written,
+)
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import FOREIGN_S, Collector, Retention, prune
@@ -51,9 +64,9 @@ def test_a_segment_that_nobody_names_is_marked_and_goes_a_grace_period_later(wor
     prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
     kept = [publisher.shelf(IDENTITY).of([name(2)])[0].ref.sha256]
     world.now += GRACE_S - 10
-    assert world.collect().num_condemned == 0  # too young: it might be on its way
+    assert world.collect().condemned == []  # too young: it might be on its way
     world.now += 20
-    assert world.collect().num_condemned == 1
+    assert len(world.collect().condemned) == 1
     assert len(world.of("segments")) == 2
     world.now += GRACE_S - 10
     assert world.collect().segments == []
@@ -95,10 +108,10 @@ def test_a_damaged_manifest_protects_nothing_and_an_unknown_one_everything(world
     content, modified_s = world.store.files[path]
     world.now += GRACE_S + 1
     world.store.files[path] = (content[:-1] + b" ", modified_s)
-    assert world.collect().num_condemned == 1
+    assert len(world.collect().condemned) == 1
     digest = hashlib.sha256(b'{"format":"streamproc snapshot 2"}').hexdigest()[:16]
     world.store.files[path[: -len(digest) - 5] + digest + ".json"] = (b'{"format":"streamproc snapshot 2"}', modified_s)
-    with pytest.raises(Unavailable, match="nothing is collected in desk/ticks: .*streamproc snapshot 2"):
+    with pytest.raises(Unavailable, match=r"nothing is collected in desk/ticks: .*streamproc snapshot 2"):
         world.collect()
 
 
@@ -117,7 +130,8 @@ def test_a_dry_run_changes_nothing(world):
     publisher = world.publisher()
     publisher.write(IDENTITY, blocks(1))
     before = dict(world.store.files)
-    Collector(world.store, IDENTITY.scope, 0).collect(dry_run=True)
+    world.now = time.time()
+    assert len(Collector(world.store, IDENTITY.scope, 0).would_collect().condemned) == 1
     assert world.store.files == before
 
 
@@ -168,7 +182,7 @@ def test_a_collector_on_every_store_deletes_what_nobody_names(store):
     written(store, 200, [3])
     prune(store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
     collector = Collector(store, IDENTITY.scope, grace_s=-1)
-    assert collector.collect().num_condemned == 1
+    assert len(collector.collect().condemned) == 1
     assert len(collector.collect().segments) == 1
     assert collector.collect().segments == []
     assert restored(store, [1, 2, 3]) == ([3], [])
@@ -188,3 +202,93 @@ def test_published_work_of_a_random_worker_is_found_whole(world):
         world.now += rng.choice((1, 15, 30, 70))
         assert restored(world.store, fresh) == (fresh, [])
     assert len(world.of("segments")) < 80  # of some 300: two grace periods are 40 publishes
+
+
+def test_blocks_scattered_over_many_segments_are_put_together(world):
+    """A slow session beside fast ones: a block of it in every segment, the rest of the segment soon waste."""
+    publisher = world.publisher()
+    slow = []
+    for offset in range(400):
+        slow.append(10_000 + offset)
+        fast = list(range(offset * 10, offset * 10 + 10))
+        publisher.write(IDENTITY, blocks(slow[-1], *fast))
+        publisher.publish(IDENTITY, offset, [session(*slow), session(*fast, key="fast")])
+        publisher.tidy(IDENTITY)
+        world.now += 30
+        if offset % 50 == 49:
+            assert restored(world.store, [*slow, *fast]) == ([*slow, *fast], [])
+    assert len(publisher.publish(IDENTITY, 401, [session(*slow)]).segments) <= 72
+    num_bytes = sum(found.num_bytes for found in world.store.list("desk/ticks/segments"))
+    assert num_bytes < 3 * 400 * BLOCK_BYTES
+
+
+def test_few_small_segments_become_one_and_then_rest(world):
+    publisher = world.publisher()
+    for number in range(65):
+        publisher.write(IDENTITY, blocks(number))
+    everything = [session(*range(65))]
+    assert len(publisher.publish(IDENTITY, 1, everything).segments) == 65
+    publisher.tidy(IDENTITY)
+    assert len(publisher.publish(IDENTITY, 2, everything).segments) == 34
+    world.now += GRACE_S
+    publisher.tidy(IDENTITY)
+    assert len(publisher.publish(IDENTITY, 3, everything).segments) == 34
+    assert restored(world.store, range(65)) == (list(range(65)), [])
+
+
+def test_a_damaged_block_that_is_to_be_put_together_is_to_be_given_again(world):
+    publisher = world.publisher()
+    publisher.write(IDENTITY, blocks(*range(20)))
+    publisher.publish(IDENTITY, 1, [session(3)])
+    (path,) = world.of("segments")
+    content, modified_s = world.store.files[path]
+    world.store.files[path] = (content[:-1] + b"!", modified_s)  # of another block
+    publisher.tidy(IDENTITY)
+    assert name(3) in publisher.shelf(IDENTITY)
+    publisher.publish(IDENTITY, 2, [session(3, 19)])
+    world.now += 200
+    world.store.files[path] = (bytes(len(content)), modified_s)
+    publisher.publish(IDENTITY, 3, [session(19)])
+    publisher.tidy(IDENTITY)
+    assert name(19) not in publisher.shelf(IDENTITY)
+
+
+def test_a_store_that_does_not_answer_makes_nobody_doubt(world):
+    store = Failing(world.store, ("get",))
+    store.is_failing = False
+    publisher = Publisher(store, Said(), Retention(), now=lambda: world.now)
+    publisher.write(IDENTITY, blocks(*range(20)))
+    publisher.publish(IDENTITY, 1, [session(3)])
+    store.is_failing = True
+    with pytest.raises(Unavailable):
+        publisher.tidy(IDENTITY)
+    assert name(3) in publisher.shelf(IDENTITY)
+
+
+def test_what_was_written_last_is_learned_also_where_a_group_was_set_back(world):
+    publisher = world.publisher()
+    for offset, number in ((900, 1), (5, 2)):
+        publisher.write(IDENTITY, blocks(number))
+        publish(world, publisher, offset, (number,))
+    again = world.publisher()
+    again.learn(IDENTITY)
+    assert again.newest(IDENTITY).offset == 5
+    assert name(2) in again.shelf(IDENTITY)
+
+
+def test_a_block_waits_unnamed_for_its_first_manifest_as_long_as_the_grace_period(world):
+    """Its partition publishes seldom, others often."""
+    publisher = world.publisher()
+    publisher.write(IDENTITY, blocks(1))
+    for offset in range(15):
+        world.now += 30
+        publisher.publish(other(partition=9), offset, [])
+        publisher.tidy(other(partition=9))
+    assert name(1) in publisher.shelf(IDENTITY)
+    publisher.publish(IDENTITY, 1, [session(1)])
+    assert restored(world.store, [1]) == ([1], [])
+
+
+@pytest.mark.parametrize(("interval_s", "grace_s"), [(1, 600), (30, 600), (600, 4800)])
+def test_the_grace_period_is_many_intervals_long(interval_s, grace_s):
+    assert Retention.every(interval_s, 3, 9) == Retention(3, 9, grace_s)

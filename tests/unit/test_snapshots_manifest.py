@@ -114,7 +114,8 @@ def test_blocks_come_back_from_a_segment(compressed):
     content = memoryview(b"".join(parts))
     header = read_header(segment, content[: segment.header_bytes])
     assert (header.fingerprint, header.block_bytes, len(header.blocks)) == ("model", 4096, 3)
-    assert [(block.name, bytes(opened(header, block, content[block.start : block.end]))) for block in header.blocks] == given
+    found = [(block.name, opened(header, block, content[block.start : block.end])) for block in header.blocks]
+    assert [(block_name, bytes(data)) for block_name, data in found] == given
     assert segment.num_bytes < 3 * 4096 if compressed else segment.num_bytes > 3 * 4096
 
 

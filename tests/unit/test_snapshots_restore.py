@@ -197,36 +197,56 @@ def test_a_segment_of_another_model_is_not_used(kept):
     assert said[0].endswith("it is of another model")
 
 
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_a_block_that_lies_twice_is_lost_only_with_both(kept, damaged):
+    writer = SnapshotWriter(kept, Said())
+    writer.add(IDENTITY, blocks(1, 2))
+    assert writer.wait(PATIENT_S)
+    writer.doubt(IDENTITY, [name(1)])
+    writer.add(IDENTITY, blocks(1, 3))
+    writer.publish(IDENTITY, 100, [session(1, 2, 3)])
+    assert writer.wait(PATIENT_S)
+    writer.close()
+    which = kept.list("desk/ticks/segments")[damaged].path
+    kept.damage(which, lambda content: content[: -2 * BLOCK_BYTES] + bytes(BLOCK_BYTES) + content[-BLOCK_BYTES:])
+    numbers, said = restored(kept, [1, 2, 3])
+    assert numbers == [1, 2, 3]
+    assert len(said) <= 1
+
+
 def test_a_store_that_stops_answering_leaves_blocks_out(kept):
+    written(kept, 50, [20])
     written(kept)
     store, said = Failing(kept, deeds=("get",)), Said()
     store.is_failing = False
     reader = SnapshotReader(store, said)
     found = reader.open(reader.find(IDENTITY, 100))
     store.is_failing = True
+    assert not found.failed
     assert found.fetch(found.names) == {}
+    assert found.failed
     store.is_failing = False
     assert len(found.fetch(found.names)) == 10
     assert len(said) == 1
+    assert said[0].endswith(": no network; blocks are computed again")
 
 
 def test_neighbours_are_read_in_one_request_of_bounded_size(kept, monkeypatch):
-    class Counting(Wrapped):
-        sizes = []
+    sizes = []
 
+    class Counting(Wrapped):
         def get_range(self, path, start, num_bytes):
-            self.sizes.append(num_bytes)
+            sizes.append(num_bytes)
             return super().get_range(path, start, num_bytes)
 
     monkeypatch.setattr(restore, "RUN_BYTES", 5 * BLOCK_BYTES)
     written(kept, numbers=range(20))
-    store = Counting(kept)
-    reader = SnapshotReader(store, Said())
+    reader = SnapshotReader(Counting(kept), Said())
     found = reader.open(reader.find(IDENTITY, 100))
-    store.sizes.clear()
+    sizes.clear()
     wanted = [name(number) for number in (0, 1, 2, 5, 6, 9, 10, 11, 12, 13, 14, 15)]
     assert set(found.fetch(wanted)) == set(wanted)
-    assert sorted(size // BLOCK_BYTES for size in store.sizes) == [2, 2, 3, 5]
+    assert sorted(size // BLOCK_BYTES for size in sizes) == [2, 2, 3, 5]
 
 
 def test_many_threads_may_fetch_at_once(store):

@@ -7,8 +7,9 @@ import pytest
 from snapshot_world import S3Server
 
 from streamproc.errors import Unavailable, Usage
-from streamproc.snapshots import store as stores
-from streamproc.snapshots.store import FileStore, open_store
+from streamproc.snapshots import files as stores
+from streamproc.snapshots.files import FileStore
+from streamproc.snapshots.store import open_store
 
 FULL_BYTES = 2**20
 
@@ -203,7 +204,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(small_disk, tmp_path, 
     store.put("a/old", [b"old"])
     if small_disk is None:  # mounting is refused here: the same from the call
         monkeypatch.setattr(stores.os, "writev", full)
-    with pytest.raises(Unavailable, match="^snapshots: cannot write a/new in .*: No space left"):
+    with pytest.raises(Unavailable, match=r"^snapshots: cannot write a/new in .*: No space left"):
         store.put("a/new", [bytes(2 * FULL_BYTES)])
     assert [found.path for found in store.list("a")] == ["a/old"]
     monkeypatch.undo()

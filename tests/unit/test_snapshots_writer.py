@@ -104,10 +104,25 @@ def test_a_block_is_stored_once_a_topic_and_group(kept, start):
         writer.add(identity, blocks(1, 2, 10 + partition))
         writer.publish(identity, 5, [session(1, 2, 10 + partition)])
     assert writer.wait(PATIENT_S)
-    (one,) = segments(kept)
+    assert len(segments(kept)) == 1
     assert kept.list("desk/ticks/segments")[0].num_bytes < 6 * BLOCK_BYTES
     for partition in range(3):
         assert restored(kept, [1, 2, 10 + partition], identity=other(partition=partition))[0] == [1, 2, 10 + partition]
+
+
+def test_what_is_stored_can_be_read_back_by_the_newest_manifest(kept, start):
+    writer, reader = start(kept), SnapshotReader(kept, Said())
+    writer.add(IDENTITY, blocks(1))
+    assert writer.newest(IDENTITY) is None
+    for offset, numbers in ((100, [1]), (200, [1, 2])):
+        writer.add(IDENTITY, blocks(*numbers))
+        writer.publish(IDENTITY, offset, [session(*numbers)])
+        assert writer.wait(PATIENT_S)
+        newest = writer.newest(IDENTITY)
+        assert newest == reader.find(IDENTITY, offset)
+        assert len(reader.open(newest).fetch(newest.names)) == len(numbers)
+    writer.forget(IDENTITY)
+    assert writer.newest(IDENTITY) is None
 
 
 def test_a_second_snapshot_stores_only_what_is_new(kept, start):
@@ -172,24 +187,23 @@ def test_nobody_waits_for_a_store_that_is_slow(kept, start):
 
 
 def test_a_manifest_waits_for_the_blocks_given_before_it(kept, start):
-    class Slow(Wrapped):
-        order = []
+    order = []
 
+    class Noting(Wrapped):
         def step(self, deed, path):
             if deed == "put" and "condemned" not in path:
-                self.order.append(path.split("/")[2])
+                order.append(path.split("/")[2])
 
-    store = Slow(kept)
-    writer = start(store, max_pending_bytes=10 * BLOCK_BYTES)  # several segments
+    writer = start(Noting(kept), max_pending_bytes=10 * BLOCK_BYTES)  # several segments
     writer.add(IDENTITY, blocks(*range(10)))
     writer.publish(IDENTITY, 100, [session(*range(10))])
     assert writer.wait(PATIENT_S)
-    assert store.order == ["segments"] * (len(store.order) - 1) + ["manifests"]
-    assert len(store.order) > 3
+    assert order == ["segments"] * (len(order) - 1) + ["manifests"]
+    assert len(order) > 3
     assert restored(kept) == (list(range(10)), [])
 
 
-def test_a_manifest_that_still_waits_is_replaced(kept, start):
+def test_of_manifests_that_wait_the_first_and_the_newest_are_written(kept, start):
     store = Held(kept)
     writer = start(store)
     writer.add(IDENTITY, blocks(1))
@@ -198,7 +212,27 @@ def test_a_manifest_that_still_waits_is_replaced(kept, start):
         writer.publish(other(partition=4), offset, [session(1)])
     store.go.set()
     assert writer.wait(PATIENT_S)
-    assert [path.split("/")[-1][:20] for path in manifests(kept)] == ["00000000000000000109"] * 2
+    assert [int(path.split("/")[-1][:20]) for path in manifests(kept)] == [100, 109, 100, 109]
+
+
+def test_a_store_that_is_slower_than_the_manifests_come_gets_some(kept, start):
+    """Every block takes longer than the time to the next manifest."""
+    store, offsets = Held(kept), iter(range(100, 10**6))
+    writer = start(store, max_pending_bytes=4 * BLOCK_BYTES, retention=Retention(keep=100))
+
+    def go_on():
+        offset = next(offsets)
+        writer.add(IDENTITY, blocks(offset))
+        writer.publish(IDENTITY, offset, [session(*range(100, offset + 1))])
+        store.writing.clear()
+        store.go.set()
+        store.go.clear()
+        time.sleep(0.002)
+        return len(manifests(kept)) > 2
+
+    until(go_on)
+    store.go.set()
+    assert writer.wait(PATIENT_S)
 
 
 def test_blocks_that_were_never_given_may_be_named(kept, start):
@@ -338,20 +372,18 @@ def test_segments_that_vanished_are_not_named(kept, start, said):
     writer.add(IDENTITY, blocks(99))
     writer.publish(IDENTITY, 200, [session(*range(10), 99)])
     assert writer.wait(PATIENT_S)
-    assert said == ["snapshots: 10 blocks in desk/ticks are gone; they are stored again"]
+    assert said == ["snapshots: 1 segments of desk/ticks are gone; their blocks are stored again"]
     assert not writer.has(IDENTITY, name(0))
     assert restored(kept, [*range(10), 99]) == ([99], [])
 
 
 def test_a_manifest_that_took_too_long_is_taken_back_and_written_again(kept):
-    now = [0.0]
+    now, delays = [0.0], [400.0]
 
     class Slow(Wrapped):
-        delays = [400.0]
-
         def step(self, deed, path):
-            if deed == "put" and "manifests" in path and self.delays:
-                now[0] += self.delays.pop()
+            if deed == "put" and "manifests" in path and delays:
+                now[0] += delays.pop()
 
     publisher = Publisher(Slow(kept), Said(), Retention(), now=lambda: now[0])
     publisher.write(IDENTITY, blocks(1))

@@ -1,0 +1,98 @@
+"""What waits for the writer's thread, and what is known to whoever asks."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from streamproc.snapshots.contract import Buffer
+from streamproc.snapshots.manifest import Identity, SessionPart
+from streamproc.snapshots.shelf import Shelf
+
+
+class Place(NamedTuple):
+    """The blocks of one model, group and topic: those that are stored, and the names of those on their way. A block is
+    on the shelf before it is no longer on its way, so whoever looks there first needs no lock.
+    """
+
+    shelf: Shelf
+    coming: set[bytes]
+
+    def has(self, name: bytes) -> bool:
+        return name in self.coming or name in self.shelf
+
+
+class Given(NamedTuple):
+    """A block on its way. `seq` counts all that was given."""
+
+    seq: int
+    identity: Identity
+    place: Place
+    name: bytes
+    data: Buffer
+
+
+class Wish(NamedTuple):
+    """A manifest to be written once all blocks up to `seq` are stored."""
+
+    seq: int
+    identity: Identity
+    offset: int
+    sessions: tuple[SessionPart, ...]
+
+
+@dataclass(slots=True)
+class Inbox:
+    """What waits for the thread; guarded by the writer's lock."""
+
+    blocks: deque[Given] = field(default_factory=deque)
+    num_bytes: int = 0
+    wishes: dict[str, list[Wish]] = field(default_factory=dict)  # by the partition's folder, two at most
+    to_learn: dict[Identity, None] = field(default_factory=dict)
+    to_tidy: dict[Identity, None] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.blocks or self.wishes or self.to_learn)
+
+    def wish(self, wish: Wish) -> None:
+        """The newest wish of a partition replaces one that waits, but never the one whose turn is next: with a store
+        that is slower than the wishes come, no manifest would ever be written.
+        """
+        waiting = self.wishes.setdefault(wish.identity.folder, [])
+        waiting[1:] = [wish]
+
+    def granted(self, last_seq: int) -> Wish | None:
+        """A wish whose blocks are all stored; `last_seq`: of all that was given."""
+        first = self.blocks[0].seq if self.blocks else last_seq + 1
+        return next((waiting[0] for waiting in self.wishes.values() if waiting[0].seq < first), None)
+
+    def fulfil(self, wish: Wish) -> None:
+        """This wish is a manifest now; it may have been forgotten meanwhile."""
+        folder = wish.identity.folder
+        left = [other for other in self.wishes.pop(folder, []) if other is not wish]
+        if left:
+            self.wishes[folder] = left
+
+    def together(self, max_bytes: int) -> list[Given]:
+        """The oldest block and those after it that can share its segment, up to so many bytes."""
+        first, num_bytes, together = self.blocks[0], 0, list[Given]()
+        for given in self.blocks:
+            if given.place is first.place and len(given.data) == len(first.data):
+                if together and num_bytes + len(given.data) > max_bytes:
+                    break
+                together.append(given)
+                num_bytes += len(given.data)
+        return together
+
+    def take_out(self, stored: Sequence[Given]) -> None:
+        """These blocks, in their order, are stored."""
+        left, seqs = list[Given](), {given.seq for given in stored}
+        while stored and self.blocks and self.blocks[0].seq <= stored[-1].seq:
+            given = self.blocks.popleft()
+            if given.seq in seqs:
+                given.place.coming.discard(given.name)
+                self.num_bytes -= len(given.data)
+            else:
+                left.append(given)
+        self.blocks.extendleft(reversed(left))
