@@ -82,7 +82,10 @@ class Cells:
             self.workload.advance(generation, len(block_ids) * size)
             self.workload.touch(generation)
             step.planned.add(generation.seq_id)     # nobody may save, as that of others, what is not there yet
-        return is_coming if len(block_ids) == len(found) else bool(block_ids)
+        if len(block_ids) < len(found):
+            return bool(block_ids)
+        is_next_outside = len(found) == most < num_full and self.tier.has(generation.name(first + most, size))
+        return is_coming or is_next_outside
 
     def _forget_part(self, generation: Generation) -> None:
         """A partly filled block that would be a full one outside the pool is taken from there, unless somebody is about

@@ -83,6 +83,23 @@ def test_no_more_is_on_its_way_than_there_is_room_for() -> None:
     assert [names for names, _ in shelf.asked] == [[A, B]]
 
 
+def test_what_is_outside_the_pool_is_not_computed_where_a_step_cannot_take_all_of_it() -> None:
+    tier = Tier(most_blocks=100, most_loads=3)
+    planning = Planning(40, BLOCK, 400, Shape(PREFIX, 10 * CONTEXT, CONTEXT), tier=tier)
+    session = planning.session()
+    planning.record(session, tuple(range(100)))
+    planning.drain()
+    num_full = session.current.num_tokens // BLOCK
+    planning.workload.evict(session.current)
+    planning.call(tuple(range(40, 140)), 30)    # takes the blocks
+    planning.drain()
+    before = planning.num_tokens
+    planning.ask(session, Query("q", "q", max_tokens=2), (7, 8, 9))
+    planning.drain()
+    assert tier.num_loaded > num_full // 2
+    assert planning.num_tokens - before < BLOCK * (num_full - tier.num_loaded) + 2 * BLOCK + 5
+
+
 def test_two_thousand_sessions_live_on_a_pool_for_eighty() -> None:
     """64 of them are at work at a time; what comes back is not computed again, but for its last, partly filled block."""
     rng = random.Random(1)
