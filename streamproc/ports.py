@@ -4,7 +4,7 @@ Kafka and the model stand behind these; so do the fakes of the tests, and a repl
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from streamproc.schedule.plan import Runner
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.intake import Renderer
 from streamproc.state.partition import Recovery
+from streamproc.state.stamp import Stamp
 
 
 class Source(Protocol):
@@ -24,6 +25,10 @@ class Source(Protocol):
 
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]: ...
 
+    def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
+        """Commit these offsets of the records topic, which are committed already, with other stamps; by partition."""
+        ...
+
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
@@ -34,7 +39,9 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where epochs go."""
 
-    def commit(self, epoch: Epoch, membership: Any) -> None: ...
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
+        """`timeout_s` bounds all of it; None: as long as the sink thinks fit."""
+        ...
 
     def close(self) -> None: ...
 

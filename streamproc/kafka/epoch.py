@@ -40,7 +40,7 @@ class EpochSink:
         self._times_fenced = 0
         self._producer = self._new_producer()
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         """Commit an epoch; `membership` is the consumer's group metadata, taken with the newest batch.
 
         Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id.
@@ -103,7 +103,7 @@ class PlainSink:
     def __init__(self, properties: dict[str, Any], transactional_id: str, warn: Callable[[str], None]) -> None:
         self._sink = EpochSink(properties, transactional_id, warn)
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         self._sink.commit(Epoch(epoch.messages, ()), None)
 
     def close(self) -> None:
