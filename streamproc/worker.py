@@ -47,6 +47,7 @@ def named(config: Config) -> Config:
 def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line."""
     collect_rarely()
+    instance_id = config.worker.slot or None  # a slot that is made up for a run is no name to come back to
     config = named(config)
     properties = client_properties(config)
     check_reachable(properties)
@@ -54,5 +55,5 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     control = ControlTopic(config)
     sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", warn)
     processor = StreamProcessor(config, engine, sink, control, Clock())
-    processor.connect(Source(config, processor, warn))
+    processor.connect(Source(config, processor, warn, instance_id))
     return Worker(processor, engine, control)
