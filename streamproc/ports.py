@@ -35,6 +35,10 @@ class Source(Protocol):
 
     def close(self) -> None: ...
 
+    def abandon(self) -> None:
+        """Leave without committing anything; may be called after `close`."""
+        ...
+
 
 class Sink(Protocol):
     """Where epochs go."""

@@ -313,6 +313,7 @@ class StreamProcessor:
 
     def _finish(self, leaving: Sequence[Partition], deadline: float) -> None:
         for partition in leaving:
+            self.desk.offer(partition, self.clock.now())
             partition.enter(Phase.LEAVING)
             rollback.drop_forks(self.workload, partition, lambda fork: not fork.question.is_due)
         while any(partition.is_asked for partition in leaving) and self.clock.now() < deadline:

@@ -32,6 +32,7 @@ class Worker:
             self.processor.close()
         finally:
             self.processor.calls.close()    # whoever waits is told, whatever has happened
+            self.processor.source.abandon()     # after a failure others need not wait for the session timeout
         self.control.close()
         self.engine.close()
 

@@ -104,6 +104,9 @@ class Play:
     def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
         """Nobody comes after us."""
 
+    def abandon(self) -> None:
+        """There is no group to leave."""
+
     def pause(self) -> None:
         self._is_paused = True
 

@@ -180,16 +180,13 @@ class Source:
 
     def _reopen(self) -> None:
         """A new consumer; what the old one had is lost, and assigned again."""
-        old, owned = self._consumer, sorted(self._owned)
+        owned = sorted(self._owned)
         self._owned.clear()
         for table in (self._moved, self._seeks):
             table.clear()
         if owned:
             self._listener.lost(owned)
-        closing = threading.Thread(target=old.close, name="close-consumer", daemon=True)
-        del self._consumer  # its last callbacks are not ours
-        closing.start()
-        closing.join(CLOSE_S)
+        self.abandon()
         self._watchdog.start_over()
         self._open()
 
@@ -320,6 +317,16 @@ class Source:
     def close(self) -> None:
         """Leave the group; the listener hears of the revocation."""
         self._consumer.close()
+        del self._consumer
+
+    def abandon(self) -> None:
+        """Leave the group, if we are in it still, without a word to the listener: nothing of ours is to be committed."""
+        old = getattr(self, "_consumer", None)
+        if old is not None:
+            del self._consumer  # its last callbacks are not ours
+            closing = threading.Thread(target=old.close, name="close-consumer", daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
 
 
 def _message(raw: Any) -> Message:

@@ -90,6 +90,9 @@ class Stretch:
     def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
         """Nobody comes after us."""
 
+    def abandon(self) -> None:
+        """There is no group to leave."""
+
     def pause(self) -> None:
         self._paused = True
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,16 @@ class Runs:
         self.command = [sys.executable, str(SCRIPT), where, str(self.file)]
         self.num_deaths = 0
 
+    def _is_done(self, process: "subprocess.Popen[bytes]", also: Callable[[], bool]) -> bool:
+        return process.poll() is not None or (self.site.is_settled() and also())
+
     def until_settled(self, also: Callable[[], bool] = lambda: True) -> None:
         self.file.write_text(as_toml(self.site.config))
         for _ in range(MOST_RUNS):
             with self.log.open("a") as log:
                 process = subprocess.Popen(self.command, stderr=log)
             try:
-                until(lambda: process.poll() is not None or (self.site.is_settled() and also()), self.log.read_text())
+                until(partial(self._is_done, process, also), self.log.read_text())
             finally:
                 died = process.poll()
                 process.kill()

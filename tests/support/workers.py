@@ -84,11 +84,16 @@ class ThreadWorker:
         except BaseException as problem:
             self._problem = problem
         finally:
+            self.processor.source.abandon()
             self._control.close()
 
     @property
     def owned(self) -> list[int]:
         return sorted(self.processor.partitions)
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
 
     def stop(self) -> None:
         """Let it finish and leave the group; raises what stopped it before, if anything did."""
