@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamproc.config import Config
 from streamproc.errors import Refused, Unavailable
@@ -12,6 +12,8 @@ from streamproc.kafka.gaps import Found, Gap, find_gap
 from streamproc.kafka.heads import read_heads
 from streamproc.kafka.identity import Identities, Identity
 from streamproc.kafka.positions import watermarks
+from streamproc.kafka.properties import client_properties
+from streamproc.kafka.tailing import Tail
 from streamproc.messages import Head
 from streamproc.state.partition import Recovery
 from streamproc.state.registrar import OWNER
@@ -124,7 +126,21 @@ class GroupLog:
         try:
             return watermarks(self._consumer, TopicPartition(topic, number), TIMEOUT_S)
         except KafkaException as problem:
-            raise Unavailable(f"offsets of {topic} partition {number}: {problem.args[0].str()}") from None
+            error = problem.args[0]
+        if error.code() != KafkaError._UNKNOWN_PARTITION:
+            raise Unavailable(f"offsets of {topic} partition {number}: {error.str()}")
+        return self._new_watermarks(topic, number)
+
+    def _new_watermarks(self, topic: str, number: int) -> tuple[int, int]:
+        """Of a partition that was just added: the group knows of it before its members do.
+
+        Asked by another client: the library aborts where a consumer lists topics inside its own callback.
+        """
+        tail = Tail(client_properties(self._config), topic, number + 1)
+        try:
+            return tail.starts()[number], tail.ends()[number]
+        finally:
+            tail.close()
 
 
 def _below(heads: dict[str, Head], end: int) -> dict[str, Head]:

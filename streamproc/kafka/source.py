@@ -76,7 +76,7 @@ class Source:
         self._starts: dict[int, int] = {}  # where they were begun
         self._moved: dict[Place, int] = {}  # where partitions go on that moved in the newest poll
         self._seeks: dict[Place, int] = {}  # where the next poll begins
-        self._outside: set[Place] = set()  # read at an offset that the log does not hold
+        self._is_outside = False  # read at an offset that the log does not hold
         self._paused = False
         self._incremental = self._properties.get("group.protocol", "consumer") == "consumer"
         self._open()
@@ -114,8 +114,9 @@ class Source:
         first = self._consumer.poll(timeout_s)
         raw = [] if first is None else [first, *self._consumer.consume(BATCH - 1, 0)]
         messages = [_message(message) for message in raw if not self._is_error(message)]
-        if self._outside:
-            self._begin_again()
+        if self._is_outside:
+            self._reopen()  # retention has overtaken us, or a log has lost its end: a new owner would be told
+            return []
         if self._watchdog.is_due(not raw and bool(self._owned) and not self._paused):
             self._look_for_stall()
         return self._without_moved(messages) if self._moved else messages
@@ -144,24 +145,12 @@ class Source:
         if self._slot.refuses(error):
             return True
         if code == KafkaError._AUTO_OFFSET_RESET:
-            self._outside.add((message.topic(), message.partition()))
+            self._is_outside = True
             return True
         if code == KafkaError._FATAL or error.fatal() or (not error.retriable() and code not in PASSING):
             raise Unavailable(f"consumer of group {self._config.worker.group}: {error.str()}")
         self._warn(f"kafka: {error.str()}")
         return True
-
-    def _begin_again(self) -> None:
-        """Retention, or a log that has lost its end, has overtaken us: as if these partitions were assigned now."""
-        numbers = sorted({number for _, number in self._outside if number in self._owned})
-        self._outside.clear()
-        if numbers:
-            self._listener.lost(numbers)
-            recoveries = {number: self._log.recover(number) for number in numbers}
-            for number, recovery in recoveries.items():
-                self._move((self._records, number), recovery.rebuild_from)
-                self._move((self._asks, number), recovery.asks_from)
-            self._begin(recoveries)
 
     def _wait_for_slot(self, timeout_s: float) -> None:
         """Our name is still somebody's: try again as long as it may be that of our own predecessor."""
@@ -180,7 +169,7 @@ class Source:
 
     def _reopen(self) -> None:
         """A new consumer; what the old one had is lost, and assigned again."""
-        owned = sorted(self._owned)
+        owned, self._is_outside = sorted(self._owned), False
         self._owned.clear()
         for table in (self._moved, self._seeks):
             table.clear()
@@ -207,14 +196,11 @@ class Source:
             consumer.incremental_assign(partitions)
         else:
             consumer.assign(partitions)
-        self._begin(recoveries)
-        self._hold(consumer)
-
-    def _begin(self, recoveries: dict[int, Recovery]) -> None:
         self._owned.update(recoveries)
         self._starts.update({number: recovery.rebuild_from for number, recovery in recoveries.items()})
         if recoveries:
             self._listener.assigned(recoveries)
+        self._hold(consumer)
 
     def _hold(self, consumer: Consumer) -> None:
         """Pause what must wait, resume the rest: the client remembers pauses across assignments."""
@@ -263,13 +249,10 @@ class Source:
         """Read again from the committed offsets -> what they are; the fallback where none was ever committed."""
         recoveries = {number: self._log.rewound(number, fallback) for number, fallback in fallbacks.items()}
         for number, recovery in recoveries.items():
-            self._move((self._records, number), recovery.live_from)
-            self._move((self._asks, number), recovery.asks_from)
+            for place in ((self._records, number, recovery.live_from), (self._asks, number, recovery.asks_from)):
+                # not at once: this may be a callback, where partitions cannot be moved
+                self._moved[place[:2]] = self._seeks[place[:2]] = place[2]
         return recoveries
-
-    def _move(self, place: Place, offset: int) -> None:
-        """Not at once: this may be a callback, where partitions cannot be moved."""
-        self._moved[place] = self._seeks[place] = offset
 
     def _go_to_seeks(self) -> None:
         for (topic, number), offset in self._seeks.items():
@@ -320,7 +303,7 @@ class Source:
         del self._consumer
 
     def abandon(self) -> None:
-        """Leave the group, if we are in it still, without a word to the listener: nothing of ours is to be committed."""
+        """Leave the group, if we are in it still, without a word to the listener: nothing is to be committed."""
         old = getattr(self, "_consumer", None)
         if old is not None:
             del self._consumer  # its last callbacks are not ours

@@ -1,4 +1,4 @@
-"""Where the log no longer fits what was committed: named in one line, then stopped or gone on from, as the user says."""
+"""Where the log no longer fits what was committed: told in one line, and stopped or gone on from as the user says."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -177,7 +177,7 @@ def test_partitions_that_are_added_are_picked_up(site: Site, admin: AdminClient)
     with ThreadWorker(site.config) as worker:
         site.send_records(trades(0, 20))
         site.settle()
-        add_partitions(admin, [topics.sessions, topics.asks, topics.records], 2)
+        add_partitions(admin, [topics.answers, topics.sessions, topics.asks, topics.records], 2)
         until(lambda: worker.owned == [0, 1], "the new partition")
         site = Site(site.config, 2)
         site.send_records(trades(20, 60))
