@@ -129,7 +129,8 @@ def test_consume_waits_for_the_whole_timeout_and_poll_with_consume_of_zero_does_
     fill(bootstrap_servers, topic)
     began = time.monotonic()
     assert len(member.consumer.consume(500, 1.0)) == 10
-    assert quick < 0.2 < 0.9 < time.monotonic() - began
+    assert time.monotonic() - began > 0.9
+    assert quick < 0.2
 
 
 def test_an_aborted_transaction_does_not_take_the_consumer_back(
@@ -290,7 +291,8 @@ def test_the_group_forgets_the_offsets_of_a_topic_that_is_deleted(
     until(lambda: member.consumer.poll(0.05) or member.owned, "its partitions")
     member.consumer.commit(offsets=[TopicPartition(topic, 0, 0, "mine")], asynchronous=False)
     assert member.consumer.committed([TopicPartition(topic, 0)], 10)[0].metadata == "mine"
-    AdminClient({"bootstrap.servers": bootstrap_servers}).delete_topics([topic])[topic].result()
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin.delete_topics([topic])[topic].result()
 
     def is_forgotten() -> bool:
         return member.consumer.committed([TopicPartition(topic, 0)], 10)[0].offset == OFFSET_INVALID

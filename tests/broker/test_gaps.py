@@ -12,7 +12,7 @@ from streamproc.config import Config, Topics
 from streamproc.errors import Refused
 from streamproc.kafka import recovery
 from streamproc.messages import Ask, Query
-from streamproc.records import Trade
+from streamproc.records import Trade, encode_record
 
 pytestmark = pytest.mark.broker
 
@@ -180,7 +180,8 @@ def test_partitions_that_are_added_are_picked_up(site: Site, admin: AdminClient)
         add_partitions(admin, [topics.answers, topics.sessions, topics.asks, topics.records], 2)
         until(lambda: worker.owned == [0, 1], "the new partition")
         site = Site(site.config, 2)
-        site.send_records(trades(20, 60))
+        for trade in trades(20, 12):
+            site.send(topics.records, trade.sym.encode(), encode_record(trade), 1)
         site.settle()
     assert {answer.as_of.partition for answer in site.answers() if answer.as_of} == {0, 1}
     assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
