@@ -63,6 +63,9 @@ class MemoryKafka:
         batch, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
         return batch
 
+    def stamp(self, stamps: object) -> None:
+        """Nobody comes after us."""
+
     def pause(self) -> None:
         self.is_paused = True
 
@@ -72,7 +75,7 @@ class MemoryKafka:
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
         raise AssertionError("every epoch lands")
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         """Everything lands at once."""
 
     def close(self) -> None:

@@ -194,7 +194,8 @@ def commits(given: argparse.Namespace) -> dict[str, Any]:
     with kafka() as (address, broker), fresh_topics(address, 1) as topics, tempfile.TemporaryDirectory() as folder:
         engine = Engine(model="market-tiny", device="cpu")
         config = Config(topics, engine, worker=Worker(group=topics.records, slot="bench", commit_interval_ms=20),
-                        kafka={"bootstrap.servers": address}, snapshots=Snapshots(url=folder, interval_s=1))  # fmt: skip
+                        kafka={"bootstrap.servers": address},
+                        snapshots=Snapshots(url=folder, interval_s=1))  # fmt: skip
         properties = client_properties(config)
         producer, query = AckedProducer(properties), Query("q", "Is {last} high?", "*", every=1, max_tokens=4)
         producer.send(topics.control, b"q", query.encode(), 0)
@@ -226,8 +227,8 @@ def commits(given: argparse.Namespace) -> dict[str, Any]:
         processor.close()
         control.close()
         built.close()
-    return {"commit_ms_p50": statistics.median(ours_s) * 1e3, "commit_ms_p99": sorted(ours_s)[-len(ours_s) // 100] * 1e3,
-            "commit_whole_ms_p50": statistics.median(whole_s) * 1e3, "broker": broker}  # fmt: skip
+    return {"commit_ms_p50": statistics.median(ours_s) * 1e3,
+            "commit_ms_p99": sorted(ours_s)[-len(ours_s) // 100] * 1e3, "commit_whole_ms_p50": statistics.median(whole_s) * 1e3, "broker": broker}  # fmt: skip
 
 
 def main() -> None:

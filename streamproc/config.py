@@ -150,6 +150,34 @@ class Worker:
     session_by: str = setting("key", "What owns a session: each key, or each partition.", choices=("key", "partition"))
     start: str = setting("earliest", "Where a group without committed offsets starts.", choices=("earliest", "latest"))
     commit_interval_ms: int = setting(100, "Longest time between two commits.", unit="ms", low=1, high=60_000)
+    commit_bytes: int = setting(
+        4 * 2**20, "Most bytes of records taken in between two commits.", unit="bytes", low=1, high=2**40
+    )
+    commit_answers: int = setting(
+        1_000, "Most answers finished between two commits.", unit="answers", low=1, high=10**9
+    )
+    revoke_ms: int = setting(
+        5_000,
+        "How long a worker may finish and commit what it has begun of partitions that go to another one.",
+        unit="ms",
+        low=0,
+        high=60_000,
+    )
+    stall_s: int = setting(
+        60,
+        "Seconds without a record while there are some to read: then the consumer is made anew.",
+        unit="s",
+        low=1,
+        high=86_400,
+    )
+    on_gap: str = setting(
+        "fail",
+        "Where the log no longer fits what was committed: stop, or go on with what there is.",
+        choices=("fail", "rebuild"),
+    )
+    poison_after: int = setting(
+        3, "Deaths of the worker at one record after which it goes to the dead topic.", unit="deaths", low=2, high=1_000
+    )
     max_record_bytes: int = setting(65_536, "Larger records go to the dead topic.", unit="bytes", low=64, high=2**24)
     max_question_tokens: int = setting(512, "Longer questions are refused.", unit="tokens", low=1, high=2**20)
     max_answer_tokens: int = setting(

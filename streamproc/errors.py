@@ -6,6 +6,7 @@
   - Refused               the other side answered, and the answer is no (exit 1)
   - BadInput              goes to the dead topic or back to the asker; the worker goes on
     - BadRecord
+      - PoisonRecord
     - BadQuery
     - BadAsk
   - OutOfMemory           the step is undone and tried once more with less in it
@@ -53,6 +54,12 @@ class BadRecord(BadInput):
     """A record of market data that cannot become part of a session."""
 
     code = "BAD_RECORD"
+
+
+class PoisonRecord(BadRecord):
+    """A record that kills the worker whenever it is processed."""
+
+    code = "POISON_RECORD"
 
 
 class BadQuery(BadInput):

@@ -239,6 +239,7 @@ class Head:
     start_offset: int                   # first record of the current generation
     records_before: int                 # records of this session before it: triggers count all of them
     marks: dict[str, Mark] = field(default_factory=dict)    # by query id
+    topic_id: str = ""                  # of the records topic: these offsets are of no other, even of one of its name
 
     def encode(self) -> bytes:
         return orjson.dumps({"v": 1, **asdict(self)})
@@ -249,7 +250,7 @@ def decode_head(value: bytes) -> Head:
     try:
         doc = orjson.loads(value)
         marks = {query_id: Mark(**mark) for query_id, mark in doc["marks"].items()}
-        return Head(doc["session"], doc["start_offset"], doc["records_before"], marks)
+        return Head(doc["session"], doc["start_offset"], doc["records_before"], marks, str(doc.get("topic_id", "")))
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise StreamprocError(f"not a session head: {problem!r}") from None
 

@@ -13,6 +13,7 @@ from streamproc.state.blocks import BlockPool
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.intake import Renderer
 from streamproc.state.partition import Partition, Recovery
+from streamproc.state.stamp import Stamp
 from streamproc.state.tier import Tier
 
 
@@ -26,17 +27,27 @@ class Source(Protocol):
 
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]: ...
 
+    def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
+        """Commit these offsets of the records topic, which are committed already, with other stamps; by partition."""
+        ...
+
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
 
     def close(self) -> None: ...
 
+    def abandon(self) -> None:
+        """Leave without committing anything; may be called after `close`."""
+        ...
+
 
 class Sink(Protocol):
     """Where epochs go."""
 
-    def commit(self, epoch: Epoch, membership: Any) -> None: ...
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
+        """`timeout_s` bounds all of it; None: as long as the sink thinks fit."""
+        ...
 
     def close(self) -> None: ...
 

@@ -9,7 +9,7 @@ if commit is due: commit()                one Kafka transaction
 
 import gc
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from streamproc.config import Config
@@ -23,10 +23,14 @@ from streamproc.state import rollback
 from streamproc.state.askdesk import AskDesk
 from streamproc.state.blocks import BlockPool
 from streamproc.state.calls import CallDesk
+from streamproc.state.care import Care
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.fork import Call, Fork
 from streamproc.state.intake import Intake, Rules
+from streamproc.state.lifecycle import ACTS, Act, Event, Phase
+from streamproc.state.pace import Pace
 from streamproc.state.partition import Partition, Recovery, Reply
+from streamproc.state.pressure import Pressure
 from streamproc.state.publish import Publisher, Settlement, settle
 from streamproc.state.queries import QueryBook
 from streamproc.state.recent import remember
@@ -37,7 +41,7 @@ from streamproc.state.workload import Workload
 
 IDLE_POLL_S = 0.01
 ATTEND_S = 0.0005  # between looks at what comes in, while the device works
-HAND_OVER_S = 1.0  # for the last snapshot of partitions that go
+LEAST_COMMIT_S = 0.5  # for the last epoch of partitions that go, even when their time is up
 MAX_IDLE_FORKS = 64  # idle queries queued ahead: enough to fill a step, few enough to be fresh
 
 
@@ -103,12 +107,15 @@ class StreamProcessor:
         )
         self._sink, self._control = sink, control
         self._source: Source | None = None
-        self._commit_interval_s = settings.commit_interval_ms / 1e3
-        self._backlog_tokens = settings.backlog_tokens
-        self._committed_at = clock.now()
+        self._pace = Pace(
+            settings.commit_interval_ms / 1e3, settings.commit_bytes, settings.commit_answers, clock.now()
+        )
+        self._pressure = Pressure(settings.backlog_tokens, self.pool.num_blocks * self.pool.block_size)
+        self._care = Care(config.topics.records, settings.poison_after)
+        self._revoke_s = settings.revoke_ms / 1e3
         self._flight: tuple[Plan, Flight] | None = None
         self._num_epochs, self._started_ms = 0, clock.unix_ms()
-        self._is_paused = self._was_out_of_memory = False
+        self._was_out_of_memory = False
 
     def connect(self, source: Source, keeper: Keeper | None = None) -> None:
         """The source may call back from its first poll on. keeper: None: there are no snapshots."""
@@ -209,14 +216,17 @@ class StreamProcessor:
         else:
             del partition.forks[fork.seq_id]
             partition.finished.append(fork)
+            self._pace.answer()
             self.counters.flash_answers += 1
 
     # What comes in
 
-    def _ingest(self, messages: Sequence[Message]) -> None:
+    def _ingest(self, messages: list[Message]) -> None:
         now = self.clock.now()
+        messages = self._care.admit(messages, self.partitions, self.workload.is_idle, self.source.stamp)
         records = [message for message in messages if message.topic == self.rules.records_topic]
         self.intake.take_records(self.partitions, records, now)
+        self._pace.take(sum(len(record.value or b"") for record in records))
         self.counters.records += len(records)
         for message in messages:
             if message.topic != self.rules.records_topic and message.partition in self.partitions:
@@ -240,14 +250,10 @@ class StreamProcessor:
                     rollback.drop_query(self.workload, partition, query_id)
 
     def _balance(self) -> None:
-        """Stop fetching records while there is too much to compute; none is dropped."""
+        """Stop fetching records while there is too much to compute; none is dropped, and polling goes on."""
         backlog = self.workload.num_behind + self.workload.num_waiting
-        if not self._is_paused and backlog > self._backlog_tokens:
-            self._is_paused = True
-            self.source.pause()
-        elif self._is_paused and backlog < self._backlog_tokens // 2:
-            self._is_paused = False
-            self.source.resume()
+        if self._pressure.changes(backlog, self.workload.num_cells_needed, self._care.is_full):
+            (self.source.pause if self._pressure.is_high else self.source.resume)()
 
     # What goes out
 
@@ -255,27 +261,33 @@ class StreamProcessor:
         return any(partition.replies for partition in self.partitions.values() if partition.is_live)
 
     def _commit_is_due(self) -> bool:
-        return self._has_replies() or self.clock.now() - self._committed_at >= self._commit_interval_s
+        if self._care.is_trying:
+            return self.workload.is_idle  # no offset after a record that may kill us, before it has not
+        return self._has_replies() or self._pace.is_due(self.clock.now())
 
-    def commit(self) -> None:
-        """Publish what is finished with the offsets it came from, or roll back to the last commit that landed."""
-        self._committed_at = self.clock.now()
+    def commit(self, leaving: Collection[int] = (), timeout_s: float | None = None) -> None:
+        """Publish what is finished with the offsets it came from, or roll back to the last commit that landed.
+
+        leaving: partitions that are let go of after it; what cannot be committed of them is dropped.
+        """
+        self._pace.start_over(self.clock.now())
         self._num_epochs += 1
         epoch_id = f"{self.publisher.worker} {self._started_ms} {self._num_epochs}"
         has_letters = self.registrar.is_behind and OWNER in self.partitions and self.partitions[OWNER].is_live
         also = {OWNER} if has_letters else set()
-        epoch, settlements = self.publisher.epoch(self.partitions.values(), epoch_id, also)
+        epoch, settlements = self.publisher.epoch(self.partitions.values(), epoch_id, also, leaving)
         if has_letters:
             letters, positions = self.registrar.epoch(self.publisher.topics.dead)
             epoch = Epoch((*epoch.messages, *letters), (*epoch.positions, *positions))
         if not epoch:
             return
         try:
-            self._sink.commit(epoch, self.source.membership)
+            self._sink.commit(epoch, self.source.membership, timeout_s)
             self._settle(settlements, epoch)
         except EpochAborted:
             self.counters.aborted_epochs += 1
-            self._roll_back(settlements, epoch, epoch_id)
+            staying = [item for item in settlements if item.partition.number not in leaving]
+            self._roll_back(staying, epoch, epoch_id)
 
     def _settle(self, settlements: Iterable[Settlement], epoch: Epoch) -> None:
         """The epoch is committed."""
@@ -291,8 +303,9 @@ class StreamProcessor:
         """The committed offsets are the truth: they tell whether the epoch landed; then read again from there."""
         self._land()    # it may write cells of what is taken back
         recoveries = self.source.rewind({item.partition.number: item.partition.committed[0] for item in settlements})
-        if any(recovery.epoch == epoch_id for recovery in recoveries.values()):
+        if any(recovery.stamp.epoch == epoch_id for recovery in recoveries.values()):
             self._settle(settlements, epoch)
+        self._care.forget(recoveries)
         for item in settlements:
             rollback.truncate(self.workload, item.partition, recoveries[item.partition.number])
 
@@ -301,23 +314,41 @@ class StreamProcessor:
     def assigned(self, recoveries: dict[int, Recovery]) -> None:
         """These partitions are ours now."""
         self._land()
+        self._let_go([number for number in recoveries if self._act(number, Event.ASSIGNED) is Act.LET_GO])
         if self.keeper:
             self.keeper.assigned({n: (recovery.topic_id, recovery.live_from) for n, recovery in recoveries.items()})
         for number, recovery in recoveries.items():
             partition = self.partitions[number] = Partition.recover(number, self.shape, recovery)
+            self._care.assigned(partition, recovery)
             if number == OWNER:
                 self.registrar.committed = recovery.control_from
             if recovery.rebuild_from >= recovery.live_from:
                 self.intake.go_live(partition)
 
     def revoked(self, numbers: Sequence[int]) -> None:
-        """Commit what is finished of these partitions, then let go of them."""
+        """Answer what was asked of these partitions while there is time, commit it, let go of them."""
+        deadline = self.clock.now() + self._revoke_s
         self._land()
-        self.commit()
+        leaving = [self.partitions[number] for number in numbers if self._act(number, Event.REVOKED) is Act.FINISH]
+        self._finish(leaving, deadline)
+        self.commit([partition.number for partition in leaving], max(deadline - self.clock.now(), LEAST_COMMIT_S))
         if self.keeper:
-            mine = [self.partitions[number] for number in numbers if self.partitions[number].is_live]
-            self.keeper.hand_over(mine, self._copy_out, HAND_OVER_S)
+            self.keeper.hand_over(leaving, self._copy_out, max(deadline - self.clock.now(), 0.0))
         self._let_go(numbers)
+
+    def _finish(self, leaving: Sequence[Partition], deadline: float) -> None:
+        for partition in leaving:
+            self.desk.offer(partition, self.clock.now())
+            partition.enter(Phase.LEAVING)
+            rollback.drop_forks(self.workload, partition, lambda fork: not fork.question.is_due)
+        while any(partition.is_asked for partition in leaving) and self.clock.now() < deadline:
+            plan = self.scheduler.plan()
+            self._flight = plan, self.runner.launch(plan)
+            self._land()
+
+    def _act(self, number: int, event: Event) -> Act:
+        partition = self.partitions.get(number)
+        return ACTS[partition.phase if partition else None, event]
 
     def lost(self, numbers: Sequence[int]) -> None:
         """Somebody else owns these partitions already: nothing of them may be committed."""
@@ -327,7 +358,8 @@ class StreamProcessor:
     def _let_go(self, numbers: Sequence[int]) -> None:
         if self.keeper:
             self.keeper.let_go(numbers)
-        for number in numbers:
+        for number in [number for number in numbers if number in self.partitions]:
+            self._care.let_go(number)
             rollback.let_go(self.workload, self.partitions.pop(number))
 
     def close(self, deadline_s: float = 5.0) -> None:

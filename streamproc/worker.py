@@ -38,6 +38,7 @@ class Worker:
             self.processor.close()
         finally:
             self.processor.calls.close()    # whoever waits is told, whatever has happened
+            self.processor.source.abandon()     # after a failure others need not wait for the session timeout
         self.control.close()
         self.engine.close()
 
@@ -69,6 +70,7 @@ def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> 
 def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line."""
     collect_rarely()
+    instance_id = config.worker.slot or None  # a slot that is made up for a run is no name to come back to
     config = named(config)
     properties = client_properties(config)
     check_reachable(properties)
@@ -76,5 +78,6 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     control = ControlTopic(config)
     sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", warn)
     processor = StreamProcessor(config, engine, sink, control, Clock())
-    processor.connect(Source(config, processor, warn), make_keeper(config, engine, warn))
+    source = Source(config, processor, warn, instance_id)
+    processor.connect(source, make_keeper(config, engine, warn))
     return Worker(processor, engine, control)

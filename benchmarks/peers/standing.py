@@ -101,7 +101,7 @@ class Kafka(MemoryKafka):
         asked = [self.asking.popleft() for _ in range(len(self.asking))]
         return asked + super().poll(timeout_s)
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         now = time.perf_counter()
         self.answers += [(now, message) for message in epoch.messages if message.topic == self.topics.answers]
 

@@ -6,7 +6,7 @@ question was drawn for. Partitions do not wait for each other.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from streamproc.messages import Answer, Ask, decode_answer
 from streamproc.records import encode_record
 from streamproc.state.epoch import Epoch, Message, Outgoing
 from streamproc.state.partition import Recovery
+from streamproc.state.stamp import Stamp
 
 BATCH = 200     # records of one partition in one poll
 
@@ -100,6 +101,12 @@ class Play:
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
         raise AssertionError("every epoch lands here")
 
+    def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
+        """Nobody comes after us."""
+
+    def abandon(self) -> None:
+        """There is no group to leave."""
+
     def pause(self) -> None:
         self._is_paused = True
 
@@ -111,7 +118,7 @@ class Play:
 
     # The sink
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         """Take the answers. Raises StreamprocError where something of ours went to the dead topic."""
         for message in epoch.messages:
             if message.topic == self._topics.dead:

@@ -18,6 +18,7 @@ from streamproc.state.epoch import Epoch, Outgoing
 
 STEP_TIMEOUT_S = 15.0
 START_TIMEOUT_S = 30.0
+LEAST_STEP_S = 0.1
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 # message.timeout.ms must stay below transaction.timeout.ms; both bound how long a dead worker holds up readers.
@@ -40,11 +41,13 @@ class EpochSink:
         self._times_fenced = 0
         self._producer = self._new_producer()
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         """Commit an epoch; `membership` is the consumer's group metadata, taken with the newest batch.
 
+        timeout_s bounds all of it, for partitions that have to be let go of; a new producer comes on top.
         Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id.
         """
+        left_s = _countdown(timeout_s)
         try:
             # Step 1. Open the transaction: the device is done, so it stays open for milliseconds.
             self._producer.begin_transaction()
@@ -54,9 +57,9 @@ class EpochSink:
             # Step 3. What it was computed from.
             if epoch.positions:
                 offsets = [TopicPartition(p.topic, p.partition, p.offset, p.metadata) for p in epoch.positions]
-                self._producer.send_offsets_to_transaction(offsets, membership, STEP_TIMEOUT_S)
+                self._producer.send_offsets_to_transaction(offsets, membership, left_s())
             # Step 4. Both or nothing.
-            self._producer.commit_transaction(STEP_TIMEOUT_S)
+            self._producer.commit_transaction(left_s())
         except (KafkaException, BufferError) as problem:
             raise self._start_over(problem) from None
         self._times_fenced = 0
@@ -103,11 +106,19 @@ class PlainSink:
     def __init__(self, properties: dict[str, Any], transactional_id: str, warn: Callable[[str], None]) -> None:
         self._sink = EpochSink(properties, transactional_id, warn)
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
-        self._sink.commit(Epoch(epoch.messages, ()), None)
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
+        self._sink.commit(Epoch(epoch.messages, ()), None, timeout_s)
 
     def close(self) -> None:
         self._sink.close()
+
+
+def _countdown(timeout_s: float | None) -> Callable[[], float]:
+    """How long the next step may take: its own time, or what is left for all of them."""
+    if timeout_s is None:
+        return lambda: STEP_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
+    return lambda: min(max(deadline - time.monotonic(), LEAST_STEP_S), STEP_TIMEOUT_S)
 
 
 def _produce(producer: Producer, message: Outgoing) -> None:

@@ -3,25 +3,32 @@
 Partition n of the asks topic goes with partition n of the records topic (range assignment, same counts). Offsets are
 tracked by the processor and committed by the epoch; the consumer itself commits nothing and never resets an offset on
 its own. All calls, callbacks included, happen on the thread that polls.
+
+The group metadata of a commit is read before each poll, and in a callback: so it never knows of a rebalance that the
+listener has not heard of, and a commit that leans on what was lost is refused by the broker.
 """
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamproc.config import Config
 from streamproc.errors import Unavailable
-from streamproc.kafka.heads import read_heads
-from streamproc.kafka.positions import watermarks
+from streamproc.kafka.identity import Identities
 from streamproc.kafka.properties import client_properties, connect
+from streamproc.kafka.recovery import GroupLog
+from streamproc.kafka.slot import Slot
+from streamproc.kafka.watchdog import Watchdog
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
-from streamproc.state.registrar import OWNER
+from streamproc.state.stamp import Stamp
 
 BATCH = 2_000
 TIMEOUT_S = 15.0
+CLOSE_S = 5.0
 
 PROPERTIES = {
     "enable.auto.commit": False,
@@ -33,6 +40,9 @@ PROPERTIES = {
     "queued.max.messages.kbytes": 16_384,
     "topic.metadata.refresh.interval.ms": 10_000,
 }
+PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT)
+
+Place = tuple[str, int]  # topic and partition
 
 
 class Listener(Protocol):
@@ -52,17 +62,28 @@ class Listener(Protocol):
 class Source:
     """A consumer of the records and asks topics."""
 
-    def __init__(self, config: Config, listener: Listener, warn: Callable[[str], None]) -> None:
-        self._config = config
+    def __init__(
+        self, config: Config, listener: Listener, warn: Callable[[str], None], instance_id: str | None = None
+    ) -> None:
+        """instance_id: a static member's; the group keeps its partitions for it while it restarts."""
+        self._config, self._listener, self._warn = config, listener, warn
         self._properties = client_properties(config)
-        self._listener = listener
-        self._warn = warn
         self._records, self._asks = config.topics.records, config.topics.asks
+        self._slot = Slot(config.worker.group, instance_id, warn)
+        self._identities = Identities(self._properties)
+        self._watchdog = Watchdog(self._properties, self._records, config.worker.stall_s)
         self._owned: set[int] = set()  # partitions of the records topic
-        self._moved: dict[tuple[str, int], int] = {}  # where partitions go on that moved in the newest poll
+        self._starts: dict[int, int] = {}  # where they were begun
+        self._moved: dict[Place, int] = {}  # where partitions go on that moved in the newest poll
+        self._seeks: dict[Place, int] = {}  # where the next poll begins
+        self._is_outside = False  # read at an offset that the log does not hold
         self._paused = False
         self._incremental = self._properties.get("group.protocol", "consumer") == "consumer"
+        self._open()
+
+    def _open(self) -> None:
         self._consumer = connect(Consumer, self._group_properties())
+        self._log = GroupLog(self._config, self._consumer, self._identities, self._warn)
         self._consumer.subscribe(
             [self._records, self._asks], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -74,59 +95,111 @@ class Source:
             if self._incremental
             else {"partition.assignment.strategy": "range"}
         )
-        return {**PROPERTIES, **protocol, **self._properties, "group.id": self._config.worker.group}
+        own = {"group.id": self._config.worker.group, **self._slot.properties}
+        return {**PROPERTIES, **protocol, **self._properties, **own}
 
     @property
     def membership(self) -> Any:
-        """Group metadata as of the newest poll: a commit with it fails if we have lost our place since."""
+        """Group metadata that knows of no more than the listener does: a commit fails if we have lost our place."""
         return self._membership
 
     def poll(self, timeout_s: float) -> list[Message]:
         """What has arrived; waits only while there is nothing at all."""
+        if self._slot.is_held:
+            self._wait_for_slot(timeout_s)
+            return []
+        self._go_to_seeks()
+        self._membership = self._consumer.consumer_group_metadata()
         self._moved.clear()
         first = self._consumer.poll(timeout_s)
         raw = [] if first is None else [first, *self._consumer.consume(BATCH - 1, 0)]
-        self._membership = self._consumer.consumer_group_metadata()
-        messages = [_message(message) for message in raw if not self._is_error(message.error())]
+        messages = [_message(message) for message in raw if not self._is_error(message)]
+        if self._is_outside:
+            self._reopen()  # retention has overtaken us, or a log has lost its end: a new owner would be told
+            return []
+        if self._watchdog.is_due(not raw and bool(self._owned) and not self._paused):
+            self._look_for_stall()
         return self._without_moved(messages) if self._moved else messages
 
     def _without_moved(self, messages: list[Message]) -> list[Message]:
-        """A callback inside this poll moved partitions: what was fetched before is stale, so fetch theirs again."""
+        """This poll moved partitions: what was fetched before is stale, so fetch theirs again."""
         stale = {(m.topic, m.partition) for m in messages if (m.topic, m.partition) in self._moved}
-        for topic, number in stale:
-            self._seek(TopicPartition(topic, number, self._moved[topic, number]))
+        self._seeks.update({place: self._moved[place] for place in stale})
         return [message for message in messages if (message.topic, message.partition) not in stale]
 
-    def _is_error(self, error: KafkaError | None) -> bool:
+    # Errors
+
+    def _is_error(self, message: Any) -> bool:
+        error = message.error()
         if error is None:
             return False
-        if error.code() == KafkaError.UNSUPPORTED_VERSION:
+        code = error.code()
+        if code == KafkaError.UNSUPPORTED_VERSION:
             raise Unavailable(
                 f"this Kafka has no new consumer groups (KIP-848): set group.protocol to classic: {error.str()}"
             )
-        if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
+        if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             raise Unavailable(
                 f"cannot read {self._records} and {self._asks}: {error.str()}; `streamproc topics check` says more"
             )
-        if error.fatal() or (
-            not error.retriable()
-            and error.code() not in (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT)
-        ):
+        if self._slot.refuses(error):
+            return True
+        if code == KafkaError._AUTO_OFFSET_RESET:
+            self._is_outside = True
+            return True
+        if code == KafkaError._FATAL or error.fatal() or (not error.retriable() and code not in PASSING):
             raise Unavailable(f"consumer of group {self._config.worker.group}: {error.str()}")
         self._warn(f"kafka: {error.str()}")
         return True
 
+    def _wait_for_slot(self, timeout_s: float) -> None:
+        """Our name is still somebody's: try again as long as it may be that of our own predecessor."""
+        if not self._slot.may_retry():
+            time.sleep(timeout_s)
+            return
+        self._reopen()
+
+    def _look_for_stall(self) -> None:
+        where = [TopicPartition(self._records, number) for number in sorted(self._owned)]
+        at = {found.partition: found.offset for found in self._consumer.position(where)}
+        positions = {number: at[number] if at[number] >= 0 else self._starts[number] for number in self._owned}
+        if waiting := self._watchdog.waiting(self._consumer, positions):
+            self._warn(f"{waiting}, and none has come for {self._config.worker.stall_s} s: joining the group anew")
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """A new consumer; what the old one had is lost, and assigned again."""
+        owned, self._is_outside = sorted(self._owned), False
+        self._owned.clear()
+        for table in (self._moved, self._seeks):
+            table.clear()
+        if owned:
+            self._listener.lost(owned)
+        self.abandon()
+        self._watchdog.start_over()
+        self._open()
+
+    # Partitions that come and go
+
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if not self._is_ours(consumer):
+            return
+        self._slot.joined()
         numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
-        recoveries = {number: self.recover(number) for number in numbers}
+        recoveries = {number: self._log.recover(number) for number in numbers}
         for tp in partitions:
-            tp.offset = self._moved[tp.topic, tp.partition] = self._start_of(tp, recoveries)
+            tp.offset = self._start_of(tp, recoveries)
+            self._moved[tp.topic, tp.partition] = tp.offset
+            self._seeks.pop((tp.topic, tp.partition), None)
+        self._membership = consumer.consumer_group_metadata()
         if self._incremental:
             consumer.incremental_assign(partitions)
         else:
             consumer.assign(partitions)
-        self._owned.update(numbers)
-        self._listener.assigned(recoveries)
+        self._owned.update(recoveries)
+        self._starts.update({number: recovery.rebuild_from for number, recovery in recoveries.items()})
+        if recoveries:
+            self._listener.assigned(recoveries)
         self._hold(consumer)
 
     def _hold(self, consumer: Consumer) -> None:
@@ -142,66 +215,49 @@ class Source:
         if tp.topic == self._records:
             assert recovery is not None
             return recovery.rebuild_from
-        return recovery.asks_from if recovery else self._committed(self._asks, tp.partition)[0]
+        return recovery.asks_from if recovery else self._log.asks_from(tp.partition)[0]
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        numbers = self._give_up(partitions)
-        if numbers:
-            self._listener.revoked(numbers)
-        if self._incremental:
-            consumer.incremental_unassign(partitions)
-        else:
-            consumer.unassign()
+        self._part_with(consumer, partitions, self._listener.revoked)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        numbers = self._give_up(partitions)
+        self._part_with(consumer, partitions, self._listener.lost)
+
+    def _part_with(
+        self, consumer: Consumer, partitions: list[TopicPartition], tell: Callable[[Sequence[int]], None]
+    ) -> None:
+        if not self._is_ours(consumer):
+            return
+        numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
+        self._owned.difference_update(numbers)
         if numbers:
-            self._listener.lost(numbers)
+            tell(numbers)
+        for tp in partitions:
+            self._moved.pop((tp.topic, tp.partition), None)
+            self._seeks.pop((tp.topic, tp.partition), None)
         if self._incremental:
             consumer.incremental_unassign(partitions)
         else:
             consumer.unassign()
 
-    def _give_up(self, partitions: list[TopicPartition]) -> list[int]:
-        numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
-        self._owned.difference_update(numbers)
-        return numbers
+    def _is_ours(self, consumer: Consumer) -> bool:
+        return consumer is getattr(self, "_consumer", None)
 
-    def recover(self, number: int) -> Recovery:
-        """What the log says about a partition now."""
-        committed, _ = self._committed(self._records, number)
-        asks_from, metadata = self._committed(self._asks, number)
-        low, high = self._watermarks(self._records, number)
-        heads = read_heads(self._config, number) if committed >= 0 else {}
-        if committed < 0:
-            committed = low if self._config.worker.start == "earliest" else high
-        elif committed < low:
-            self._warn(
-                f"{self._records} partition {number}: records {committed} to {low - 1} were deleted before they "
-                "were processed; going on from the oldest there is"
-            )
-            committed = low
-        rebuild_from = min((head.start_offset for head in heads.values()), default=committed)
-        if rebuild_from < low:
-            self._warn(
-                f"{self._records} partition {number}: records {rebuild_from} to {low - 1} are deleted; "
-                "sessions that began in them are rebuilt without"
-            )
-        control_from = max(self._committed(self._config.topics.control, 0)[0], 0) if number == OWNER else 0
-        return Recovery(min(max(rebuild_from, low), committed), committed, heads, asks_from, metadata, control_from)
+    # Offsets
 
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
         """Read again from the committed offsets -> what they are; the fallback where none was ever committed."""
-        recoveries = {}
-        for number, fallback in fallbacks.items():
-            committed, epoch = self._committed(self._records, number)
-            offset = committed if committed >= 0 else fallback
-            asks_from, metadata = self._committed(self._asks, number)
-            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata, epoch=epoch)
-            for topic, start in ((self._records, offset), (self._asks, asks_from)):
-                self._moved[topic, number] = start
-                self._seek(TopicPartition(topic, number, start))
+        recoveries = {number: self._log.rewound(number, fallback) for number, fallback in fallbacks.items()}
+        for number, recovery in recoveries.items():
+            for place in ((self._records, number, recovery.live_from), (self._asks, number, recovery.asks_from)):
+                # not at once: this may be a callback, where partitions cannot be moved
+                self._moved[place[:2]] = self._seeks[place[:2]] = place[2]
         return recoveries
+
+    def _go_to_seeks(self) -> None:
+        for (topic, number), offset in self._seeks.items():
+            self._seek(TopicPartition(topic, number, offset))
+        self._seeks.clear()
 
     def _seek(self, where: TopicPartition) -> None:
         """Seek; a partition that was assigned a moment ago may need that moment."""
@@ -218,23 +274,16 @@ class Source:
                     ) from None
                 time.sleep(0.05)
 
-    def _committed(self, topic: str, number: int) -> tuple[int, str]:
-        """The group's offset and its metadata; for the asks topic the log's start where there is none."""
+    def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
+        """Commit these offsets again, with other stamps; fails where a rebalance is under way, and that is told."""
+        offsets = [TopicPartition(self._records, n, offset, stamp.encode()) for n, (offset, stamp) in stamps.items()]
         try:
-            found = self._consumer.committed([TopicPartition(topic, number)], TIMEOUT_S)[0]
+            done = self._consumer.commit(offsets=offsets, asynchronous=False) or []
+            error = next((found.error for found in done if found.error), None)
         except KafkaException as problem:
-            raise Unavailable(f"committed offset of {topic} partition {number}: {problem.args[0].str()}") from None
-        if found.error:
-            raise Unavailable(f"committed offset of {topic} partition {number}: {found.error.str()}")
-        if found.offset != OFFSET_INVALID and found.offset >= 0:
-            return found.offset, found.metadata or ""
-        return (self._watermarks(topic, number)[0], "") if topic == self._asks else (-1, "")
-
-    def _watermarks(self, topic: str, number: int) -> tuple[int, int]:
-        try:
-            return watermarks(self._consumer, TopicPartition(topic, number), TIMEOUT_S)
-        except KafkaException as problem:
-            raise Unavailable(f"offsets of {topic} partition {number}: {problem.args[0].str()}") from None
+            error = problem.args[0]
+        if error:
+            self._warn(f"{self._records}: a death of this worker would not be counted: {error.str()}")
 
     def pause(self) -> None:
         """Stop fetching records; asks go on."""
@@ -251,6 +300,16 @@ class Source:
     def close(self) -> None:
         """Leave the group; the listener hears of the revocation."""
         self._consumer.close()
+        del self._consumer
+
+    def abandon(self) -> None:
+        """Leave the group, if we are in it still, without a word to the listener: nothing is to be committed."""
+        old = getattr(self, "_consumer", None)
+        if old is not None:
+            del self._consumer  # its last callbacks are not ours
+            closing = threading.Thread(target=old.close, name="close-consumer", daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
 
 
 def _message(raw: Any) -> Message:

@@ -14,6 +14,7 @@ from streamproc.kafka.tailing import TIMEOUT_S, Tail
 from streamproc.positions import Position
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
+from streamproc.state.stamp import Stamp
 
 
 class Stretch:
@@ -85,6 +86,12 @@ class Stretch:
 
     def rewind(self, fallbacks: Mapping[int, int]) -> dict[int, Recovery]:
         raise AssertionError("a replay's output takes every epoch, or ends the replay")
+
+    def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
+        """Nobody comes after us."""
+
+    def abandon(self) -> None:
+        """There is no group to leave."""
 
     def pause(self) -> None:
         self._paused = True

@@ -41,7 +41,7 @@ class ReplaySink:
         self.num_answers = 0
         self.num_dead = 0
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         answers = in_log_order(message for message in epoch.messages if message.topic == self._topics.answers)
         if answers:
             self._output.write(answers)

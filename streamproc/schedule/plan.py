@@ -35,7 +35,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: saves, loads, copies, in this order, of whole blocks; then the chunks, no two of which write one block."""
+    """One step: saves, loads and copies of whole blocks, in this order; then the chunks: no two write one block."""
 
     copies: tuple[tuple[int, int], ...]  # (source block, destination block)
     chunks: tuple[Chunk, ...]

@@ -42,6 +42,7 @@ class SnapshotWriter:
         self._max_pending_bytes = max_pending_bytes
         self._segment_bytes = min(SEGMENT_BYTES, max(max_pending_bytes // 4, 1))
         self._publisher = Publisher(store, warn, retention)
+        self.on_published: Callable[[Manifest], None] = lambda manifest: None  # called in the thread
         self._changed = threading.Condition()
         self._inbox = Inbox()
         self._seq = 0

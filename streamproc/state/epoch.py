@@ -56,6 +56,7 @@ class Bad:
     message: Message
     code: str
     reason: str
+    deaths: int = 0  # of workers, at this message
 
     @property
     def offset(self) -> int:
@@ -71,6 +72,7 @@ class Bad:
             "partition": message.partition,
             "offset": message.offset,
             "timestamp_ms": message.timestamp_ms,
+            **({"deaths": self.deaths} if self.deaths else {}),
         }
         headers = tuple((name, str(value).encode()) for name, value in facts.items())
         return Outgoing(dead_topic, message.key, message.value, headers)

@@ -61,6 +61,11 @@ class Question:
         """The log alone decides that this question is asked: no commit may pass it unanswered."""
         return isinstance(self.source, Query) and self.source.every is not None
 
+    @property
+    def is_due(self) -> bool:
+        """It has to be answered by whoever owns the partition; the others are asked when there is time."""
+        return self.is_ask or self.is_triggered
+
 
 @dataclass(slots=True, eq=False)
 class Fork:

@@ -4,23 +4,25 @@ Nothing here computes tokens' KV or talks to a broker; one batch of messages in,
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from streamproc.errors import BadRecord
+from streamproc.errors import BadRecord, PoisonRecord
 from streamproc.messages import Ask, AsOf, Query
 from streamproc.past import Past
 from streamproc.records import Record, decode_record
 from streamproc.state.ending import Decoder
 from streamproc.state.epoch import Bad, Message
 from streamproc.state.fork import Call, Fork, Question
-from streamproc.state.partition import Partition, Phase
+from streamproc.state.lifecycle import Phase
+from streamproc.state.partition import Partition
 from streamproc.state.queries import QueryBook
 from streamproc.state.session import Session
 from streamproc.state.workload import Workload
 
 Ids = tuple[int, ...]
+POISON = "the worker died at this record again and again, the last time with nothing else under way"
 
 
 class Renderer(Decoder, Protocol):
@@ -83,7 +85,7 @@ class Intake:
 
     def take_records(self, partitions: dict[int, Partition], messages: Sequence[Message], now: float) -> None:
         """Append a batch of records, in the order in which they came; bad ones wait for the dead topic."""
-        parsed = [self._parse(message) for message in messages if message.partition in partitions]
+        parsed = [self._parse(m, partitions[m.partition].stamp.poisoned) for m in messages if m.partition in partitions]
         all_ids = self._ids([item.record for item in parsed if item.record])
         for message, record, reason in parsed:
             partition = partitions[message.partition]
@@ -102,7 +104,9 @@ class Intake:
         """Ids of a batch at once; none yet where templates look back: the session knows what at."""
         return itertools.repeat(()) if self.renderer.looks_back else iter(self.renderer.record_ids(records))
 
-    def _parse(self, message: Message) -> Parsed:
+    def _parse(self, message: Message, poisoned: Collection[int]) -> Parsed:
+        if message.offset in poisoned:
+            return Parsed(message, None, POISON)
         try:
             key = None if message.key is None and self.rules.by_partition else message.key or b""
             return Parsed(message, decode_record(message.value, key, self.rules.max_record_bytes), "")
@@ -117,7 +121,9 @@ class Intake:
             partition.dirty[key] = None
 
     def _refuse(self, partition: Partition, message: Message, reason: str) -> None:
-        if partition.is_live:
+        if deaths := partition.stamp.poisoned.get(message.offset):
+            partition.dead.append(Bad(message, PoisonRecord.code, reason, deaths))
+        elif partition.is_live and reason is not POISON:
             partition.dead.append(Bad(message, BadRecord.code, reason))
 
     def _append(self, partition: Partition, message: Message, record: Record, ids: Ids, now: float) -> None:
@@ -131,8 +137,10 @@ class Intake:
             self._refuse(partition, message, str(problem))
             return
         if not partition.is_live:
-            session.settle(partition.live_from)
+            session.unused += session.settle(partition.live_from)
             self._drop_unused(session)
+            if partition.is_suspect:
+                self._compute(session)
             return
         if hopped:
             self.workload.retire(session.retired[-1])

@@ -1,28 +1,15 @@
-"""One partition of the records topic that this worker owns: its sessions, and how far everything has got.
-
-RESTORING   reads its sessions' records again, silently, up to the committed offset
-LIVE        records trigger questions, answers are published
-GONE        owned by somebody else now
-"""
+"""One partition of the records topic that this worker owns: its sessions, and how far everything has got."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 
 from streamproc.messages import Ask, Head
 from streamproc.state.asklog import AskLog
 from streamproc.state.epoch import Bad, Outgoing
 from streamproc.state.fork import Fork
+from streamproc.state.lifecycle import NEXT, Phase
 from streamproc.state.session import Session, Shape
-
-
-class Phase(Enum):
-    RESTORING = "restoring"
-    LIVE = "live"
-    GONE = "gone"
-
-
-NEXT = {Phase.RESTORING: {Phase.LIVE, Phase.GONE}, Phase.LIVE: {Phase.RESTORING, Phase.GONE}, Phase.GONE: set()}
+from streamproc.state.stamp import FRESH, Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +22,10 @@ class Recovery:
     asks_from: int
     asks_metadata: str = ""
     control_from: int = 0  # of the control topic; counts for partition 0 only
-    epoch: str = ""  # the id of the epoch that committed last
+    stamp: Stamp = FRESH  # what the committed offset says
     topic_id: str = ""  # of the records topic, now
+    end: int = 0  # of the log, now
+    stale: tuple[str, ...] = ()  # sessions whose heads mean nothing any more
 
     @property
     def committed(self) -> tuple[int, int, str]:
@@ -80,6 +69,10 @@ class Partition:
     ask_offsets: dict[int, int] = field(default_factory=dict)  # offset of the ask that a fork answers, by seq id
     replies: list[Reply] = field(default_factory=list)
     committed: tuple[int, int, str] = (0, 0, "")  # records offset, asks offset and its metadata
+    stamp: Stamp = FRESH  # what this owner has to say beside the offset, as long as it is `live_from`
+    stale: tuple[str, ...] = ()  # sessions whose heads are to be removed
+    is_begun: bool = False  # its stamp says that this owner is at work
+    is_suspect: bool = False  # one of its records may be killing the worker: each is computed at once
 
     @classmethod
     def recover(cls, number: int, shape: Shape, recovery: Recovery) -> "Partition":
@@ -91,6 +84,8 @@ class Partition:
             dict(recovery.heads),
             AskLog(recovery.asks_from, recovery.asks_metadata),
             committed=recovery.committed,
+            stamp=Stamp(topic_id=recovery.topic_id, poisoned=recovery.stamp.poisoned),
+            stale=recovery.stale,
         )
 
     def enter(self, phase: Phase) -> None:
@@ -99,7 +94,13 @@ class Partition:
 
     @property
     def is_live(self) -> bool:
-        return self.phase is Phase.LIVE
+        """Whether its answers are published."""
+        return self.phase in (Phase.LIVE, Phase.LEAVING)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a question is open that its records or an asker have asked."""
+        return bool(self.ask_offsets) or any(fork.question.is_triggered for fork in self.forks.values())
 
     def has_seen(self, offset: int | None) -> bool:
         """Whether a question asked now has seen this offset of the records."""
@@ -133,7 +134,8 @@ class Partition:
         offset = recovery.live_from
         self.next_offset = offset
         self.finished = [fork for fork in self.finished if fork.question.as_of.offset < offset]
-        self.dead, self.replies, self.waiting_asks = [], [], []
+        self.dead = [bad for bad in self.dead if bad.offset < offset]  # poison among what was restored: not read again
+        self.replies, self.waiting_asks = [], []
         self.asks = AskLog(recovery.asks_from, recovery.asks_metadata)
         self.dirty = dict.fromkeys(self.sessions)
         self.committed = recovery.committed

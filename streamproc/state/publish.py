@@ -5,7 +5,7 @@ those that nobody has seen. A reply to an ask leaves with the next epoch, and cl
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -17,6 +17,7 @@ from streamproc.state.generation import Generation
 from streamproc.state.partition import Partition
 from streamproc.state.recent import Recent
 from streamproc.state.session import Session
+from streamproc.state.stamp import Stamp
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -29,6 +30,7 @@ class Settlement:
     positions: tuple[int, int, str]
     heads: dict[str, Head]
     num_replies: int
+    stamp: Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,12 @@ class Publisher:
     worker: str
 
     def epoch(
-        self, partitions: Iterable[Partition], epoch_id: str, also: Collection[int]
+        self, partitions: Iterable[Partition], epoch_id: str, also: Collection[int], leaving: Collection[int] = ()
     ) -> tuple[Epoch, list[Settlement]]:
         """Everything that can be committed now, and `also` these partitions; nothing is changed but the ask logs.
 
-        The id travels as the metadata of the records' offsets: when a commit's outcome is in doubt, it tells.
+        The id travels in the metadata of the records' offsets: when a commit's outcome is in doubt, it tells.
+        leaving: partitions that this worker lets go of once the epoch is committed.
         """
         messages: list[Outgoing] = []
         positions: list[Position] = []
@@ -55,22 +58,27 @@ class Publisher:
                 num_before = len(messages)
                 settlement = self._settle(partition, messages)
                 changed = len(messages) > num_before or settlement.positions != partition.committed
-                if changed or partition.number in also:
+                left = partition.number in leaving
+                if changed or partition.number in also or (left and partition.is_begun):
                     settlements.append(settlement)
-                    positions += self._positions(settlement, epoch_id)
+                    positions += self._positions(settlement, replace(settlement.stamp, epoch=epoch_id, left=left))
         return Epoch(tuple(messages), tuple(positions)), settlements
 
     def _settle(self, partition: Partition, messages: list[Outgoing]) -> Settlement:
         target = partition.frontier()
         marks = self._answers(partition, target, messages)
-        messages += [bad.letter(self.topics.dead) for bad in partition.dead if bad.offset < target]
+        due = [bad for bad in partition.dead if bad.offset < target]
+        messages += [bad.letter(self.topics.dead) for bad in due]
         heads = dict(self._heads(partition, target, marks))
-        messages += [self._head_message(partition, head) for head in heads.values()]
+        gone = [session for session in partition.stale if session not in heads]
+        messages += [self._head_message(partition, session, None) for session in gone]
+        messages += [self._head_message(partition, session, head.encode()) for session, head in heads.items()]
         for reply in partition.replies:
             messages.append(reply.message)
             partition.asks.close(reply.ask_offset)
         asks_offset, metadata = partition.asks.position()
-        return Settlement(partition, (target, asks_offset, metadata), heads, len(partition.replies))
+        stamp = _stamp(partition, target, {bad.offset for bad in due})
+        return Settlement(partition, (target, asks_offset, metadata), heads, len(partition.replies), stamp)
 
     def _answers(self, partition: Partition, target: int, messages: list[Outgoing]) -> dict[Session, dict[str, Mark]]:
         """Add the answers below `target` that are to be seen -> the marks that they leave."""
@@ -96,20 +104,24 @@ class Publisher:
             if generation.entries and generation.entries[0].offset < target:
                 old_marks = session.head.marks if session.head else {}
                 head = Head(
-                    session.key, generation.start_offset, generation.records_before, marks.get(session, old_marks)
+                    session.key,
+                    generation.start_offset,
+                    generation.records_before,
+                    marks.get(session, old_marks),
+                    partition.stamp.topic_id,
                 )
                 if head != session.head:
                     yield session.key, head
 
-    def _head_message(self, partition: Partition, head: Head) -> Outgoing:
-        key = head_key(self.group, self.topics.records, head.session)
-        return Outgoing(self.topics.sessions, key, head.encode(), (), partition.number)
+    def _head_message(self, partition: Partition, session: str, value: bytes | None) -> Outgoing:
+        key = head_key(self.group, self.topics.records, session)
+        return Outgoing(self.topics.sessions, key, value, (), partition.number)
 
-    def _positions(self, settlement: Settlement, epoch_id: str) -> list[Position]:
+    def _positions(self, settlement: Settlement, stamp: Stamp) -> list[Position]:
         number = settlement.partition.number
         offset, asks_offset, metadata = settlement.positions
         return [
-            Position(self.topics.records, number, offset, epoch_id),
+            Position(self.topics.records, number, offset, stamp.encode()),
             Position(self.topics.asks, number, asks_offset, metadata),
         ]
 
@@ -183,6 +195,18 @@ def _is_news(query: Query, mark: Mark, last: Mark | None) -> bool:
     return query.emit == "always" or mark.digest != last.digest
 
 
+def _stamp(partition: Partition, target: int, dead: Collection[int]) -> Stamp:
+    """What goes with an offset: deaths are forgotten with progress, poison once no context reaches back to it."""
+    stamp = partition.stamp
+    if stamp.poisoned:
+        oldest = min((s.committed_generation(target).start_offset for s in partition.sessions.values()), default=target)
+        told = {at: 0 if at in dead else deaths for at, deaths in stamp.poisoned.items()}
+        stamp = replace(stamp, poisoned=told).after(min(oldest, target))
+    if target == partition.live_from:
+        return stamp
+    return Stamp(topic_id=stamp.topic_id, poisoned=stamp.poisoned)
+
+
 def settle(settlement: Settlement) -> list[Generation]:
     """The epoch is committed -> generations that nobody can go back to any more."""
     partition, target = settlement.partition, settlement.positions[0]
@@ -191,5 +215,7 @@ def settle(settlement: Settlement) -> list[Generation]:
     del partition.replies[: settlement.num_replies]
     for key, head in settlement.heads.items():
         partition.sessions[key].head = head
+    partition.stamp = replace(partition.stamp, poisoned=settlement.stamp.poisoned)
+    partition.stale = ()
     partition.committed = settlement.positions
     return [generation for session in partition.sessions.values() for generation in session.settle(target)]

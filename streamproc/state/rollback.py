@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from streamproc.messages import Query
 from streamproc.state.fork import Fork
-from streamproc.state.partition import Partition, Phase, Recovery
+from streamproc.state.lifecycle import Phase
+from streamproc.state.partition import Partition, Recovery
 from streamproc.state.session import Session
 from streamproc.state.workload import Workload
 

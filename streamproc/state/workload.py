@@ -39,6 +39,11 @@ class Workload:
         return sum(generation.num_tokens - generation.num_computed for generation in self.growing.values())
 
     @property
+    def num_cells_needed(self) -> int:
+        """Cells of the generations that are behind: what they hold and what they still need."""
+        return sum(generation.num_tokens for generation in self.growing.values())
+
+    @property
     def num_waiting(self) -> int:
         """Tokens that unfinished forks may still need."""
         return sum(fork.num_tokens - fork.num_computed + fork.question.max_tokens for fork in self.forks())

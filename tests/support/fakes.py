@@ -4,7 +4,7 @@ one lost, repeated or reordered record, one wrong block, changes every later ans
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from streamproc.state.epoch import Epoch, Message, Outgoing
 from streamproc.state.partition import Recovery
 from streamproc.state.publish import head_key
 from streamproc.state.registrar import OWNER
+from streamproc.state.stamp import Stamp, decode_stamp
 
 VOCABULARY = 128
 MASK = 2**61 - 1
@@ -183,6 +184,7 @@ class Log:
     topics: dict[tuple[str, int], list[Message]] = field(default_factory=dict)
     committed: dict[tuple[str, int], tuple[int, str]] = field(default_factory=dict)
     headers: list[tuple[Outgoing, dict[str, bytes]]] = field(default_factory=list)
+    topic_id: str = "first"
 
     def append(self, topic: str, partition: int, key: bytes | None, value: bytes | None) -> int:
         messages = self.topics.setdefault((topic, partition), [])
@@ -224,12 +226,16 @@ class FakeSource:
 
     def recover(self, number: int) -> Recovery:
         topics = self.log.config.topics
-        offset, _ = self.log.committed.get((topics.records, number), (0, ""))
+        offset, stamp = self.log.committed.get((topics.records, number), (0, ""))
         asks_from, metadata = self.log.committed.get((topics.asks, number), (0, ""))
         control_from, _ = self.log.committed.get((topics.control, 0), (0, ""))
         heads = self.log.heads(number)
         rebuild_from = min([offset, *(head.start_offset for head in heads.values())])
-        return Recovery(rebuild_from, offset, heads, asks_from, metadata, control_from if number == OWNER else 0)
+        control_from = control_from if number == OWNER else 0
+        end = len(self.log.read(topics.records, number))
+        return Recovery(
+            rebuild_from, offset, heads, asks_from, metadata, control_from, decode_stamp(stamp), self.log.topic_id, end
+        )
 
     def poll(self, timeout_s: float) -> list[Message]:
         if self.rebalances:
@@ -252,10 +258,14 @@ class FakeSource:
         for number, fallback in fallbacks.items():
             offset, epoch = self.log.committed.get((topics.records, number), (fallback, ""))
             asks_from, metadata = self.log.committed.get((topics.asks, number), (0, ""))
-            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata, epoch=epoch)
+            recoveries[number] = Recovery(offset, offset, {}, asks_from, metadata, stamp=decode_stamp(epoch))
             self.positions[(topics.records, number)] = offset
             self.positions[(topics.asks, number)] = asks_from
         return recoveries
+
+    def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
+        for number, (offset, stamp) in stamps.items():
+            self.log.committed[(self.log.config.topics.records, number)] = (offset, stamp.encode())
 
     def pause(self) -> None:
         self.is_paused = True
@@ -279,7 +289,7 @@ class FakeSink:
         self.log, self.fate = log, fate
         self.num_epochs = 0
 
-    def commit(self, epoch: Epoch, membership: Any) -> None:
+    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         fate = self.fate()
         if fate != "abort":
             for message in epoch.messages:

@@ -61,7 +61,7 @@ def fake_engine() -> FakeEngine:
 class ThreadWorker:
     """The processor on a real Kafka, in a thread of this process; runs from its making until `stop`."""
 
-    def __init__(self, config: Config, engine: Any = None) -> None:
+    def __init__(self, config: Config, engine: Any = None, instance_id: str | None = None) -> None:
         properties = client_properties(config)
         self.warnings: list[str] = []
         warn = self.warnings.append
@@ -69,7 +69,7 @@ class ThreadWorker:
         self._control = ControlTopic(config)
         sink = EpochSink(properties, self.transactional_id, warn)
         self.processor = StreamProcessor(config, engine or fake_engine(), sink, self._control, Clock())
-        self.processor.connect(Source(config, self.processor, warn))
+        self.processor.connect(Source(config, self.processor, warn, instance_id))
         self._stopped = threading.Event()
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"worker-{config.worker.slot}")
@@ -84,11 +84,16 @@ class ThreadWorker:
         except BaseException as problem:
             self._problem = problem
         finally:
+            self.processor.source.abandon()
             self._control.close()
 
     @property
     def owned(self) -> list[int]:
         return sorted(self.processor.partitions)
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
 
     def stop(self) -> None:
         """Let it finish and leave the group; raises what stopped it before, if anything did."""
@@ -131,7 +136,7 @@ def as_toml(config: Config) -> str:
         },
         "worker": {
             name: getattr(config.worker, name)
-            for name in ("group", "slot", "commit_interval_ms", "max_question_tokens", "max_answer_tokens")
+            for name in config.worker.__slots__
         },
         "kafka": config.kafka,
     }

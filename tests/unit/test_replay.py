@@ -69,6 +69,9 @@ class Stretch:
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
         raise AssertionError("not in a replay")
 
+    def stamp(self, stamps: object) -> None:
+        """Nobody comes after us."""
+
     def pause(self) -> None:
         self.is_paused = True
 

@@ -101,7 +101,7 @@ def test_what_is_outside_the_pool_is_not_computed_where_a_step_cannot_take_all_o
 
 
 def test_two_thousand_sessions_live_on_a_pool_for_eighty() -> None:
-    """64 of them are at work at a time; what comes back is not computed again, but for its last, partly filled block."""
+    """64 of them are at work at a time; what comes back is not computed again, but for its newest tokens."""
     rng = random.Random(1)
     size = -(-CONTEXT // BLOCK)
     tier = Tier(most_blocks=2_000 * size)

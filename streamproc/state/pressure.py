@@ -1,0 +1,31 @@
+"""Whether records have to wait in Kafka: too many tokens to compute, or too many cells that nobody can give up.
+
+With hysteresis: pausing throws away what was fetched ahead and costs a fetch when records flow again, so it must not
+happen at every turn.
+"""
+
+from dataclasses import dataclass
+
+STOP, GO = 0.8, 0.4  # shares of the cells
+
+
+@dataclass(slots=True)
+class Pressure:
+    """`most_tokens` to compute; `num_cells` of the pool."""
+
+    most_tokens: int
+    num_cells: int
+    is_high: bool = False
+
+    def changes(self, num_tokens: int, num_needed: int, is_full: bool = False) -> bool:
+        """Take in the tokens that wait, and the cells that sequences at work need -> whether `is_high` has changed.
+
+        is_full: records wait elsewhere already.
+        """
+        before = self.is_high
+        if before:
+            is_low = num_tokens < self.most_tokens // 2 and num_needed < self.num_cells * GO
+            self.is_high = is_full or not is_low
+        else:
+            self.is_high = is_full or num_tokens > self.most_tokens or num_needed > self.num_cells * STOP
+        return self.is_high != before

@@ -1,0 +1,205 @@
+"""Where the log no longer fits what was committed: told in one line, and stopped or gone on from as the user says."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from workers import Site, ThreadWorker, make_config, until
+
+from streamproc.config import Config, Topics
+from streamproc.errors import Refused
+from streamproc.kafka import recovery
+from streamproc.messages import Ask, Query
+from streamproc.records import Trade, encode_record
+
+pytestmark = pytest.mark.broker
+
+TRIGGERED = [Query("always-2", "Is {last} {count}?", every=2, max_tokens=5)]
+
+
+@pytest.fixture
+def site(bootstrap_servers: str, make_topics: Callable[..., Topics]) -> Site:
+    site = Site(make_config(make_topics(1), bootstrap_servers), 1)
+    site.register(TRIGGERED)
+    return site
+
+
+@pytest.fixture
+def admin(bootstrap_servers: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap_servers})
+
+
+def with_policy(config: Config, policy: str) -> Config:
+    return replace(config, worker=replace(config.worker, on_gap=policy))
+
+
+def trades(start: int, count: int) -> list[Trade]:
+    return [Trade("ABC"[i % 3], 1_000 + i, f"{90 + i * 7 % 23}.{i % 10}", "1") for i in range(start, start + count)]
+
+
+def work(site: Site, start: int, count: int, config: Config | None = None) -> list[str]:
+    """Records sent and answered by a worker of its own -> its warnings."""
+    site.send_records(trades(start, count))
+    with ThreadWorker(config or site.config) as worker:
+        site.settle()
+    return worker.warnings
+
+
+def refusal(site: Site) -> str:
+    """The line with which a worker stops."""
+    worker = ThreadWorker(with_policy(site.config, "fail"))
+    until(lambda: worker.has_ended, "the end of the worker")
+    with pytest.raises(Refused) as problem:
+        worker.stop()
+    line = str(problem.value)
+    assert "\n" not in line
+    assert "set worker.on_gap = rebuild" in line
+    return line
+
+
+def goes_on(site: Site, start: int) -> str:
+    """What a worker says that goes on, and after it none has anything to say."""
+    said = work(site, start, 20, with_policy(site.config, "rebuild"))
+    assert work(site, start + 20, 20) == []
+    (line,) = [line for line in said if "worker.on_gap = rebuild" in line]
+    return line
+
+
+def delete_up_to(admin: AdminClient, site: Site, offset: int) -> None:
+    where = TopicPartition(site.config.topics.records, 0, offset)
+    for future in admin.delete_records([where]).values():
+        future.result()
+
+
+def answered_offsets(site: Site) -> list[int]:
+    return [answer.as_of.offset for answer in site.answers() if answer.as_of]
+
+
+def test_records_deleted_before_they_were_processed(site: Site, admin: AdminClient) -> None:
+    work(site, 0, 40)
+    site.send_records(trades(40, 40))
+    delete_up_to(admin, site, 60)
+    line = refusal(site)
+    assert f"{site.config.topics.records} partition 0: records 40 to 59 were deleted" in line
+    assert "records 40 to 59 were deleted" in goes_on(site, 80)
+    assert not set(range(40, 60)) & set(answered_offsets(site))
+    assert answered_offsets(site)[-1] >= 115
+
+
+def test_a_topic_that_was_deleted_and_made_again_is_told_from_the_one_that_was_read(
+    site: Site, admin: AdminClient
+) -> None:
+    work(site, 0, 60)
+    topic = site.config.topics.records
+    admin.delete_topics([topic])[topic].result()
+    until(lambda: topic not in admin.list_topics(timeout=5).topics, "the topic's end")
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result()
+    site = Site(site.config, 1)
+    num_before = len(site.answers())
+    site.send_records(trades(100, 30))
+    assert f"{topic} partition 0: the topic was deleted and made again" in refusal(site)
+    assert "it starts over in the new one" in goes_on(site, 130)
+    expected = site.expected(TRIGGERED)
+    assert len(site.answers()) - num_before == len(expected)
+    assert site.triggered(TRIGGERED)[-1].offset == expected[-1].offset
+
+
+def test_offsets_of_the_group_that_are_gone_are_not_taken_for_a_new_group(site: Site, admin: AdminClient) -> None:
+    work(site, 0, 60)
+    group = site.config.worker.group
+    until(lambda: not admin.describe_consumer_groups([group])[group].result().members, "the group's rest")
+    admin.delete_consumer_groups([group])[group].result()
+    assert f"the committed offset of group {group} is gone, its 3 sessions are not" in refusal(site)
+    assert "answers again what it reads again" in goes_on(site, 60)
+
+
+def test_an_offset_beyond_the_end_of_the_log(site: Site) -> None:
+    work(site, 0, 40)
+    consumer = Consumer({**site.config.kafka, "group.id": site.config.worker.group})
+    where = [TopicPartition(site.config.topics.records, 0, 1_000)]
+    consumer.commit(offsets=where, asynchronous=False)
+    consumer.close()
+    assert "offset 1000 is committed, the log ends at 40: records were lost" in refusal(site)
+    with ThreadWorker(with_policy(site.config, "rebuild")) as worker:
+        until(lambda: worker.owned, "its partition")
+        site.send_records(trades(40, 20))
+        site.settle()
+    assert any("it goes on from the log's end" in line for line in worker.warnings)
+    assert work(site, 60, 20) == []
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+
+
+def test_asks_that_are_gone_are_told_and_do_not_stop_the_worker(site: Site) -> None:
+    work(site, 0, 10)
+    consumer = Consumer({**site.config.kafka, "group.id": site.config.worker.group})
+    consumer.commit(offsets=[TopicPartition(site.config.topics.asks, 0, 77)], asynchronous=False)
+    consumer.close()
+    with ThreadWorker(site.config) as worker:
+        until(lambda: worker.owned, "its partition")
+        site.ask(Ask("ask", "A", "how?", max_tokens=3))
+        until(site.replies, "the reply")
+    assert any("offset 77 is committed, the log holds 0 to 0" in line for line in worker.warnings)
+
+
+@pytest.mark.parametrize("policy", ["fail", "rebuild"])
+def test_records_deleted_under_a_worker_that_lags(policy: str, site: Site, admin: AdminClient) -> None:
+    config = with_policy(site.config, policy)
+    worker = ThreadWorker(config)
+    site.send_records(trades(0, 20))
+    site.settle()
+    consumer = worker.processor.source._consumer  # type: ignore[attr-defined]
+    where = [TopicPartition(config.topics.records, 0)]
+    consumer.pause(where)
+    site.send_records(trades(20, 40))
+    delete_up_to(admin, site, 50)
+    consumer.resume(where)
+    if policy == "fail":
+        until(lambda: worker.has_ended, "the end of the worker")
+        with pytest.raises(Refused, match="records 20 to 49 were deleted before they were processed"):
+            worker.stop()
+        return
+    site.settle()
+    worker.stop()
+    assert any("records 20 to 49 were deleted" in line for line in worker.warnings)
+    assert not set(range(20, 50)) & set(answered_offsets(site))
+    assert answered_offsets(site)[-1] >= 57
+
+
+def add_partitions(admin: AdminClient, topics: list[str], count: int) -> None:
+    for future in admin.create_partitions([NewPartitions(topic, count) for topic in topics]).values():
+        future.result()
+
+
+def test_partitions_that_are_added_are_picked_up(site: Site, admin: AdminClient) -> None:
+    topics = site.config.topics
+    with ThreadWorker(site.config) as worker:
+        site.send_records(trades(0, 20))
+        site.settle()
+        add_partitions(admin, [topics.answers, topics.sessions, topics.asks, topics.records], 2)
+        until(lambda: worker.owned == [0, 1], "the new partition")
+        site = Site(site.config, 2)
+        for trade in trades(20, 12):
+            site.send(topics.records, trade.sym.encode(), encode_record(trade), 1)
+        site.settle()
+    assert {answer.as_of.partition for answer in site.answers() if answer.as_of} == {0, 1}
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+
+
+def test_partitions_added_to_the_records_alone_stop_the_worker_with_what_to_do(
+    site: Site, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "TIMEOUT_S", 1.0)
+    topics = site.config.topics
+    worker = ThreadWorker(site.config)
+    until(lambda: worker.owned, "its partition")
+    add_partitions(admin, [topics.records], 2)
+    until(lambda: worker.has_ended, "the end of the worker")
+    with pytest.raises(Refused) as problem:
+        worker.stop()
+    assert str(problem.value) == (
+        f"{topics.records} has 2 partitions, {topics.asks} has 1, {topics.sessions} has 1: they must have as many; do "
+        f"`kafka-topics.sh --alter --topic {topics.asks} --partitions 2` and "
+        f"`kafka-topics.sh --alter --topic {topics.sessions} --partitions 2`, then start again"
+    )
