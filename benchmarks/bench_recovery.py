@@ -228,7 +228,8 @@ def commits(given: argparse.Namespace) -> dict[str, Any]:
         control.close()
         built.close()
     return {"commit_ms_p50": statistics.median(ours_s) * 1e3,
-            "commit_ms_p99": sorted(ours_s)[-len(ours_s) // 100] * 1e3, "commit_whole_ms_p50": statistics.median(whole_s) * 1e3, "broker": broker}  # fmt: skip
+            "commit_ms_p99": sorted(ours_s)[-len(ours_s) // 100] * 1e3,
+            "commit_whole_ms_p50": statistics.median(whole_s) * 1e3, "broker": broker}  # fmt: skip
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from streamproc.state.publish import Publisher, Settlement, settle
 from streamproc.state.queries import QueryBook
 from streamproc.state.recent import remember
 from streamproc.state.registrar import OWNER, Registrar
+from streamproc.state.returning import Returning, Start
 from streamproc.state.session import Shape
 from streamproc.state.tier import Tier
 from streamproc.state.workload import Workload
@@ -113,6 +114,7 @@ class StreamProcessor:
         self._pressure = Pressure(settings.backlog_tokens, self.pool.num_blocks * self.pool.block_size)
         self._care = Care(config.topics.records, settings.poison_after)
         self._revoke_s = settings.revoke_ms / 1e3
+        self._returning = Returning()
         self._flight: tuple[Plan, Flight] | None = None
         self._num_epochs, self._started_ms = 0, clock.unix_ms()
         self._was_out_of_memory = False
@@ -141,6 +143,9 @@ class StreamProcessor:
         self._attend()
         self._land()
         self._balance()
+        if self._returning:
+            for line in self._returning.back(self.partitions, self.workload, self._so_far()):
+                log.info(line)
         if self._commit_is_due():
             self.commit()
 
@@ -182,6 +187,9 @@ class StreamProcessor:
             self.scheduler.landed(flight.seconds)
             self._take_saved(flight)
             self._apply(plan, sampled)
+
+    def _so_far(self) -> Start:
+        return Start(self.clock.now(), self.counters.tokens, self.tier.num_loaded * self.pool.block_size)
 
     def _take_saved(self, flight: Flight) -> None:
         """Blocks that a step has copied out of the pool."""
@@ -320,6 +328,8 @@ class StreamProcessor:
         for number, recovery in recoveries.items():
             partition = self.partitions[number] = Partition.recover(number, self.shape, recovery)
             self._care.assigned(partition, recovery)
+            if recovery.rebuild_from < recovery.live_from:
+                self._returning.begin(number, self._so_far())
             if number == OWNER:
                 self.registrar.committed = recovery.control_from
             if recovery.rebuild_from >= recovery.live_from:
@@ -360,6 +370,7 @@ class StreamProcessor:
             self.keeper.let_go(numbers)
         for number in [number for number in numbers if number in self.partitions]:
             self._care.let_go(number)
+            self._returning.let_go(number)
             rollback.let_go(self.workload, self.partitions.pop(number))
 
     def close(self, deadline_s: float = 5.0) -> None:

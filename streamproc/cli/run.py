@@ -1,5 +1,6 @@
 """`streamproc run`: one worker in the foreground."""
 
+import logging
 import signal
 from types import FrameType
 
@@ -29,6 +30,7 @@ def run(call: Call, print_config: bool) -> None:
         call.emit({"config": as_toml(call.config)}, as_toml(call.config).rstrip())
         return
     stopped = _stop_on_signals()
+    _tell_of(call)
     _check_topics(call)
     from streamproc.worker import start_worker
 
@@ -60,6 +62,20 @@ def _stop_on_signals() -> list[int]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     return received
+
+
+def _tell_of(call: Call) -> None:
+    """What the worker logs is told as the rest is."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warning = "warning: " if record.levelno >= logging.WARNING else ""
+            call.note(f"{warning}{record.getMessage()}")
+
+    log = logging.getLogger("streamproc")
+    log.setLevel(logging.INFO)
+    log.addHandler(Teller())
+    log.propagate = False
 
 
 def _check_topics(call: Call) -> None:
