@@ -37,14 +37,22 @@ FIRST_NS = 1_610_064_000_278_000_000
 class NoRunner:
     """Computes nothing, at once."""
 
-    num_blocks, block_size, block_bytes = NUM_BLOCKS, BLOCK, 1
+    num_blocks, block_size, block_bytes, seconds = NUM_BLOCKS, BLOCK, 1, 0.0
     saved: dict[bytes, Any] = {}  # noqa: RUF012 - nothing ever is
 
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+
     def launch(self, plan: Plan) -> "NoRunner":
+        self.plan = plan
         return self
 
-    def wait(self) -> dict[int, int]:
-        return {}
+    def is_done(self, timeout_s: float) -> bool:
+        return True
+
+    def wait(self) -> dict[int, tuple[int, ...]]:
+        chunks = self.plan.chunks if self.plan else ()
+        return {chunk.seq_id: (7,) for chunk in chunks if chunk.num_samples}
 
 
 class OneToken:
@@ -61,6 +69,9 @@ class OneToken:
     def tail_ids(self, question: str) -> tuple[int, ...]:
         return (8,)
 
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        return (9,)
+
     def decode(self, ids: Sequence[int]) -> str:
         return ""
 
@@ -72,6 +83,9 @@ class NoModel:
     runner: NoRunner
     renderer: OneToken
     fingerprint: str = "none"
+
+    def why_not(self, grammar: str) -> str | None:
+        return None
 
 
 def trades(count: int) -> Iterator[tuple[bytes, bytes]]:

@@ -143,7 +143,7 @@ class Worker:
     )
     slot: str = setting(
         "",
-        "Name of this worker in its group, for its transactional.id; empty: one is made.",
+        "Name of this worker in its group, which keeps its partitions for it while it restarts; empty: one is made.",
         pattern=f"({NAME})?",
         hint=f"{NAME_HINT}, or nothing",
     )

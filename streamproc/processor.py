@@ -266,11 +266,12 @@ class StreamProcessor:
     # What goes out
 
     def _has_replies(self) -> bool:
-        return any(partition.replies for partition in self.partitions.values() if partition.is_live)
+        has_some = any(partition.replies for partition in self.partitions.values() if partition.is_live)
+        return has_some and not self._care.is_trying  # no offset after a record that may kill us, before it has not
 
     def _commit_is_due(self) -> bool:
         if self._care.is_trying:
-            return self.workload.is_idle  # no offset after a record that may kill us, before it has not
+            return self.workload.is_idle
         return self._has_replies() or self._pace.is_due(self.clock.now())
 
     def commit(self, leaving: Collection[int] = (), timeout_s: float | None = None) -> None:

@@ -20,6 +20,8 @@ from streamproc.state.registrar import OWNER
 from streamproc.state.stamp import FRESH, decode_stamp
 
 TIMEOUT_S = 15.0
+ASK_S = 5.0
+OPEN_S = 45.0  # more than a transaction may stay open (epoch.py), and what the broker takes to abort it
 PAUSE_S = 0.2
 
 
@@ -107,18 +109,22 @@ class GroupLog:
         return Recovery(offset, offset, {}, asks_from, asks_metadata, stamp=stamp)
 
     def committed(self, topic: str, number: int) -> tuple[int, str]:
-        """The group's offset and its metadata; -1 where there is none."""
-        deadline = time.monotonic() + TIMEOUT_S
+        """The group's offset and its metadata; -1 where there is none.
+
+        Waits for the end of a transaction that an owner before us has left open: it may have moved the offset.
+        """
+        deadline = time.monotonic() + OPEN_S
         while True:
             try:
-                found = self._consumer.committed([TopicPartition(topic, number)], TIMEOUT_S)[0]
+                found = self._consumer.committed([TopicPartition(topic, number)], ASK_S)[0]
                 error = found.error
             except KafkaException as problem:
                 error = problem.args[0]
             if error is None:
                 has_one = found.offset != OFFSET_INVALID and found.offset >= 0
                 return (found.offset, found.metadata or "") if has_one else (-1, "")
-            if not error.retriable() or time.monotonic() > deadline:
+            is_passing = error.retriable() or error.code() == KafkaError._TIMED_OUT
+            if not is_passing or time.monotonic() > deadline:
                 raise Unavailable(f"committed offset of {topic} partition {number}: {error.str()}")
             time.sleep(PAUSE_S)  # a coordinator that moves, or a member that has just got another epoch
 

@@ -56,6 +56,11 @@ class Care:
         return self._trying is not None
 
     @property
+    def is_holding(self) -> bool:
+        """Messages wait here."""
+        return bool(self._held)
+
+    @property
     def is_full(self) -> bool:
         return len(self._held) >= MOST_HELD
 

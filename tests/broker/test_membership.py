@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from fakes import FakeEngine, FakeFlight, FakeRenderer, FakeRunner
 from workers import BLOCK, Site, ThreadWorker, as_toml, fake_engine, make_config, until, with_slot
 
@@ -248,4 +248,23 @@ def test_a_slow_device_does_not_hold_up_a_hand_over_for_longer_than_it_may(site:
             assert took[0] < 1.2
             del first.processor.revoked
             site.settle(60)
+    check(site)
+
+
+def test_a_new_owner_waits_for_the_end_of_a_transaction_that_its_predecessor_left_open(site: Site) -> None:
+    """Its offsets are not to be had before: the broker aborts it when its time is up."""
+    site.register(TRIGGERED)
+    site.send_records(trades(0, 40))
+    consumer = Consumer({**site.config.kafka, "group.id": site.config.worker.group, "group.protocol": "classic"})
+    consumer.subscribe([site.config.topics.records])
+    until(lambda: consumer.poll(0.1) or consumer.assignment(), "an assignment")
+    dead = Producer({**site.config.kafka, "transactional.id": "dead", "transaction.timeout.ms": 18_000})
+    dead.init_transactions(10)
+    dead.begin_transaction()
+    offsets = [TopicPartition(site.config.topics.records, number, 2) for number in range(NUM_PARTITIONS)]
+    dead.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), 10)
+    consumer.close()
+    with ThreadWorker(site.config) as worker:
+        site.settle(60)
+    assert worker.warnings == []
     check(site)

@@ -16,7 +16,7 @@ from streamproc.records import Record
 from streamproc.schedule.plan import Plan
 from streamproc.settings import load_config
 
-POISON = "666"  # a price
+POISON, DEADLY = "666", 1  # a price, and the token for it
 DIED = 9
 
 
@@ -27,16 +27,24 @@ class PoisonedRenderer(FakeRenderer):
         return super().record_ids(records)
 
 
+class MarkingRenderer(FakeRenderer):
+    """A token that no answer has stands for the poison, however a record is cut into chunks."""
+
+    @staticmethod
+    def text(record: Record) -> str:
+        return FakeRenderer.text(record).replace(f" {POISON} ", chr(DEADLY))
+
+
 class PoisonedRunner(FakeRunner):
     def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
-        if any(POISON in "".join(map(chr, chunk.token_ids)) for chunk in plan.chunks):
+        if any(DEADLY in chunk.token_ids for chunk in plan.chunks):
             os._exit(DIED)
         return super().run(plan)
 
 
 if __name__ == "__main__":
     where, file = sys.argv[1:]
-    renderer = PoisonedRenderer() if where == "renderer" else FakeRenderer()
+    renderer = PoisonedRenderer() if where == "renderer" else MarkingRenderer()
     runner = (PoisonedRunner if where == "runner" else FakeRunner)(2_000, BLOCK)
     config = load_config(file=Path(file))
     with ThreadWorker(config, FakeEngine(runner, renderer), config.worker.slot):

@@ -202,7 +202,7 @@ class Site:
         consumer = Consumer({**self._properties, "group.id": self.config.worker.group})
         try:
             wanted = [TopicPartition(topic, number) for number in range(self.num_partitions)]
-            return {found.partition: (found.offset, found.metadata or "") for found in consumer.committed(wanted, 10)}
+            return {found.partition: (found.offset, found.metadata or "") for found in consumer.committed(wanted, 30)}
         finally:
             consumer.close()
 
