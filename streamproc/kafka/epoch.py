@@ -3,6 +3,7 @@
 Only "commit OK" is success. After any other outcome the producer is dropped, not nursed: the client library has no
 KIP-890, so a late commit or abort of a doubtful transaction could land in the next one. A new producer with the same
 transactional id aborts what was open and fences what is still on its way; then the committed offsets tell what landed.
+A call that does not return in time is given up with its producer.
 """
 
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamproc.errors import EpochAborted, Fenced, Unavailable
+from streamproc.kafka.giveup import Caller, GivenUp
 from streamproc.kafka.properties import connect
 from streamproc.state.epoch import Epoch, Outgoing
 
@@ -22,7 +24,10 @@ LEAST_STEP_S = 0.1
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 # message.timeout.ms must stay below transaction.timeout.ms; both bound how long a dead worker holds up readers.
+# metadata.recovery.strategy: when no broker is left, the library's default forgets all of them but keeps what it knows
+# of the group's coordinator, and the next send_offsets_to_transaction never returns, whatever its timeout.
 PROPERTIES = {
+    "metadata.recovery.strategy": "none",
     "transaction.timeout.ms": 20_000,
     "message.timeout.ms": 15_000,
     "socket.timeout.ms": 10_000,
@@ -35,10 +40,18 @@ PROPERTIES = {
 class EpochSink:
     """A transactional producer; one per worker slot, which names the transactional id."""
 
-    def __init__(self, properties: dict[str, Any], transactional_id: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        properties: dict[str, Any],
+        transactional_id: str,
+        warn: Callable[[str], None],
+        step_timeout_s: float = STEP_TIMEOUT_S,
+    ) -> None:
         self._warn = warn
         self._properties = {**PROPERTIES, **properties, "transactional.id": transactional_id}
+        self._step_timeout_s = step_timeout_s
         self._times_fenced = 0
+        self._caller = Caller()
         self._producer = self._new_producer()
 
     def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
@@ -47,7 +60,7 @@ class EpochSink:
         timeout_s bounds all of it, for partitions that have to be let go of; a new producer comes on top.
         Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id.
         """
-        left_s = _countdown(timeout_s)
+        left_s = _countdown(timeout_s, self._step_timeout_s)
         try:
             # Step 1. Open the transaction: the device is done, so it stays open for milliseconds.
             self._producer.begin_transaction()
@@ -57,12 +70,16 @@ class EpochSink:
             # Step 3. What it was computed from.
             if epoch.positions:
                 offsets = [TopicPartition(p.topic, p.partition, p.offset, p.metadata) for p in epoch.positions]
-                self._producer.send_offsets_to_transaction(offsets, membership, left_s())
+                self._call(left_s(), self._producer.send_offsets_to_transaction, offsets, membership)
             # Step 4. Both or nothing.
-            self._producer.commit_transaction(left_s())
-        except (KafkaException, BufferError) as problem:
+            self._call(left_s(), self._producer.commit_transaction)
+        except (KafkaException, BufferError, GivenUp) as problem:
             raise self._start_over(problem) from None
         self._times_fenced = 0
+
+    def _call(self, timeout_s: float, function: Callable[..., None], *arguments: Any) -> None:
+        """A step that Kafka answers. Raises GivenUp where it outlasts its timeout."""
+        self._caller.call(function.__name__, lambda: function(*arguments, timeout_s), timeout_s)
 
     def _start_over(self, problem: Exception) -> EpochAborted | Fenced:
         error = problem.args[0] if problem.args else problem
@@ -86,8 +103,10 @@ class EpochSink:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
-                producer.init_transactions(STEP_TIMEOUT_S)
+                self._call(self._step_timeout_s, producer.init_transactions)
                 return producer
+            except GivenUp as problem:
+                raise Unavailable(f"no transactions at {self._properties['bootstrap.servers']}: {problem}") from None
             except KafkaException as problem:
                 error = problem.args[0]
                 if error.fatal() or not error.retriable() or time.monotonic() > deadline:
@@ -98,6 +117,7 @@ class EpochSink:
     def close(self) -> None:
         """Let go of the producer; nothing is open between two epochs."""
         self._producer.purge()
+        self._caller.close()
 
 
 class PlainSink:
@@ -113,12 +133,12 @@ class PlainSink:
         self._sink.close()
 
 
-def _countdown(timeout_s: float | None) -> Callable[[], float]:
+def _countdown(timeout_s: float | None, step_timeout_s: float) -> Callable[[], float]:
     """How long the next step may take: its own time, or what is left for all of them."""
     if timeout_s is None:
-        return lambda: STEP_TIMEOUT_S
+        return lambda: step_timeout_s
     deadline = time.monotonic() + timeout_s
-    return lambda: min(max(deadline - time.monotonic(), LEAST_STEP_S), STEP_TIMEOUT_S)
+    return lambda: min(max(deadline - time.monotonic(), LEAST_STEP_S), step_timeout_s)
 
 
 def _produce(producer: Producer, message: Outgoing) -> None:
