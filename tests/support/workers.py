@@ -27,6 +27,7 @@ from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor
 from streamproc.records import Record, encode_record
 from streamproc.state.epoch import Message
+from streamproc.worker import make_keeper
 
 CONTEXT, KEEP, BLOCK = 160, 80, 4  # a few records of the fake renderer: sessions hop often
 PATIENCE_S = 40.0
@@ -68,8 +69,10 @@ class ThreadWorker:
         self.transactional_id = f"{config.worker.group}-{config.worker.slot}"
         self._control = ControlTopic(config)
         sink = EpochSink(properties, self.transactional_id, warn)
-        self.processor = StreamProcessor(config, engine or fake_engine(), sink, self._control, Clock())
-        self.processor.connect(Source(config, self.processor, warn, instance_id))
+        engine = engine or fake_engine()
+        self.processor = StreamProcessor(config, engine, sink, self._control, Clock())
+        keeper = make_keeper(config, engine, warn)
+        self.processor.connect(Source(config, self.processor, warn, instance_id), keeper)
         self._stopped = threading.Event()
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"worker-{config.worker.slot}")
