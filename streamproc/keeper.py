@@ -66,6 +66,7 @@ class Keeper:
         self._warn = warn
         self._identities: dict[int, Identity] = {}
         self._shelves: dict[int, Blocks] = {}       # by partition: the blocks of its newest manifest
+        self._learned: deque[tuple[Identity, Blocks]] = deque()     # from the writer's thread
         self._rounds: dict[int, Round] = {}
         self._due_s: dict[int, float] = {}
         self._saving: dict[bytes, Identity] = {}    # on their way out of the pool
@@ -98,10 +99,13 @@ class Keeper:
 
     def learn(self, manifest: Manifest) -> None:
         """This manifest is stored: what it names can be read back. From any thread."""
-        number = manifest.identity.partition
-        shelf = self._reader.open(manifest)
-        if self._identities.get(number) == manifest.identity:
-            self._shelves[number] = shelf
+        self._learned.append((manifest.identity, self._reader.open(manifest)))
+
+    def _take_learned(self) -> None:
+        while self._learned:
+            identity, blocks = self._learned.popleft()
+            if self._identities.get(identity.partition) == identity:
+                self._shelves[identity.partition] = blocks
 
     # Partitions that come and go
 
@@ -152,6 +156,7 @@ class Keeper:
 
     def pick(self) -> Saves:
         """Blocks that the next step is to copy out. To be called between two steps: what has a name is computed."""
+        self._take_learned()
         self._saving.clear()    # no step is out: what has not come by now does not come
         saves: Saves = []
         for round_ in list(self._rounds.values()):
