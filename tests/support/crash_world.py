@@ -6,7 +6,7 @@ The feed is the same at every run and comes turn by turn, so a run without any d
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,10 @@ class CrashWorld:
     rebalances: dict[int, list[int]] = field(default_factory=dict)  # by turn: partitions that go, and come back
     notes: list[str] = field(default_factory=list)  # what workers have warned of
     num_lives: int = 0
+    make_log: Callable[[Config], Log] = Log
 
     def __post_init__(self) -> None:
-        self.log, self.clock, self._turn = Log(self.config), FakeClock(), 0
+        self.log, self.clock, self._turn = self.make_log(self.config), FakeClock(), 0
         self._feed = list(feed())
         for query in TRIGGERED:
             self.log.append(self.config.topics.control, 0, query.id.encode(), query.encode())
@@ -93,10 +94,8 @@ class CrashWorld:
         try:
             self.source.assign(range(NUM_PARTITIONS))
             while self._turn < len(self._feed):
-                for number, record in self._feed[self._turn]:
-                    self.log.produce(number, record)
                 self.source.rebalances = list(self.rebalances.get(self._turn, ()))
-                self._turn += 1
+                self.produce()
                 for _ in range(STEPS):
                     self.step()
             self._drain()
@@ -106,6 +105,16 @@ class CrashWorld:
         if self.keeper:
             self.keeper.close()
         return self.death.is_dead
+
+    def produce(self) -> None:
+        """The records of the next turn."""
+        for number, record in self._feed[self._turn]:
+            self.log.produce(number, record)
+        self._turn += 1
+
+    def produce_all(self) -> None:
+        while self._turn < len(self._feed):
+            self.produce()
 
     def _scribble(self) -> None:
         self.engine.runner.kv.blocks[:-1] = 0.5 + self.num_lives
