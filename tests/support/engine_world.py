@@ -73,8 +73,8 @@ def make_config(size: Size, host_bytes: int = 0) -> Config:
 
 
 class World:
-    """A log, and a worker with a real engine that may die at any moment. With a folder there are snapshots in it, blocks
-    leave the pool for host memory, and partitions come and go.
+    """A log, and a worker with a real engine that may die at any moment. With a folder there are snapshots in it,
+    blocks leave the pool for host memory, and partitions come and go.
     """
 
     def __init__(self, engine: build.Engine, seed: int, folder: Path | None = None) -> None:

@@ -21,7 +21,6 @@ import torch
 from crash_world import CrashWorld, Outcome, build_engine
 from fakes import Log
 
-from streamproc.config import Config
 from streamproc.state.epoch import Epoch
 
 
