@@ -90,6 +90,7 @@ class KVCache:
         """Overwrite a block with bytes that `read` returned, or any buffer of them."""
         assert 0 <= block_id < self.num_blocks, "a block outside the pool"
         source = np.frombuffer(data, np.uint8)
+        assert source.size == self.layout.block_bytes, f"{source.size} bytes for a block of {self.layout.block_bytes}"
         target = self.blocks[block_id].view(-1).view(torch.uint8)
         if target.device.type == "cpu":
             target.numpy()[:] = source      # not by torch: it warns of memory that cannot be written, such as a file's

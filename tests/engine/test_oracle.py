@@ -245,6 +245,26 @@ def test_in_bfloat16_answers_and_cells_are_those_of_one_chunk(name: str, seed: i
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", range(len(SIZES)))
+def test_restored_or_evicted_to_host_memory_answers_and_cells_are_those_of_one_chunk(
+    seed: int, dtype: str, engines: Any, tmp_path: Path
+) -> None:
+    world = World(engines("random-tiny", dtype), seed, tmp_path)
+    world.walk(40)
+    world.writer.wait(5.0)
+    world.die()
+    num_loaded = world.watch.num_loaded
+    world.start()
+    world.drain()
+    assert world.watch.num_loaded > num_loaded
+    check_variety(Oracle(world, in_one_chunk(world.engine)).check())
+    assert check_cells(world)
+    assert world.num_hopped
+    world.die()
+    assert not [note for note in world.notes if "passed over" not in note]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_answers_are_right_where_torch_computes(dtype: str, engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "cpu_forward", lambda *_: None)
     settings = make_config(SIZES[0])

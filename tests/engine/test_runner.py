@@ -37,6 +37,63 @@ def test_copies_are_made_without_chunks_too(engine: Engine) -> None:
     assert torch.equal(kv.gather([9]), kv.gather([10]))
 
 
+def test_saves_then_loads_then_copies_then_chunks(engine: Engine) -> None:
+    """Block 0 is saved, then loaded into, then copied, then computed: each sees what the one before left."""
+    kv = engine.runner.kv
+    kv.scatter(range(8), torch.randn(8, *kv.layout.block_shape).to(kv.layout.dtype))
+    before, data = kv.read(0), kv.read(7)
+    plan = Plan(((0, 5), (5, 6)), (chunk(),), ((0, b"old"), (5, b"copied")), ((0, data),))
+    old_five = kv.read(5)
+    flight = engine.runner.launch(plan)
+    flight.wait()
+    assert {name: bytes(saved) for name, saved in flight.saved.items()} == {b"old": bytes(before),
+                                                                            b"copied": bytes(old_five)}
+    assert bytes(kv.read(5)) == bytes(data)
+    assert bytes(kv.read(6)) == bytes(old_five)
+    assert bytes(kv.read(0)) not in (bytes(before), bytes(data))
+
+
+def test_saves_and_loads_need_no_chunks_and_a_plan_without_saves_has_saved_nothing(engine: Engine) -> None:
+    kv = engine.runner.kv
+    kv.scatter([9], torch.ones(1, *kv.layout.block_shape))
+    flight = engine.runner.launch(Plan((), (), ((9, b"ones"),)))
+    assert flight.wait() == {}
+    assert list(flight.saved) == [b"ones"]
+    after = engine.runner.launch(Plan((), (), (), ((10, memoryview(bytes(flight.saved[b"ones"]))),)))
+    assert after.wait() == {}
+    assert after.saved == {}
+    assert torch.equal(kv.gather([9]), kv.gather([10]))
+
+
+@pytest.mark.parametrize("cut", [16, 32])
+def test_a_sequence_goes_on_from_loaded_blocks_as_if_they_were_computed(cut: int, engine: Engine) -> None:
+    kv, runner = engine.runner.kv, engine.runner
+    whole = runner.launch(Plan((), (chunk(),))).wait()
+    cells = runner.forward.cells(kv, (0, 1, 2), len(IDS))
+    blocks = runner.launch(Plan((), (), tuple((i, bytes([i])) for i in range(cut // 16))))
+    blocks.wait()
+    kv.scatter(range(12), torch.full((12, *kv.layout.block_shape), 3.0))
+    loads = tuple((4 + name[0], bytes(data)) for name, data in blocks.saved.items())
+    rest = Chunk(1, cut, IDS[cut:], (4, 5, 6), 1)
+    assert runner.launch(Plan((), (rest,), (), loads)).wait() == whole
+    assert torch.equal(runner.forward.cells(kv, (4, 5, 6), len(IDS)), cells)
+
+
+def test_loads_and_saves_of_a_step_with_lanes_come_before_any_lane(load: Callable[..., LoadedModel]) -> None:
+    loaded = load("llama", torch.float32)
+    runner = ModelRunner(loaded, KVCache(loaded.layout(16), 12, loaded.device), 1, lanes=2)
+    tables = ((0, 1, 2), (3, 4, 5))
+    whole = runner.launch(Plan((), tuple(chunk(i, table) for i, table in enumerate(tables)))).wait()
+    first = [runner.kv.read(table[0]) for table in tables]
+    runner.kv.scatter(range(12), torch.zeros(12, *runner.kv.layout.block_shape))
+    rests = tuple(Chunk(i, 16, IDS[16:], table, 1) for i, table in enumerate(((6, 7, 8), (9, 10, 11))))
+    plan = Plan((), (*rests, chunk(2, (0, 1, 2), 0)), ((6, b"zeros"),), ((6, first[0]), (9, first[1])))
+    flight = runner.launch(plan)
+    assert flight.wait() == whole
+    assert not flight.saved[b"zeros"].any()
+    runner.close()
+
+
 def test_a_step_writes_its_own_cells_only(engine: Engine) -> None:
     kv = engine.runner.kv
     kv.scatter(range(20), torch.full((20, *kv.layout.block_shape), 7.0))

@@ -3,6 +3,7 @@
 import random
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,15 @@ from streamproc.config import Config, Engine, Prompts, Worker
 from streamproc.engine import build
 from streamproc.engine.forward import run_step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.keeper import Keeper
 from streamproc.messages import Answer, Ask, Query, decode_answer
 from streamproc.processor import StreamProcessor
 from streamproc.records import Quote, Record, Trade
 from streamproc.schedule.plan import Chunk, Plan
+from streamproc.snapshots.manifest import Identity
+from streamproc.snapshots.restore import SnapshotReader
+from streamproc.snapshots.store import open_store
+from streamproc.snapshots.writer import SnapshotWriter
 from streamproc.state.fork import Fork
 from streamproc.state.generation import Generation
 
@@ -59,20 +65,27 @@ QUERIES = (
 )
 
 
-def make_config(size: Size) -> Config:
-    engine = Engine(context_tokens=size.context_tokens, step_tokens=size.step_tokens, kv_bytes=4 * 2**20, threads=1)
+def make_config(size: Size, host_bytes: int = 0) -> Config:
+    engine = Engine(context_tokens=size.context_tokens, step_tokens=size.step_tokens, kv_bytes=4 * 2**20, threads=1,
+                    host_bytes=host_bytes)  # fmt: skip
     worker = Worker(slot="test", commit_interval_ms=10, max_question_tokens=MAX_QUESTION, max_answer_tokens=MAX_ANSWER)
     return Config(engine=engine, worker=worker, prompts=PROMPTS)
 
 
 class World:
-    """A log, and a worker with a real engine that may die at any moment."""
+    """A log, and a worker with a real engine that may die at any moment. With a folder there are snapshots in it,
+    blocks leave the pool for host memory, and partitions come and go.
+    """
 
-    def __init__(self, engine: build.Engine, seed: int) -> None:
+    def __init__(self, engine: build.Engine, seed: int, folder: Path | None = None) -> None:
         self.rng = random.Random(seed)
+        self.folder, self.more_rng = folder, random.Random(-1 - seed)  # what is drawn for the folder changes no feed
+        self.notes: list[str] = []
+        self.keeper: Keeper | None = None
         self.engine = engine
         self.size = SIZES[seed % len(SIZES)]
-        self.config = make_config(self.size)
+        host_blocks = self.more_rng.choice((4, 40)) if folder else 0
+        self.config = make_config(self.size, host_blocks * engine.runner.block_bytes)
         longest = -(-build.longest_sequence(self.config) // engine.runner.block_size) + 1
         self.watch = WatchedRunner(engine.runner, self.size.pool * longest)
         self.log = Log(self.config)
@@ -93,8 +106,27 @@ class World:
         self._count_guesses()
         self.source = FakeSource(self.log, batch=self.rng.choice((1, 4, 30)))
         self.source.listener = self.processor
-        self.processor.connect(self.source)
+        self.keeper = self._make_keeper()
+        self.processor.connect(self.source, self.keeper)
         self.source.assign(range(2))
+
+    def _make_keeper(self) -> Keeper | None:
+        if not self.folder:
+            return None
+        store, fingerprint = open_store(str(self.folder)), f"{self.engine.fingerprint}.{self.engine.runner.block_size}"
+
+        def identity(number: int, topic_id: str) -> Identity:
+            return Identity(fingerprint, "group", "records", topic_id, number)
+
+        self.writer = SnapshotWriter(store, self.notes.append)
+        reader = SnapshotReader(store, self.notes.append)
+        return Keeper(identity, self.writer, reader, self.more_rng.choice((0.0, 0.01)), self.notes.append)
+
+    def die(self) -> None:
+        """Its snapshots are written up to here, or not."""
+        if self.keeper:
+            self.writer.wait(self.more_rng.choice((0.0, 5.0)))
+            self.keeper.close()
 
     def _count_guesses(self) -> None:
         speculation = self.processor.scheduler.speculation
@@ -123,7 +155,10 @@ class World:
             self.processor.check()
             if self.rng.random() < 0.04:
                 check_cells(self)
+                self.die()
                 self.start()
+            if self.folder and self.more_rng.random() < 0.06:
+                self.source.rebalances = [self.more_rng.randrange(2)]
         self.drain()
 
     def record(self, sym: str) -> Record:

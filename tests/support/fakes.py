@@ -194,6 +194,14 @@ class Log:
     def produce(self, partition: int, record: Record) -> int:
         return self.append(self.config.topics.records, partition, record.sym.encode(), encode_record(record))
 
+    def commit(self, epoch: Epoch) -> None:
+        """A transaction: all of it, or nothing."""
+        for message in epoch.messages:
+            self.headers.append((message, dict(message.headers)))
+            self.append(message.topic, message.partition or 0, message.key, message.value)
+        for position in epoch.positions:
+            self.committed[(position.topic, position.partition)] = (position.offset, position.metadata)
+
     def read(self, topic: str, partition: int = 0) -> list[Message]:
         return self.topics.get((topic, partition), [])
 
@@ -292,11 +300,7 @@ class FakeSink:
     def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         fate = self.fate()
         if fate != "abort":
-            for message in epoch.messages:
-                self.log.headers.append((message, dict(message.headers)))
-                self.log.append(message.topic, message.partition or 0, message.key, message.value)
-            for position in epoch.positions:
-                self.log.committed[(position.topic, position.partition)] = (position.offset, position.metadata)
+            self.log.commit(epoch)
         if fate != "ok":
             raise EpochAborted(fate)
         self.num_epochs += 1

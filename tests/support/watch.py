@@ -1,5 +1,7 @@
 """Looks over a runner's shoulder: which token every cell holds, and so all that a sampled token has seen."""
 
+import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +18,23 @@ class WatchedRunner:
     runner: Any
     num_blocks: int
     sampled: dict[Ids, int] = field(default_factory=dict)
+    num_loaded: int = 0
     _cells: dict[int, int] = field(default_factory=dict)
+    _named: dict[bytes, tuple[Ids, bytes]] = field(default_factory=dict)  # saved blocks: their tokens, digest of bytes
+    _tokens: dict[bytes, Ids] = field(default_factory=dict)  # by that digest
+
+    @property
+    def block_bytes(self) -> int:
+        return int(self.runner.block_bytes)
 
     @property
     def block_size(self) -> int:
         return int(self.runner.block_size)
 
     def launch(self, plan: Plan) -> "WatchedFlight":
+        saves = {name: self._held(block_id) for block_id, name in plan.saves}
+        for block_id, data in plan.loads:
+            self._load(block_id, data)
         for source, target in plan.copies:
             self._copy(source, target)
         seen = {}
@@ -30,13 +42,31 @@ class WatchedRunner:
             ids = self._take(chunk)
             if chunk.num_samples:
                 seen[chunk.seq_id] = ids[: len(ids) - len(chunk.draft)]
-        return WatchedFlight(self, self.runner.launch(plan), seen)
+        return WatchedFlight(self, self.runner.launch(plan), seen, saves)
 
     def answers(self, context: Ids) -> Iterator[int]:
         """The tokens that were sampled after this context, one upon the other."""
         while context in self.sampled:
             yield self.sampled[context]
             context = (*context, self.sampled[context])
+
+    def note_saved(self, tokens: Ids, name: bytes, data: Any) -> None:
+        """A name stands for the same tokens and the same bytes, whoever has computed them."""
+        digest = hashlib.sha256(data).digest()
+        assert self._named.setdefault(name, (tokens, digest)) == (tokens, digest), "a name stands for two contents"
+        assert self._tokens.setdefault(digest, tokens) == tokens, "the same bytes for other tokens"
+
+    def _held(self, block_id: int) -> Ids:
+        """The tokens of a full block."""
+        assert block_id < self.num_blocks
+        return tuple(self._cells[slot] for slot in range(block_id * self.block_size, (block_id + 1) * self.block_size))
+
+    def _load(self, block_id: int, data: Any) -> None:
+        """Bytes that were saved once, of whatever worker."""
+        assert block_id < self.num_blocks
+        self.num_loaded += 1
+        tokens = self._tokens[hashlib.sha256(data).digest()]
+        self._cells.update(zip(itertools.count(block_id * self.block_size), tokens, strict=False))
 
     def _copy(self, source: int, target: int) -> None:
         for i in range(self.block_size):
@@ -60,6 +90,7 @@ class WatchedFlight:
     watch: WatchedRunner
     flight: Flight
     seen: dict[int, Ids]
+    saves: dict[bytes, Ids]
 
     @property
     def seconds(self) -> float:
@@ -75,6 +106,9 @@ class WatchedFlight:
     def wait(self) -> dict[int, Ids]:
         found = self.flight.wait()
         assert found.keys() == self.seen.keys()
+        assert self.flight.saved.keys() == self.saves.keys()
+        for name, data in self.flight.saved.items():
+            self.watch.note_saved(self.saves[name], name, data)
         for seq_id, ids in self.seen.items():
             for i, token in enumerate(found[seq_id]):
                 assert self.watch.sampled.setdefault((*ids, *found[seq_id][:i]), token) == token
