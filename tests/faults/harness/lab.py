@@ -1,0 +1,267 @@
+"""One run: topics of its own on the cluster under test, load on them, faults from a scenario, and the verdict."""
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from workers import Site, make_config
+
+from harness.checker import Verdict, check_file
+from harness.cluster import Cluster
+from harness.driver import Driver, Load
+from harness.history import History, text_of
+from harness.processes import Workers
+from harness.reader import Reader, Sampler, wait_for
+from streamproc.config import Config, Topics
+from streamproc.errors import StreamprocError
+from streamproc.kafka.topics import create, load_specs
+from streamproc.messages import Query
+
+TICK_S = 0.1
+SETTLE_S = 90.0
+GRACE_S = 1.5  # after which every running worker has read a change of the control topic
+QUERIES = (
+    Query("every-3", "Is {last} {count}?", every=3, max_tokens=5),
+    Query("change-4", "up?", every=4, emit="change", max_tokens=1),
+    Query("some-5", "{session} vwap {vwap} hi {high}", "S[135]*", every=5, max_tokens=8),
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a run works on."""
+
+    num_partitions: int = 2
+    num_answers: int = 3  # partitions of the answers topic
+    num_sessions: int = 8
+    context_tokens: int = 160  # 160: sessions hop often; 4096: they do not within a short run
+    records_per_s: float = 400.0
+    asks_per_s: float = 2.0
+    poison_share: float = 0.0
+    queries: Sequence[Query] = QUERIES
+    settings: dict[str, Any] = field(default_factory=dict)  # of the worker
+
+    @property
+    def sessions(self) -> list[str]:
+        return [f"S{number}" for number in range(self.num_sessions)]
+
+
+class Lab:
+    """Everything that a scenario works with. Use as a context manager; `finish` gives the verdict."""
+
+    def __init__(self, cluster: Cluster, folder: Path, name: str, seed: int, shape: Shape = Shape()) -> None:  # noqa: B008
+        self.cluster, self.shape, self.rng = cluster, shape, random.Random(seed)
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.history = History(folder / "history.jsonl")
+        self.topics = make_topics(cluster.address, name, shape)
+        self.config = self._config()
+        self.site = Site(replace(self.config, kafka={"bootstrap.servers": cluster.address}), shape.num_partitions)
+        self.workers = Workers(self.config, cluster.lane_address, folder, self.history)
+        self.reader = Reader(cluster.address, self.topics.answers, shape.num_answers, self.history)
+        group = self.config.worker.group
+        self.sampler = Sampler(cluster.address, group, self.topics.records, self.reader, self.history)
+        load = Load(shape.sessions, shape.records_per_s, shape.poison_share, shape.asks_per_s)
+        self.driver = Driver(cluster.address, self.topics, load, self.history, self.rng)
+        self._is_driving = False
+        engine = self.config.engine
+        self.history.add(
+            "run",
+            scenario=name,
+            seed=seed,
+            topics=asdict(self.topics),
+            group=group,
+            context_tokens=engine.context_tokens,
+            keep_tokens=int(engine.context_tokens * engine.keep),
+        )
+
+    def _config(self) -> Config:
+        config = make_config(self.topics, "", context_tokens=self.shape.context_tokens)
+        return replace(config, worker=replace(config.worker, **self.shape.settings))
+
+    def __enter__(self) -> "Lab":
+        self.register(self.shape.queries)
+        self.reader.start()
+        self.sampler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.workers.close()
+        self.cluster.ensure_up()
+        if self._is_driving:
+            self.drive_no_more()
+        self.sampler.stop()
+        self.reader.stop()
+        self.history.close()
+        delete_topics(self.cluster.address, self.topics)
+
+    # What scenarios do
+
+    def drive(self) -> None:
+        """Send records from now on."""
+        self.driver.start()
+        self._is_driving = True
+
+    def drive_no_more(self) -> None:
+        self._is_driving = False
+        self.driver.stop()
+
+    def run(self, seconds: float, each: Callable[[], None] = lambda: None) -> None:
+        """Let time pass; whoever dies meanwhile is started again."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.workers.supervise()
+            each()
+            time.sleep(min(TICK_S, left))
+
+    def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        return wait_for(condition, timeout_s, self.workers.supervise)
+
+    def until_live(self, timeout_s: float = 30.0) -> bool:
+        """Until all partitions are owned and live, each by one worker."""
+        wanted = {str(number) for number in range(self.shape.num_partitions)}
+
+        def is_live() -> bool:
+            owned = [item for each in self.workers.owned().values() for item in each.items()]
+            return len(owned) == len(wanted) and {number for number, phase in owned if phase == "live"} == wanted
+
+        return self.until(is_live, timeout_s)
+
+    def until_moving(self, timeout_s: float = 60.0) -> bool:
+        """Until the reader has seen something new."""
+        before = self.reader.num_seen
+        return self.until(lambda: self.reader.num_seen > before, timeout_s)
+
+    def register(self, queries: Sequence[Query]) -> None:
+        """Before any worker runs: these count from the first record on."""
+        for query in queries:
+            self.site.send(self.topics.control, query.id.encode(), query.encode())
+            self.history.add("query", id=query.id, value=query.encode().decode(), low={}, high={})
+
+    def change(self, query_id: str, query: Query | None) -> None:
+        """Change a query while records flow: between `low` and `high` either version may answer a record."""
+        value = None if query is None else query.encode()
+        low = self.committed(self.topics.records)
+        self.site.send(self.topics.control, query_id.encode(), value)
+        self.run(GRACE_S)
+        high = self.site.ends(self.topics.records)
+        self.history.add("query", id=query_id, value=text_of(value), low=low, high=high)
+
+    def committed(self, topic: str) -> dict[int, int]:
+        return {number: max(offset, 0) for number, (offset, _) in self.site.committed(topic).items()}
+
+    # The end
+
+    def finish(self) -> Verdict:
+        """Heal everything, let it settle, write down what the logs hold -> the verdict."""
+        self.cluster.ensure_up()
+        for slot, started in self.workers.running.items():
+            if started.is_frozen:
+                self.workers.thaw(slot)
+        if self._is_driving:
+            self.drive_no_more()
+        self.settle()
+        self.sampler.stop()
+        for slot in list(self.workers.running):
+            self.workers.stop(slot)
+        self._final_polls()
+        self._write_logs()
+        self.history.close()
+        return check_file(self.history.path)
+
+    def settle(self, timeout_s: float = SETTLE_S) -> None:
+        """Wait until everything sent is committed past."""
+        if not self.workers.running:
+            self.workers.start("a")
+
+        def is_settled() -> bool:
+            try:
+                return self.site.is_settled()
+            except StreamprocError:
+                return False
+
+        ok = self.until(is_settled, timeout_s)
+        why = "" if ok else f"not all processed {timeout_s:.0f} s after everything was healed: {self._lag()}"
+        self.history.add("settled", ok=ok, why=why)
+
+    def _lag(self) -> str:
+        topics = (self.topics.records, self.topics.asks)
+        return "; ".join(
+            f"{topic}: committed {self.committed(topic)}, ends {self.site.ends(topic)}, {self.workers.owned()}"
+            for topic in topics
+        )
+
+    def _final_polls(self) -> None:
+        """Until the reader is at the end of what is committed, as the log says it."""
+        newest = dict.fromkeys(range(self.shape.num_answers), 0)
+        for message in self._read("answers", self.shape.num_answers):
+            newest[message.partition] = message.offset + 1
+        wait_for(lambda: all(self.reader.positions[p] >= end for p, end in newest.items()), 20)
+        self.reader.stop()
+
+    def _read(self, role: str, num_partitions: int) -> list[Any]:
+        return Site(self.site.config, num_partitions).read(getattr(self.topics, role))
+
+    def _write_logs(self) -> None:
+        counts = partitions_of(self.shape)
+        for role in asdict(self.topics):
+            for message in self._read(role, counts[role]):
+                headers = {name: text_of(value) for name, value in message.headers.items() if name != "timings"}
+                self.history.add(
+                    "log",
+                    topic=role,
+                    partition=message.partition,
+                    offset=message.offset,
+                    key=text_of(message.key),
+                    value=text_of(message.value),
+                    **({"headers": headers} if headers else {}),
+                )
+            topic = getattr(self.topics, role)
+            visible, whole = (offsets_at_end(self.cluster.address, topic, counts[role], c) for c in (True, False))
+            self.history.add("ends", topic=role, committed=visible, all=whole)
+        for role in ("records", "asks"):
+            self.history.add("group", topic=role, committed=self.committed(getattr(self.topics, role)))
+
+
+def partitions_of(shape: Shape) -> dict[str, int]:
+    """Partitions by role of the topic."""
+    return {
+        "records": shape.num_partitions,
+        "asks": shape.num_partitions,
+        "sessions": shape.num_partitions,
+        "answers": shape.num_answers,
+        "control": 1,
+        "dead": 1,
+    }
+
+
+def make_topics(address: str, name: str, shape: Shape) -> Topics:
+    """Fresh topics of a run."""
+    prefix = f"{name.lower()}-{uuid.uuid4().hex[:8]}"
+    topics = Topics(**{role: f"{prefix}.{role}" for role in asdict(Topics())})
+    counts = partitions_of(shape)
+    specs = [replace(spec, partitions=counts[spec.role]) for spec in load_specs(topics)]
+    failed = [made for made in create(AdminClient({"bootstrap.servers": address, "log_level": 3}), specs) if made.error]
+    assert not failed, failed
+    return topics
+
+
+def delete_topics(address: str, topics: Topics) -> None:
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
+    for deletion in admin.delete_topics(list(asdict(topics).values())).values():
+        deletion.exception()
+
+
+def offsets_at_end(address: str, topic: str, num_partitions: int, committed: bool) -> dict[int, int]:
+    """End of every partition: of what readers of committed messages can see, or of the log."""
+    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+    wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in range(num_partitions)}
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
+    found = admin.list_offsets(wanted, isolation_level=level, request_timeout=10.0)
+    return {tp.partition: future.result().offset for tp, future in found.items()}

@@ -1,0 +1,183 @@
+"""The catalogue of faults: each scenario is a few lines that say what is done to whom while records flow.
+
+`length_s` is how long the load lasts; what follows, healing and settling, comes on top.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.checker import Verdict
+from harness.cluster import Cluster
+from harness.lab import GRACE_S, Lab, Shape
+from harness.worker import Orders
+from streamproc.messages import Query
+
+SOCKET_S = 3.0  # socket.timeout.ms of the workers
+SESSION_S = 6.0  # after which the broker gives a silent worker's partitions away
+
+LONG = Shape(context_tokens=4096, records_per_s=300)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One line of the report."""
+
+    name: str
+    about: str
+    play: Callable[[Lab, float], None]
+    shape: Shape = field(default_factory=Shape)
+    short_s: float = 15.0  # of load, in the test suite
+    long_s: float = 60.0  # in a run that is about faults
+
+
+def play(scenario: Scenario, cluster: Cluster, folder: Path, seed: int, length_s: float) -> Verdict:
+    """Run a scenario once -> what its history shows. The history stays in the folder."""
+    with Lab(cluster, folder, scenario.name, seed, scenario.shape) as lab:
+        scenario.play(lab, length_s)
+        return lab.finish()
+
+
+def begin(lab: Lab, *slots: str) -> None:
+    """Start workers, and records once all partitions are live."""
+    for slot in slots:
+        lab.workers.start(slot)
+    assert lab.until_live(), f"the workers do not come up: {lab.workers.owned()}"
+    lab.drive()
+    assert lab.until_moving(), "no answers come"
+
+
+def workers_killed(lab: Lab, length_s: float) -> None:
+    """T1: SIGKILL of a worker at any moment, its restart soon after; sometimes while it restores."""
+    begin(lab, "a", "b")
+    deadline = time.monotonic() + length_s
+    while time.monotonic() < deadline:
+        lab.run(lab.rng.uniform(1.5, 5.0))
+        slot = lab.rng.choice(sorted(lab.workers.running))
+        lab.workers.kill(slot)
+        lab.run(lab.rng.choice((0.0, 0.3, 2.0)))
+        lab.workers.start(slot)
+        if lab.rng.random() < 0.3:
+            lab.run(lab.rng.uniform(0.2, 1.5))
+            lab.workers.kill(slot)
+            lab.workers.start(slot)
+
+
+def broker_bounced(lab: Lab, length_s: float) -> None:
+    """T2: the broker is stopped or killed, and started again on what it left."""
+    begin(lab, "a", "b")
+    deadline, number = time.monotonic() + length_s, 0
+    while time.monotonic() < deadline:
+        lab.run(lab.rng.uniform(2.0, 5.0))
+        how = ("SIGKILL", "SIGTERM")[number % 2]
+        lab.history.fault(f"{how} broker")
+        (lab.cluster.kill if how == "SIGKILL" else lab.cluster.terminate)()
+        lab.cluster.restart()
+        lab.until_moving()
+        number += 1
+
+
+def broker_frozen(lab: Lab, length_s: float) -> None:
+    """T3: SIGSTOP of the broker for longer than clients wait for a reply, then SIGCONT: the requests that they had given
+    up are carried out beside the new ones.
+    """
+    begin(lab, "a", "b")
+    deadline = time.monotonic() + length_s
+    while time.monotonic() < deadline:
+        lab.run(lab.rng.uniform(1.0, 3.0))
+        lab.history.fault("SIGSTOP broker")
+        lab.cluster.freeze()
+        lab.run(SOCKET_S + lab.rng.uniform(0.5, 3.5))
+        lab.cluster.thaw()
+        lab.until_moving()
+
+
+def workers_frozen(lab: Lab, length_s: float) -> None:
+    """T4: SIGSTOP of a worker until others have its partitions; then it wakes as a zombie."""
+    begin(lab, "a", "b")
+    deadline = time.monotonic() + length_s
+    while time.monotonic() < deadline:
+        lab.run(lab.rng.uniform(1.0, 3.0))
+        slot = lab.rng.choice(sorted(lab.workers.running))
+        lab.workers.freeze(slot)
+        lab.run(SESSION_S + lab.rng.uniform(1.0, 4.0))
+        if slot in lab.workers.running:
+            lab.workers.thaw(slot)
+        lab.until_moving()
+        lab.run(2.0)
+
+
+STEPS = "+b +c -b! +b -c +c -b! +b -a! -c +a -b"  # +: start, -: SIGTERM, -!: SIGKILL
+
+
+def workers_come_and_go(lab: Lab, length_s: float) -> None:
+    """T5: 1 -> 2 -> 3 -> 2 -> 1 workers with kills between, some of them while they restore."""
+    begin(lab, "a")
+    steps = STEPS.split()
+    deadline = time.monotonic() + length_s
+    while time.monotonic() < deadline:
+        for step in steps:
+            come_or_go(lab, step)
+            lab.run(lab.rng.choice((0.3, 1.0, length_s / len(steps))))
+            if time.monotonic() > deadline:
+                break
+    assert lab.until_live(60), f"the survivors do not own all partitions: {lab.workers.owned()}"
+
+
+def come_or_go(lab: Lab, step: str) -> None:
+    """One step, if it can be taken."""
+    slot = step[1]
+    if step[0] == "+":
+        if slot not in lab.workers.running:
+            lab.workers.start(slot)
+    elif slot in lab.workers.running and len(lab.workers.running) > 1:
+        if step.endswith("!"):
+            lab.workers.kill(slot)
+        else:
+            lab.history.fault(f"SIGTERM worker {slot}")
+            lab.workers.stop(slot)
+
+
+def workers_fail(lab: Lab, length_s: float) -> None:
+    """T8: workers that throw after some hundred records, whose device runs out of memory, and records that are poison."""
+    for number, slot in enumerate("ab"):
+        lab.workers.orders[slot] = Orders(throw_after=lab.rng.randrange(200, 900), oom_share=0.02, seed=number)
+    begin(lab, "a", "b")
+    lab.run(length_s)
+    for slot in "ab":
+        lab.workers.orders[slot] = Orders()
+
+
+def queries_change(lab: Lab, length_s: float) -> None:
+    """T9: standing questions are added, changed and removed while workers come, go and are killed."""
+    begin(lab, "a", "b")
+    deadline, number = time.monotonic() + length_s, 0
+    while time.monotonic() < deadline:
+        number += 1
+        query_id = lab.rng.choice(("moving", "fading"))
+        fresh = Query(query_id, f"version {number} of {{count}}?", every=lab.rng.choice((2, 3)), max_tokens=4)
+        lab.change(query_id, fresh)
+        lab.run(lab.rng.uniform(0.5, 2.0))
+        slot = lab.rng.choice(sorted(lab.workers.running))
+        lab.workers.kill(slot)
+        lab.run(lab.rng.choice((0.0, 1.0)))
+        lab.workers.start(slot)
+        lab.until_moving()
+        lab.run(GRACE_S)
+        if query_id == "fading":
+            lab.change(query_id, None)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("T1", "workers SIGKILLed", workers_killed),
+        Scenario("T2", "broker SIGKILLed, SIGTERMed", broker_bounced),
+        Scenario("T3", "broker frozen", broker_frozen, LONG),
+        Scenario("T4", "workers frozen: zombies", workers_frozen),
+        Scenario("T5", "1-2-3-2-1 workers", workers_come_and_go, Shape(num_partitions=5, num_sessions=15)),
+        Scenario("T8", "failures, no memory, poison", workers_fail, replace(LONG, poison_share=0.004)),
+        Scenario("T9", "questions change", queries_change),
+    )
+}

@@ -1,0 +1,139 @@
+"""A worker on the fake model, as a process of its own that can be killed, frozen and made to fail:
+
+    python -P -m harness.worker streamproc.toml status.jsonl '{"throw_after": 200}'
+
+It says how it is twice a second, in the status file. How it ends: 0 after a signal to stop; 3 with one line for an
+error that is meant for people; 70 for a failure that it was told to have; 1 with a traceback for anything else.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fakes import FakeEngine, FakeFlight, FakeRenderer, FakeRunner
+
+from streamproc.config import Config
+from streamproc.errors import OutOfMemory, StreamprocError
+from streamproc.kafka.control import ControlTopic
+from streamproc.kafka.epoch import EpochSink
+from streamproc.kafka.properties import client_properties
+from streamproc.kafka.source import Source
+from streamproc.ports import Clock
+from streamproc.processor import StreamProcessor, collect_rarely
+from streamproc.schedule.plan import Plan
+from streamproc.settings import load_config
+
+STATUS_S = 0.5
+CHECK_EVERY = 50  # turns of the loop: the check walks all blocks
+SAID, THROWN = 3, 70
+
+
+class Thrown(Exception):
+    """A failure that was ordered."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Failures that the worker is told to have."""
+
+    throw_after: int = 0  # records; 0: never
+    oom_share: float = 0.0  # of the steps that compute something
+    seed: int = 0
+    num_blocks: int = 6_000
+
+
+class SpoiltRunner(FakeRunner):
+    """The fake model on a device whose memory runs out now and then."""
+
+    def __init__(self, orders: Orders, block_size: int) -> None:
+        super().__init__(orders.num_blocks, block_size)
+        self._rng = random.Random(orders.seed)
+        self._share = orders.oom_share
+        self._was_out = False
+
+    def launch(self, plan: Plan) -> FakeFlight:
+        return SpoiltFlight(self, plan)
+
+    def is_out_of_memory(self) -> bool:
+        """Never twice in a row: that is an end of its own."""
+        self._was_out = not self._was_out and self._rng.random() < self._share
+        return self._was_out
+
+
+class SpoiltFlight(FakeFlight):
+    def wait(self) -> dict[int, tuple[int, ...]]:
+        assert isinstance(self.runner, SpoiltRunner)
+        if self.plan.chunks and self.runner.is_out_of_memory():
+            raise OutOfMemory("ordered")
+        return super().wait()
+
+
+def run(config: Config, status: Path, orders: Orders) -> None:
+    """Until a signal to stop comes."""
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    collect_rarely()
+    engine = FakeEngine(SpoiltRunner(orders, config.engine.block_size), FakeRenderer())
+    properties = client_properties(config)
+    control = ControlTopic(config)
+    sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", say)
+    processor = StreamProcessor(config, engine, sink, control, Clock())
+    processor.connect(Source(config, processor, say))
+    with status.open("w", buffering=1) as file:
+        loop(processor, lambda: bool(stopped), lambda **facts: print(json.dumps(facts), file=file), orders)
+    control.close()
+
+
+def loop(processor: StreamProcessor, is_stopped: Callable[[], bool], tell: Callable[..., Any], orders: Orders) -> None:
+    """The product's own loop, with a look at its books and a word on how it goes."""
+    turn, told_at = 0, 0.0
+    while not is_stopped():
+        processor.step()
+        turn += 1
+        if turn % CHECK_EVERY == 0:
+            processor.check()
+        if orders.throw_after and processor.counters.records >= orders.throw_after:
+            raise Thrown(f"after {processor.counters.records} records")
+        if (now := time.monotonic()) - told_at >= STATUS_S:
+            told_at = now
+            tell(**how_it_is(processor))
+    processor.close()
+
+
+def how_it_is(processor: StreamProcessor) -> dict[str, Any]:
+    done = processor.counters
+    return {
+        "owned": {number: partition.phase.value for number, partition in processor.partitions.items()},
+        "records": done.records,
+        "answers": done.flash_answers,
+        "epochs": done.epochs,
+        "aborted": done.aborted_epochs,
+        "rss_bytes": rss_bytes(),
+    }
+
+
+def rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def say(text: str) -> None:
+    print(f"{time.time():.3f} warning: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        run(load_config(file=Path(sys.argv[1])), Path(sys.argv[2]), Orders(**json.loads(sys.argv[3])))
+    except StreamprocError as problem:
+        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+        os._exit(SAID)
+    except Thrown as problem:
+        print(f"Thrown: {problem}", file=sys.stderr)
+        os._exit(THROWN)  # a crash: nothing is closed, nobody is told
