@@ -21,7 +21,10 @@ START_TIMEOUT_S = 30.0
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 # message.timeout.ms must stay below transaction.timeout.ms; both bound how long a dead worker holds up readers.
+# metadata.recovery.strategy: when no broker is left, the library's default forgets all of them but keeps what it knows
+# of the group's coordinator, and the next send_offsets_to_transaction never returns, whatever its timeout.
 PROPERTIES = {
+    "metadata.recovery.strategy": "none",
     "transaction.timeout.ms": 20_000,
     "message.timeout.ms": 15_000,
     "socket.timeout.ms": 10_000,

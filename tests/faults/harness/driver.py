@@ -47,7 +47,7 @@ class Driver:
 
     def __init__(self, address: str, topics: Topics, load: Load, history: History, rng: random.Random) -> None:
         self._topics, self.load, self._history, self._rng = topics, load, history, rng
-        self._producer = Producer({**PRODUCER, "bootstrap.servers": address, "error_cb": lambda error: None})
+        self._producer = Producer({**PRODUCER, "bootstrap.servers": address, "error_cb": lambda error: None, "log_level": 0})
         self._roles = {topics.records: "records", topics.asks: "asks", topics.control: "control"}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="driver", daemon=True)

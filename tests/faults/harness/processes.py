@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -105,9 +106,11 @@ class Workers:
         try:
             code = started.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
+            where = self.where(started)
             started.process.kill()
             started.process.wait()
-            self._history.add("settled", ok=False, why=f"worker {slot} did not end {STOP_S:.0f} s after SIGTERM")
+            why = f"worker {slot} did not end {STOP_S:.0f} s after SIGTERM: {where} ({started.log})"
+            self._history.add("settled", ok=False, why=why)
             return
         self._tell_end(slot, started, code)
 
@@ -120,6 +123,15 @@ class Workers:
                 self._tell_end(slot, started, code)
                 if self.is_supervised:
                     self.start(slot, replace(self.orders[slot], seed=self.orders[slot].seed + 1))
+
+    def where(self, started: Started) -> str:
+        """The line of code that a worker is at; its whole stack goes into its log."""
+        before = len(started.log.read_text(errors="replace"))
+        started.process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        stack = started.log.read_text(errors="replace")[before:].splitlines()
+        frames = [line.strip() for line in stack if line.startswith("  File")]
+        return frames[0] if frames else "it does not say where"
 
     def _tell_end(self, slot: str, started: Started, code: int) -> None:
         line = last_line(started.log)

@@ -6,6 +6,7 @@ It says how it is twice a second, in the status file. How it ends: 0 after a sig
 error that is meant for people; 70 for a failure that it was told to have; 1 with a traceback for anything else.
 """
 
+import faulthandler
 import json
 import os
 import random
@@ -77,6 +78,7 @@ class SpoiltFlight(FakeFlight):
 
 def run(config: Config, status: Path, orders: Orders) -> None:
     """Until a signal to stop comes."""
+    faulthandler.register(signal.SIGUSR1)  # where it hangs, into its log
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stopped.append(number))
