@@ -23,7 +23,7 @@ from pathlib import Path
 from harness.anomalies import Anomaly
 from harness.checker import Verdict, check_file
 from harness.cluster import Cluster
-from harness.scenarios import SCENARIOS, Scenario, play
+from harness.scenarios import SCENARIOS, Scenario, Setting
 
 OUT = Path("build/faults")
 SHOWN = 5  # violations of a run that are told in full
@@ -86,7 +86,7 @@ def run_all(cluster: Cluster, lines: dict[str, Line], seed: int, options: argpar
             scenario, run_seed = SCENARIOS[name], seed + number
             folder = options.out / f"{name}-{run_seed}"
             shutil.rmtree(folder, ignore_errors=True)
-            verdict = once(scenario, cluster, folder, run_seed, options.length or scenario.long_s)
+            verdict = once(scenario, Setting(cluster, folder, run_seed, options.length or scenario.long_s))
             line.add(verdict)
             tell(f"{name} seed {run_seed}", verdict)
             if not verdict.anomalies:
@@ -94,10 +94,10 @@ def run_all(cluster: Cluster, lines: dict[str, Line], seed: int, options: argpar
             number += 1
 
 
-def once(scenario: Scenario, cluster: Cluster, folder: Path, seed: int, length_s: float) -> Verdict:
+def once(scenario: Scenario, setting: Setting) -> Verdict:
     """One run; what keeps it from its end is a violation too."""
     try:
-        return play(scenario, cluster, folder, seed, length_s)
+        return scenario.play(setting)
     except Exception as problem:
         traceback.print_exc()
         return Verdict([Anomaly("stuck", f"the run did not come to its end: {problem!r}")], 0.0, 0, 0)

@@ -17,6 +17,7 @@ and ours:
     phantom                 an answer that nothing has called for
     stuck                   what was sent was not all processed in time, with everything healed
     crash                   a worker ended with a traceback
+    wrong-fate              an epoch committed or aborted where the other was right
 """
 
 from typing import NamedTuple

@@ -5,12 +5,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.checker import Verdict
 from harness.cluster import Cluster
 from harness.lab import GRACE_S, Lab, Shape
+from harness.proxy import DROPPED, HALF_OPEN, HELD, NARROW, REFUSED, SLOW, SLOW_CLOSE
+from harness.transactions import transactions
 from harness.worker import Orders
 from streamproc.messages import Query
 
@@ -21,22 +23,35 @@ LONG = Shape(context_tokens=4096, records_per_s=300)
 
 
 @dataclass(frozen=True)
+class Setting:
+    """One run of a scenario. Its history stays in the folder."""
+
+    cluster: Cluster
+    folder: Path
+    seed: int
+    length_s: float
+
+
+@dataclass(frozen=True)
 class Scenario:
     """One line of the report."""
 
     name: str
     about: str
-    play: Callable[[Lab, float], None]
-    shape: Shape = field(default_factory=Shape)
-    short_s: float = 15.0  # of load, in the test suite
+    play: Callable[[Setting], Verdict]
+    short_s: float = 12.0  # of load, in the test suite
     long_s: float = 60.0  # in a run that is about faults
 
 
-def play(scenario: Scenario, cluster: Cluster, folder: Path, seed: int, length_s: float) -> Verdict:
-    """Run a scenario once -> what its history shows. The history stays in the folder."""
-    with Lab(cluster, folder, scenario.name, seed, scenario.shape) as lab:
-        scenario.play(lab, length_s)
-        return lab.finish()
+def in_lab(name: str, about: str, body: Callable[[Lab, float], None], shape: Shape = Shape(), **how: float) -> Scenario:  # noqa: B008
+    """A scenario that does something to workers on a shape of load."""
+
+    def play(setting: Setting) -> Verdict:
+        with Lab(setting.cluster, setting.folder, name, setting.seed, shape) as lab:
+            body(lab, setting.length_s)
+            return lab.finish()
+
+    return Scenario(name, about, play, **how)
 
 
 def begin(lab: Lab, *slots: str) -> None:
@@ -169,15 +184,48 @@ def queries_change(lab: Lab, length_s: float) -> None:
             lab.change(query_id, None)
 
 
+WEATHERS = {
+    "latency": SLOW,
+    "bandwidth": NARROW,
+    "hold": HELD,
+    "drop": DROPPED,
+    "half-open": HALF_OPEN,
+    "refuse": REFUSED,
+    "slow close": SLOW_CLOSE,
+}
+
+
+def bad_weather(lab: Lab, length_s: float) -> None:
+    """NET: one worker's way to the broker after the other is spoilt, for a moment or for longer than anybody waits."""
+    begin(lab, "a", "b")
+    deadline = time.monotonic() + length_s
+    while time.monotonic() < deadline:
+        spoil(lab, lab.rng.choice(sorted(WEATHERS)), lab.rng.choice((1.0, 4.0, 9.0)))
+        lab.run(lab.rng.uniform(0.5, 3.0))
+
+
+def spoil(lab: Lab, weather: str, seconds: float) -> None:
+    """This weather on one worker's lane; what is refused, or slow to close, has been reset before."""
+    lane = lab.cluster.lanes[lab.workers.lane(lab.rng.choice(sorted(lab.workers.running)))]
+    lab.history.fault(f"{weather} for {seconds} s", lane=lane.port)
+    lane.weather = WEATHERS[weather]
+    if weather in ("refuse", "slow close") or lab.rng.random() < 0.2:
+        lab.cluster.proxy.reset(lane)
+    lab.run(seconds)
+    lab.cluster.proxy.clear()
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("T1", "workers SIGKILLed", workers_killed),
-        Scenario("T2", "broker SIGKILLed, SIGTERMed", broker_bounced),
-        Scenario("T3", "broker frozen", broker_frozen, LONG),
-        Scenario("T4", "workers frozen: zombies", workers_frozen),
-        Scenario("T5", "1-2-3-2-1 workers", workers_come_and_go, Shape(num_partitions=5, num_sessions=15)),
-        Scenario("T8", "failures, no memory, poison", workers_fail, replace(LONG, poison_share=0.004)),
-        Scenario("T9", "questions change", queries_change),
+        Scenario("T0", "errors of every API", lambda setting: transactions(setting.seed, setting.length_s)),
+        in_lab("T1", "workers SIGKILLed", workers_killed),
+        in_lab("T2", "broker SIGKILLed, SIGTERMed", broker_bounced, short_s=8),
+        in_lab("T3", "broker frozen", broker_frozen, LONG),
+        in_lab("T4", "workers frozen: zombies", workers_frozen, short_s=8),
+        in_lab("T5", "1-2-3-2-1 workers", workers_come_and_go, Shape(num_partitions=5, num_sessions=15), short_s=20),
+        in_lab("T8", "failures, no memory, poison", workers_fail, replace(LONG, poison_share=0.004)),
+        in_lab("T9", "questions change", queries_change),
+        in_lab("NET", "network of one worker", bad_weather),
     )
 }
