@@ -3,6 +3,7 @@
 Only "commit OK" is success. After any other outcome the producer is dropped, not nursed: the client library has no
 KIP-890, so a late commit or abort of a doubtful transaction could land in the next one. A new producer with the same
 transactional id aborts what was open and fences what is still on its way; then the committed offsets tell what landed.
+A call that does not return in time is given up with its producer.
 """
 
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamproc.errors import EpochAborted, Fenced, Unavailable
+from streamproc.kafka.giveup import Caller, GivenUp
 from streamproc.kafka.properties import connect
 from streamproc.state.epoch import Epoch, Outgoing
 
@@ -37,10 +39,18 @@ PROPERTIES = {
 class EpochSink:
     """A transactional producer; one per worker slot, which names the transactional id."""
 
-    def __init__(self, properties: dict[str, Any], transactional_id: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        properties: dict[str, Any],
+        transactional_id: str,
+        warn: Callable[[str], None],
+        step_timeout_s: float = STEP_TIMEOUT_S,
+    ) -> None:
         self._warn = warn
         self._properties = {**PROPERTIES, **properties, "transactional.id": transactional_id}
+        self._step_timeout_s = step_timeout_s
         self._times_fenced = 0
+        self._caller = Caller()
         self._producer = self._new_producer()
 
     def commit(self, epoch: Epoch, membership: Any) -> None:
@@ -57,12 +67,17 @@ class EpochSink:
             # Step 3. What it was computed from.
             if epoch.positions:
                 offsets = [TopicPartition(p.topic, p.partition, p.offset, p.metadata) for p in epoch.positions]
-                self._producer.send_offsets_to_transaction(offsets, membership, STEP_TIMEOUT_S)
+                self._call(self._producer.send_offsets_to_transaction, offsets, membership)
             # Step 4. Both or nothing.
-            self._producer.commit_transaction(STEP_TIMEOUT_S)
-        except (KafkaException, BufferError) as problem:
+            self._call(self._producer.commit_transaction)
+        except (KafkaException, BufferError, GivenUp) as problem:
             raise self._start_over(problem) from None
         self._times_fenced = 0
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """A step that Kafka answers. Raises GivenUp where it outlasts its timeout."""
+        timeout_s = self._step_timeout_s
+        self._caller.call(function.__name__, lambda: function(*arguments, timeout_s), timeout_s)
 
     def _start_over(self, problem: Exception) -> EpochAborted | Fenced:
         error = problem.args[0] if problem.args else problem
@@ -86,8 +101,10 @@ class EpochSink:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
-                producer.init_transactions(STEP_TIMEOUT_S)
+                self._call(producer.init_transactions)
                 return producer
+            except GivenUp as problem:
+                raise Unavailable(f"no transactions at {self._properties['bootstrap.servers']}: {problem}") from None
             except KafkaException as problem:
                 error = problem.args[0]
                 if error.fatal() or not error.retriable() or time.monotonic() > deadline:
@@ -98,6 +115,7 @@ class EpochSink:
     def close(self) -> None:
         """Let go of the producer; nothing is open between two epochs."""
         self._producer.purge()
+        self._caller.close()
 
 
 class PlainSink:

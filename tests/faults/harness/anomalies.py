@@ -17,6 +17,7 @@ and ours:
     phantom                 an answer that nothing has called for
     stuck                   what was sent was not all processed in time, with everything healed
     crash                   a worker ended with a traceback
+    silent-gap              the log no longer fits what was committed, and nobody has said so
     wrong-fate              an epoch committed or aborted where the other was right
 """
 

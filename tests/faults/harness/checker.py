@@ -3,7 +3,7 @@
 The answers topic is compared record for record with what `model.py` computes from the records topic.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,10 +178,10 @@ def _one_reply(found: Outcome, ask: Ask, place: Place, answer: Answer) -> Iterat
 
 def send_order(found: Outcome) -> Iterator[Anomaly]:
     """Answers of a query for a session stand in the log in the order of its records."""
-    lines: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+    lines: dict[tuple[str, str, int, int], list[tuple[int, int]]] = {}
     for due, answers in found.answers.items():
         for (partition, offset), _ in answers:
-            lines.setdefault((due.question, due.session, partition), []).append((offset, due.offset))
+            lines.setdefault((due.question, due.session, due.partition, partition), []).append((offset, due.offset))
     for where, line in lines.items():
         line.sort()
         for (_, before), (offset, here) in zip(line, line[1:], strict=False):
@@ -230,6 +230,16 @@ class Verdict:
     longest_stall_s: float
     num_answers: int
     num_faults: int
+
+
+def together(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of several runs that are one scenario."""
+    return Verdict(
+        [anomaly for verdict in verdicts for anomaly in verdict.anomalies],
+        max(verdict.longest_stall_s for verdict in verdicts),
+        sum(verdict.num_answers for verdict in verdicts),
+        sum(verdict.num_faults for verdict in verdicts),
+    )
 
 
 def check(past: Past) -> Verdict:

@@ -28,6 +28,8 @@ PRODUCER = {
     "message.timeout.ms": 300_000,
     "socket.timeout.ms": 5_000,
     "reconnect.backoff.max.ms": 500,
+    "error_cb": lambda error: None,
+    "log_level": 0,
 }
 POISON = (b"{not json", b"[1, 2]", b"\xff\xfe", b'{"kind": "trade", "sym": "S0"}', b"")
 
@@ -45,14 +47,19 @@ class Load:
 class Driver:
     """Sends in a thread of its own, from `start` to `stop`."""
 
-    def __init__(self, address: str, topics: Topics, load: Load, history: History, rng: random.Random) -> None:
+    def __init__(
+        self, address: str, topics: Topics, load: Load, history: History, rng: random.Random, first: int = 0
+    ) -> None:
+        """first: what its numbers begin at, where another driver has sent before."""
         self._topics, self.load, self._history, self._rng = topics, load, history, rng
-        self._producer = Producer({**PRODUCER, "bootstrap.servers": address, "error_cb": lambda error: None, "log_level": 0})
+        self._first = first
+        self._producer = Producer({**PRODUCER, "bootstrap.servers": address})
         self._roles = {topics.records: "records", topics.asks: "asks", topics.control: "control"}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="driver", daemon=True)
         self._problem: BaseException | None = None
-        self.num_records = self.num_asks = self.num_acked = self.num_failed = 0
+        self.num_records = self.num_asks = first
+        self.num_acked = self.num_failed = 0
         self.sequences = dict.fromkeys(load.sessions, 0)
         self.newest: dict[str, tuple[int, int]] = {}  # partition and offset of a session's newest acknowledged record
         self.ends: dict[int, int] = {}  # of the records topic, as far as acknowledged
@@ -75,9 +82,9 @@ class Driver:
             started = time.monotonic()
             while not self._stopped.wait(PACE_S):
                 elapsed = time.monotonic() - started
-                while self.num_records < elapsed * self.load.records_per_s:
+                while self.num_records - self._first < elapsed * self.load.records_per_s:
                     self._send_next()
-                while self.num_asks < elapsed * self.load.asks_per_s:
+                while self.num_asks - self._first < elapsed * self.load.asks_per_s:
                     self._ask_next()
                 self._producer.poll(0)
         except BaseException as problem:

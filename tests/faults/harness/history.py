@@ -6,6 +6,7 @@
                 below which it cannot have counted (low) and from which on it must (high)
     seen        a message of the answers topic, as the reader that never stops saw it
     sample      as-of offsets seen so far (seen), and offsets of the group that were fetched after that (committed)
+    cut, anew   records of a topic were deleted before these offsets; the topic was deleted and made again
     fault       what was done to whom
     worker      what became of a worker process
     settled     whether everything sent was processed in time, by the committed offsets

@@ -67,8 +67,8 @@ class Lab:
         self.reader = Reader(cluster.address, self.topics.answers, shape.num_answers, self.history)
         group = self.config.worker.group
         self.sampler = Sampler(cluster.address, group, self.topics.records, self.reader, self.history)
-        load = Load(shape.sessions, shape.records_per_s, shape.poison_share, shape.asks_per_s)
-        self.driver = Driver(cluster.address, self.topics, load, self.history, self.rng)
+        self.admin = admin_properties(cluster.address)
+        self.driver = self._new_driver(0)
         self._is_driving = False
         engine = self.config.engine
         self.history.add(
@@ -84,6 +84,11 @@ class Lab:
     def _config(self) -> Config:
         config = make_config(self.topics, "", context_tokens=self.shape.context_tokens)
         return replace(config, worker=replace(config.worker, **self.shape.settings))
+
+    def _new_driver(self, first: int) -> Driver:
+        shape = self.shape
+        load = Load(shape.sessions, shape.records_per_s, shape.poison_share, shape.asks_per_s)
+        return Driver(self.cluster.address, self.topics, load, self.history, self.rng, first)
 
     def __enter__(self) -> "Lab":
         self.register(self.shape.queries)
@@ -111,6 +116,16 @@ class Lab:
     def drive_no_more(self) -> None:
         self._is_driving = False
         self.driver.stop()
+
+    def drive_again(self) -> None:
+        """Go on, with a producer that asks for the topic's partitions afresh."""
+        self.driver = self._new_driver(max(self.driver.num_records, self.driver.num_asks))
+        self.drive()
+
+    def grow(self, num_partitions: int) -> None:
+        """The records and asks topics have so many partitions now."""
+        self.shape = replace(self.shape, num_partitions=num_partitions)
+        self.site = Site(self.site.config, num_partitions)
 
     def run(self, seconds: float, each: Callable[[], None] = lambda: None) -> None:
         """Let time pass; whoever dies meanwhile is started again."""
@@ -160,6 +175,11 @@ class Lab:
 
     def finish(self) -> Verdict:
         """Heal everything, let it settle, write down what the logs hold -> the verdict."""
+        self.write_end()
+        return check_file(self.history.path)
+
+    def write_end(self) -> None:
+        """The end of the history."""
         self.cluster.ensure_up()
         for slot, started in self.workers.running.items():
             if started.is_frozen:
@@ -173,7 +193,6 @@ class Lab:
         self._final_polls()
         self._write_logs()
         self.history.close()
-        return check_file(self.history.path)
 
     def settle(self, timeout_s: float = SETTLE_S) -> None:
         """Wait until everything sent is committed past."""
@@ -241,19 +260,23 @@ def partitions_of(shape: Shape) -> dict[str, int]:
     }
 
 
+def admin_properties(address: str) -> dict[str, Any]:
+    return {"bootstrap.servers": address, "log_level": 3}
+
+
 def make_topics(address: str, name: str, shape: Shape) -> Topics:
     """Fresh topics of a run."""
     prefix = f"{name.lower()}-{uuid.uuid4().hex[:8]}"
     topics = Topics(**{role: f"{prefix}.{role}" for role in asdict(Topics())})
     counts = partitions_of(shape)
     specs = [replace(spec, partitions=counts[spec.role]) for spec in load_specs(topics)]
-    failed = [made for made in create(AdminClient({"bootstrap.servers": address, "log_level": 3}), specs) if made.error]
+    failed = [made for made in create(AdminClient(admin_properties(address)), specs) if made.error]
     assert not failed, failed
     return topics
 
 
 def delete_topics(address: str, topics: Topics) -> None:
-    admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
+    admin = AdminClient(admin_properties(address))
     for deletion in admin.delete_topics(list(asdict(topics).values())).values():
         deletion.exception()
 
@@ -262,6 +285,6 @@ def offsets_at_end(address: str, topic: str, num_partitions: int, committed: boo
     """End of every partition: of what readers of committed messages can see, or of the log."""
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
     wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in range(num_partitions)}
-    admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
+    admin = AdminClient(admin_properties(address))
     found = admin.list_offsets(wanted, isolation_level=level, request_timeout=10.0)
     return {tp.partition: future.result().offset for tp, future in found.items()}

@@ -53,7 +53,7 @@ class Workers:
     """The workers of one run, by slot. A slot keeps its lane through the proxy, and its transactional id."""
 
     def __init__(self, config: Config, addresses: Callable[[int], str], folder: Path, history: History) -> None:
-        self._config, self._addresses, self._folder, self._history = config, addresses, folder, history
+        self.config, self._addresses, self._folder, self._history = config, addresses, folder, history
         self.running: dict[str, Started] = {}
         self.orders: dict[str, Orders] = {}
         self.num_started = 0
@@ -69,8 +69,8 @@ class Workers:
         self.orders[slot] = orders
         self.num_started += 1
         stem = self._folder / f"worker-{slot}-{self.num_started}"
-        kafka = {**self._config.kafka, **KAFKA, "bootstrap.servers": self._addresses(self.lane(slot))}
-        config = replace(self._config, worker=replace(self._config.worker, slot=slot), kafka=kafka)
+        kafka = {**self.config.kafka, **KAFKA, "bootstrap.servers": self._addresses(self.lane(slot))}
+        config = replace(self.config, worker=replace(self.config.worker, slot=slot), kafka=kafka)
         settings, status, log = (stem.with_suffix(suffix) for suffix in (".toml", ".jsonl", ".log"))
         settings.write_text(as_toml(config))
         command = [sys.executable, "-P", "-m", "harness.worker", str(settings), str(status), json.dumps(asdict(orders))]

@@ -23,6 +23,8 @@ CONSUMER = {
     "fetch.wait.max.ms": 50,
     "socket.timeout.ms": 5_000,
     "reconnect.backoff.max.ms": 500,
+    "error_cb": lambda error: None,
+    "log_level": 0,
 }
 
 
@@ -30,9 +32,7 @@ class Reader:
     """Reads one topic in a thread of its own, from `start` to `stop`."""
 
     def __init__(self, address: str, topic: str, num_partitions: int, history: History) -> None:
-        self._consumer = Consumer(
-            {**CONSUMER, "bootstrap.servers": address, "group.id": f"{topic}-reader", "error_cb": lambda error: None, "log_level": 0}
-        )
+        self._consumer = Consumer({**CONSUMER, "bootstrap.servers": address, "group.id": f"{topic}-reader"})
         self._topic, self._history = topic, history
         self._consumer.assign([TopicPartition(topic, n, OFFSET_BEGINNING) for n in range(num_partitions)])
         self._stopped = threading.Event()
@@ -83,8 +83,7 @@ class Sampler:
     """Fetches the group's committed offsets, after it has looked at what the reader has seen."""
 
     def __init__(self, address: str, group: str, topic: str, reader: Reader, history: History) -> None:
-        properties = {**CONSUMER, "bootstrap.servers": address, "group.id": group, "error_cb": lambda error: None, "log_level": 0}
-        self._consumer = Consumer(properties)
+        self._consumer = Consumer({**CONSUMER, "bootstrap.servers": address, "group.id": group})
         self._topic, self._reader, self._history = topic, reader, history
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)

@@ -20,7 +20,10 @@ def unacknowledged(past: Past) -> Iterator[Anomaly]:
     for topic in ("records", "asks", "control"):
         there = logged(past, topic)
         gone = {int(p): o for e in past.of("cut", topic=topic) for p, o in e["before"].items()}
+        anew_at = max((event["t"] for event in past.of("anew", topic=topic)), default=0.0)
         for event in past.of("send", topic=topic):
+            if event["t"] < anew_at:
+                continue
             place = (event["partition"], event["offset"])
             found = there.get(place)
             if found is None and place[1] >= gone.get(place[0], 0):

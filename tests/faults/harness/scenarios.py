@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.checker import Verdict
+from harness import gaps
+from harness.checker import Verdict, together
 from harness.cluster import Cluster
 from harness.lab import GRACE_S, Lab, Shape
 from harness.proxy import DROPPED, HALF_OPEN, HELD, NARROW, REFUSED, SLOW, SLOW_CLOSE
@@ -215,6 +216,15 @@ def spoil(lab: Lab, weather: str, seconds: float) -> None:
     lab.cluster.proxy.clear()
 
 
+def log_with_gaps(setting: Setting) -> Verdict:
+    """T10: one run for each way in which the log no longer fits."""
+    verdicts = []
+    for part in gaps.PARTS:
+        with Lab(setting.cluster, setting.folder / part, f"T10-{part}", setting.seed, gaps.SHAPE) as lab:
+            verdicts.append(getattr(gaps, part)(lab))
+    return together(verdicts)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -226,6 +236,7 @@ SCENARIOS = {
         in_lab("T5", "1-2-3-2-1 workers", workers_come_and_go, Shape(num_partitions=5, num_sessions=15), short_s=20),
         in_lab("T8", "failures, no memory, poison", workers_fail, replace(LONG, poison_share=0.004)),
         in_lab("T9", "questions change", queries_change),
+        Scenario("T10", "gaps, new topic, more partitions", log_with_gaps),
         in_lab("NET", "network of one worker", bad_weather),
     )
 }

@@ -18,7 +18,7 @@ from harness.checker import Verdict
 from harness.mock_cluster import MockCluster
 from streamproc.config import Config
 from streamproc.errors import EpochAborted
-from streamproc.kafka.epoch import EpochSink
+from streamproc.kafka.epoch import STEP_TIMEOUT_S, EpochSink
 from streamproc.kafka.properties import client_properties
 from streamproc.state.epoch import Epoch, Outgoing, Position
 
@@ -72,9 +72,15 @@ class Bench:
         self._properties = client_properties(Config(kafka=kafka))
         self._consumer = Consumer({**self._properties, "group.id": "group"})
         self._epoch = Epoch((Outgoing("answers", b"key", b"{}"),), (Position("records", 0, 5, ""),))
-        self._sink = EpochSink(self._properties, "group-a", lambda text: None)
+        self.warnings: list[str] = []
         self.longest_s = 0.0
         self.num_faults = 0
+        self.new_sink()
+
+    def new_sink(self, properties: dict[str, str] | None = None, step_timeout_s: float = STEP_TIMEOUT_S) -> None:
+        """Another sink in the place of the one that there was."""
+        given = {**self._properties, **(properties or {})}
+        self._sink = EpochSink(given, "group-a", self.warnings.append, step_timeout_s)
 
     def commit(self) -> str:
         """What became of one epoch: commits, aborts, hangs, or the error's name."""
