@@ -1,4 +1,4 @@
-"""The checker finds every anomaly that it has a name for, in histories that were spoilt by hand, and none in good ones."""
+"""The checker finds every anomaly that it has a name for, in histories spoilt by hand, and none in good ones."""
 
 import copy
 import json
@@ -97,7 +97,9 @@ def find(events: list[Event], op: str, number: int = 5, **facts: Any) -> Event:
 def everywhere(events: list[Event], offset: int) -> list[Event]:
     """An answer as it was seen and as it stands in the log."""
     return [
-        e for e in events if (e["op"] == "seen" or e.get("topic") == "answers") and e.get("offset") == offset and "key" in e
+        e
+        for e in events
+        if (e["op"] == "seen" or e.get("topic") == "answers") and e.get("offset") == offset and "key" in e
     ]
 
 
@@ -293,7 +295,8 @@ def test_a_query_answers_between_its_changes_and_may_do_either_while_they_spread
     old, new = Query("q", "one?", every=1, max_tokens=2), Query("q", "two?", every=1, max_tokens=2)
     steps = [(old, {}, {}), (new, {"0": 10}, {"0": 20}), (None, {"0": 30}, {"0": 40})]
     past = Past(
-        {"op": "query", "id": "q", "value": q and q.encode().decode(), "low": low, "high": high} for q, low, high in steps
+        {"op": "query", "id": "q", "value": q and q.encode().decode(), "low": low, "high": high}
+        for q, low, high in steps
     )
     found = versions(past)
     first, second = found[name_of(old)], found[name_of(new)]

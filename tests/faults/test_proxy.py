@@ -110,9 +110,7 @@ def test_what_is_held_comes_whole_once_it_is_let_go(proxy: Proxy, client: socket
     assert client.recv(100) == b"held"
 
 
-def test_what_is_dropped_is_gone_and_its_connection_stays_dead(
-    proxy: Proxy, client: socket.socket, echo: Echo
-) -> None:
+def test_what_is_dropped_is_gone_and_its_connection_stays_dead(proxy: Proxy, client: socket.socket, echo: Echo) -> None:
     proxy.lanes[0].weather = DROPPED
     assert say(client, b"lost", MOMENT_S) == b""
     proxy.clear()
@@ -132,15 +130,14 @@ def test_reset_ends_connections_at_once(proxy: Proxy, client: socket.socket) -> 
     proxy.reset(proxy.lanes[0])
     client.settimeout(5)
     with pytest.raises(ConnectionResetError):
-        while client.recv(100):
-            pass
+        client.recv(100)
 
 
 def test_refused_connections_are_reset_and_others_go_on(proxy: Proxy, client: socket.socket) -> None:
     proxy.lanes[0].weather = REFUSED
-    with socket.create_connection((HOST, proxy.lanes[0].port), timeout=5) as refused:
-        with pytest.raises(ConnectionResetError):
-            refused.recv(1)
+    refused = socket.create_connection((HOST, proxy.lanes[0].port), timeout=5)
+    with refused, pytest.raises(ConnectionResetError):
+        refused.recv(1)
     assert say(client, b"still here") == b"still here"
 
 

@@ -120,7 +120,15 @@ def show(lines: dict[str, Line]) -> None:
     for name, line in lines.items():
         bad = ", ".join(f"{count} {what}" for what, count in sorted(line.violations.items())) or "0"
         rows.append(
-            (name, line.about, str(line.runs), str(line.faults), str(line.answers), bad, f"{line.longest_stall_s:.1f} s")
+            (
+                name,
+                line.about,
+                str(line.runs),
+                str(line.faults),
+                str(line.answers),
+                bad,
+                f"{line.longest_stall_s:.1f} s",
+            )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

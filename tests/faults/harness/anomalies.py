@@ -1,6 +1,6 @@
 """Names of what can go wrong, as Jepsen's Kafka workload calls them where it has a name for it.
 
-    lost-write              an acknowledged record, or an answer that was due and whose offset is committed, is not there
+    lost-write              an acknowledged record is not there, or an answer that was due and is committed past
     duplicate               the same record, answer, reply or dead letter stands in the log twice
     inconsistent-offsets    two different messages were seen at one offset
     G1a                     aborted read: a message was seen that no committed transaction wrote
@@ -9,11 +9,12 @@
     nonmonotonic-poll       the reader's offsets went back
     poll-skip               the reader's offsets went over a committed message
     nonmonotonic-send       answers of one question and session stand in the log in another order than its records
+    torn-transaction        one part of a transaction is in the log, another is not
     hanging-transaction     the log goes on after what readers of committed messages can see
 
 and ours:
 
-    wrong-answer            not what a recompute from the log gives: a record was lost, repeated or reordered in a session
+    wrong-answer            not what a recompute gives: a session has lost, repeated or reordered a record
     phantom                 an answer that nothing has called for
     stuck                   what was sent was not all processed in time, with everything healed
     crash                   a worker ended with a traceback

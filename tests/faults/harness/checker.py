@@ -3,6 +3,7 @@
 The answers topic is compared record for record with what `model.py` computes from the records topic.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +185,7 @@ def send_order(found: Outcome) -> Iterator[Anomaly]:
             lines.setdefault((due.question, due.session, due.partition, partition), []).append((offset, due.offset))
     for where, line in lines.items():
         line.sort()
-        for (_, before), (offset, here) in zip(line, line[1:], strict=False):
+        for (_, before), (offset, here) in itertools.pairwise(line):
             if here < before:
                 yield Anomaly("nonmonotonic-send", f"{where} offset {offset}: as of {here}, after as of {before}")
 

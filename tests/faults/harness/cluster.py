@@ -9,10 +9,9 @@ import signal
 import time
 from pathlib import Path
 
+from harness.proxy import Lane, Proxy
 from streamproc.kafka.broker import HOST, Broker, BrokerInfo, free_port
 from streamproc.kafka.process import is_running, wait_until
-
-from harness.proxy import Lane, Proxy
 
 NUM_LANES = 4
 SETTINGS = {

@@ -75,7 +75,8 @@ class Driver:
         left = self._producer.flush(120)
         if self._problem is not None:
             raise self._problem
-        assert not left and not self.num_failed, f"{left} messages without and {self.num_failed} with a bad report"
+        bad = left + self.num_failed
+        assert not bad, f"{left} messages without and {self.num_failed} with a bad report"
 
     def _run(self) -> None:
         try:

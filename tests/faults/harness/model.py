@@ -145,15 +145,20 @@ class Model:
             session = sessions.setdefault(where, Session(self.context_tokens, self.keep_tokens))
             session.append(message.offset, record)
             start = session.entries[0][0]
-            for query in self.queries:
-                if query.every and session.count % query.every == 0 and query.matches(record.sym):
-                    text = session.ask(record.sym, query.question, query.max_tokens, query.stop)
-                    if query.emit == "always" or last.get((*where, query.id)) != text:
-                        yield Due(name_of(query), record.sym, message.partition, message.offset), Said(start, text)
-                    last[(*where, query.id)] = text
+            for query in self._triggered(session, record.sym):
+                text = session.ask(record.sym, query.question, query.max_tokens, query.stop)
+                if query.emit == "always" or last.get((*where, query.id)) != text:
+                    yield Due(name_of(query), record.sym, message.partition, message.offset), Said(start, text)
+                last[(*where, query.id)] = text
             for question in asked.get((record.sym, message.partition, message.offset), ()):
                 text = session.ask(record.sym, question.text, question.max_tokens, question.stop)
                 yield Due(question.name, record.sym, message.partition, message.offset), Said(start, text)
+
+    def _triggered(self, session: Session, name: str) -> Iterator[Query]:
+        """Queries that the session's newest record makes due."""
+        for query in self.queries:
+            if query.every and session.count % query.every == 0 and query.matches(name):
+                yield query
 
 
 def name_of(query: Query) -> str:

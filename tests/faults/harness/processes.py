@@ -76,7 +76,11 @@ class Workers:
         command = [sys.executable, "-P", "-m", "harness.worker", str(settings), str(status), json.dumps(asdict(orders))]
         with log.open("wb") as err:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=err, stderr=err, env=os.environ | {"PYTHONPATH": ":".join(PATHS)}
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=err,
+                stderr=err,
+                env=os.environ | {"PYTHONPATH": ":".join(PATHS)},
             )
         self._history.add("worker", slot=slot, what="start", pid=process.pid)
         self.running[slot] = Started(process, log, status)

@@ -1,5 +1,6 @@
 """Anomalies that show in offsets alone: what the reader saw, and what stands in the logs at the end."""
 
+import itertools
 from collections.abc import Iterator
 
 import orjson
@@ -72,8 +73,8 @@ def polls(past: Past) -> Iterator[Anomaly]:
 
 def _order(partition: int, offsets: list[int], committed: list[int]) -> Iterator[Anomaly]:
     """Each offset seen must be followed by the next one that is committed."""
-    after = dict(zip(committed, committed[1:], strict=False))
-    for before, here in zip(offsets, offsets[1:], strict=False):
+    after = dict(itertools.pairwise(committed))
+    for before, here in itertools.pairwise(offsets):
         if here <= before:
             yield Anomaly("nonmonotonic-poll", f"answers partition {partition}: {here} was read after {before}")
         elif after.get(before, here) < here:
@@ -120,4 +121,4 @@ def longest_stall_s(past: Past) -> float:
     end = max([event["t"] for event in past.of("settled")], default=sent[-1])
     times = [sent[0], *(e["t"] for e in past.of("seen") if sent[0] <= e["t"] <= end), min(end, sent[-1])]
     times.sort()
-    return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+    return max((b - a for a, b in itertools.pairwise(times)), default=0.0)

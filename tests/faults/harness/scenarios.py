@@ -3,16 +3,18 @@
 `length_s` is how long the load lasts; what follows, healing and settling, comes on top.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import gaps
+from harness import gaps, replays
 from harness.checker import Verdict, together
 from harness.cluster import Cluster
 from harness.lab import GRACE_S, Lab, Shape
-from harness.proxy import DROPPED, HALF_OPEN, HELD, NARROW, REFUSED, SLOW, SLOW_CLOSE
+from harness.mix import mixed_clients
+from harness.nemeses import NEMESES, spoil
 from harness.transactions import transactions
 from harness.worker import Orders
 from streamproc.messages import Query
@@ -20,6 +22,8 @@ from streamproc.messages import Query
 SOCKET_S = 3.0  # socket.timeout.ms of the workers
 SESSION_S = 6.0  # after which the broker gives a silent worker's partitions away
 
+LEAST_SIZES, SLACK_BYTES = 120, 8 * 2**20  # a minute of a worker's life; what it may grow by all the same
+CALM = Shape(num_partitions=3, num_sessions=12, records_per_s=250, poison_share=0.001)
 LONG = Shape(context_tokens=4096, records_per_s=300)
 
 
@@ -95,8 +99,8 @@ def broker_bounced(lab: Lab, length_s: float) -> None:
 
 
 def broker_frozen(lab: Lab, length_s: float) -> None:
-    """T3: SIGSTOP of the broker for longer than clients wait for a reply, then SIGCONT: the requests that they had given
-    up are carried out beside the new ones.
+    """T3: SIGSTOP of the broker for longer than clients wait for a reply, then SIGCONT: the requests that they had
+    given up are carried out beside the new ones.
     """
     begin(lab, "a", "b")
     deadline = time.monotonic() + length_s
@@ -156,7 +160,7 @@ def come_or_go(lab: Lab, step: str) -> None:
 
 
 def workers_fail(lab: Lab, length_s: float) -> None:
-    """T8: workers that throw after some hundred records, whose device runs out of memory, and records that are poison."""
+    """T8: workers that throw after some hundred records, a device that runs out of memory, records that are poison."""
     for number, slot in enumerate("ab"):
         lab.workers.orders[slot] = Orders(throw_after=lab.rng.randrange(200, 900), oom_share=0.02, seed=number)
     begin(lab, "a", "b")
@@ -185,35 +189,65 @@ def queries_change(lab: Lab, length_s: float) -> None:
             lab.change(query_id, None)
 
 
-WEATHERS = {
-    "latency": SLOW,
-    "bandwidth": NARROW,
-    "hold": HELD,
-    "drop": DROPPED,
-    "half-open": HALF_OPEN,
-    "refuse": REFUSED,
-    "slow close": SLOW_CLOSE,
-}
-
-
 def bad_weather(lab: Lab, length_s: float) -> None:
     """NET: one worker's way to the broker after the other is spoilt, for a moment or for longer than anybody waits."""
     begin(lab, "a", "b")
     deadline = time.monotonic() + length_s
     while time.monotonic() < deadline:
-        spoil(lab, lab.rng.choice(sorted(WEATHERS)), lab.rng.choice((1.0, 4.0, 9.0)))
+        slot = lab.rng.choice(sorted(lab.workers.running))
+        spoil(lab.cluster, lab.history, lab.rng, lab.run, lab.cluster.lanes[lab.workers.lane(slot)])
         lab.run(lab.rng.uniform(0.5, 3.0))
 
 
-def spoil(lab: Lab, weather: str, seconds: float) -> None:
-    """This weather on one worker's lane; what is refused, or slow to close, has been reset before."""
-    lane = lab.cluster.lanes[lab.workers.lane(lab.rng.choice(sorted(lab.workers.running)))]
-    lab.history.fault(f"{weather} for {seconds} s", lane=lane.port)
-    lane.weather = WEATHERS[weather]
-    if weather in ("refuse", "slow close") or lab.rng.random() < 0.2:
-        lab.cluster.proxy.reset(lane)
-    lab.run(seconds)
-    lab.cluster.proxy.clear()
+def everything(lab: Lab, length_s: float) -> None:
+    """T12: whatever the other scenarios do, at random, at a load well below what the workers can take."""
+    for slot in "abc":
+        lab.workers.orders[slot] = Orders(oom_share=0.01)
+    begin(lab, "a", "b", "c")
+    deadline = time.monotonic() + length_s
+    while time.monotonic() < deadline:
+        lab.run(lab.rng.uniform(1.0, 5.0))
+        lab.rng.choice((spoil_broker, spoil_broker, spoil_worker))(lab)
+        lab.until_moving()
+    watch_memory(lab)
+
+
+def spoil_broker(lab: Lab) -> None:
+    NEMESES[lab.rng.choice(sorted(NEMESES))](lab.cluster, lab.history, lab.rng, lab.run)
+
+
+def spoil_worker(lab: Lab) -> None:
+    """One worker is killed, stopped or frozen, and is back a little later."""
+    slot = lab.rng.choice(sorted(lab.workers.running))
+    how = lab.rng.choice(("kill", "stop", "freeze"))
+    if how == "freeze":
+        lab.workers.freeze(slot)
+        lab.run(lab.rng.uniform(0.5, SESSION_S + 3.0))
+        lab.workers.thaw(slot)
+        return
+    come_or_go(lab, f"-{slot}!" if how == "kill" else f"-{slot}")
+    lab.run(lab.rng.choice((0.0, 0.5, 3.0)))
+    come_or_go(lab, f"+{slot}")
+
+
+def watch_memory(lab: Lab) -> None:
+    """A worker that has lived long enough does not grow any more."""
+    for status in lab.folder.glob("worker-*.jsonl"):
+        sizes = [json.loads(line)["rss_bytes"] for line in status.read_text().splitlines() if line.endswith("}")]
+        third = len(sizes) // 3
+        if third >= LEAST_SIZES and max(sizes[-third:]) > 1.2 * max(sizes[third : 2 * third]) + SLACK_BYTES:
+            lab.history.add("settled", ok=False, why=f"{status.stem} grows: {sizes[third]} to {sizes[-1]} bytes")
+
+
+def replays_agree(setting: Setting) -> Verdict:
+    """T11: a run whose workers are killed, and replays of it."""
+    with Lab(setting.cluster, setting.folder, "T11", setting.seed, replays.SHAPE) as lab:
+        workers_killed(lab, setting.length_s / 3)
+        return replays.replayed(lab)
+
+
+def jepsen(setting: Setting) -> Verdict:
+    return mixed_clients(setting.cluster, setting.folder, setting.seed, setting.length_s)
 
 
 def log_with_gaps(setting: Setting) -> Verdict:
@@ -229,14 +263,17 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("T0", "errors of every API", lambda setting: transactions(setting.seed, setting.length_s)),
-        in_lab("T1", "workers SIGKILLed", workers_killed),
+        in_lab("T1", "workers SIGKILLed", workers_killed, short_s=8),
         in_lab("T2", "broker SIGKILLed, SIGTERMed", broker_bounced, short_s=8),
         in_lab("T3", "broker frozen", broker_frozen, LONG),
         in_lab("T4", "workers frozen: zombies", workers_frozen, short_s=8),
-        in_lab("T5", "1-2-3-2-1 workers", workers_come_and_go, Shape(num_partitions=5, num_sessions=15), short_s=20),
-        in_lab("T8", "failures, no memory, poison", workers_fail, replace(LONG, poison_share=0.004)),
+        in_lab("T5", "1-2-3-2-1 workers", workers_come_and_go, Shape(num_partitions=5, num_sessions=15), short_s=12),
+        in_lab("T8", "failures, no memory, poison", workers_fail, replace(LONG, poison_share=0.004), short_s=8),
         in_lab("T9", "questions change", queries_change),
         Scenario("T10", "gaps, new topic, more partitions", log_with_gaps),
-        in_lab("NET", "network of one worker", bad_weather),
+        in_lab("NET", "network of one worker", bad_weather, short_s=8),
+        Scenario("T11", "replays of a run with faults", replays_agree),
+        Scenario("T7", "clients of Jepsen's kind", jepsen),
+        in_lab("T12", "everything", everything, CALM, long_s=120.0),
     )
 }
