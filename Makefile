@@ -1,11 +1,12 @@
 # make help lists what there is. Everything runs in .venv, which `make setup` makes and the others call for.
 
+SECONDS ?= 600
 PYTHON ?= python3.11 python3.12 python3.13 python3
 BIN := .venv/bin
 READY := .venv/.ready
 UNAVAILABLE := 69# exit status of a benchmark whose extra is not installed: the others go on
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench faults clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -27,6 +28,9 @@ bench: $(READY)  ## every benchmark; the last line of each is JSON
 	@for file in benchmarks/bench_*.py; do \
 	  echo "$$file"; $(BIN)/python -P "$$file" $(ARGS) || [ $$? -eq $(UNAVAILABLE) ] || exit 1; \
 	done
+
+faults: $(READY)  ## faults of every kind until the time is over: make faults SECONDS=1800 ARGS="--only T1,T3"
+	@PYTHONPATH=tests/support:tests/faults $(BIN)/python -P -m harness --seconds $(SECONDS) $(ARGS)
 
 clean:  ## remove .venv and all caches
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -265,7 +265,7 @@ def partitions_of(shape: Shape) -> dict[str, int]:
 
 
 def admin_properties(address: str) -> dict[str, Any]:
-    return {"bootstrap.servers": address, "log_level": 3}
+    return {"bootstrap.servers": address, "log_level": 0}
 
 
 def make_topics(address: str, name: str, shape: Shape) -> Topics:
