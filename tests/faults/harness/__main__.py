@@ -23,8 +23,9 @@ from pathlib import Path
 from harness.anomalies import Anomaly
 from harness.checker import Verdict, check_file
 from harness.cluster import Cluster
-from harness.scenarios import SCENARIOS, Scenario, Setting
+from harness.scenarios import HUNTS, SCENARIOS, Scenario, Setting
 
+ALL = {**SCENARIOS, **HUNTS}
 OUT = Path("build/faults")
 SHOWN = 5  # violations of a run that are told in full
 
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         return tell(str(options.check), check_file(options.check))
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     names = options.only.split(",") if options.only else list(SCENARIOS)
-    lines = {name: Line(SCENARIOS[name].about) for name in names}
+    if unknown := [name for name in names if name not in ALL]:
+        sys.exit(f"no scenario {unknown[0]}: there are {', '.join(ALL)}")
+    lines = {name: Line(ALL[name].about) for name in names}
     with tempfile.TemporaryDirectory(prefix="streamproc-faults-") as data:
         cluster = Cluster(Path(data) / "kafka", seed).start()
         try:
@@ -83,7 +86,7 @@ def run_all(cluster: Cluster, lines: dict[str, Line], seed: int, options: argpar
         for name, line in lines.items():
             if time.monotonic() >= deadline and number:
                 return
-            scenario, run_seed = SCENARIOS[name], seed + number
+            scenario, run_seed = ALL[name], seed + number
             folder = options.out / f"{name}-{run_seed}"
             shutil.rmtree(folder, ignore_errors=True)
             verdict = once(scenario, Setting(cluster, folder, run_seed, options.length or scenario.long_s))

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ MAX_OPS = 4
 CRASH_SHARE = 1 / 60  # of transactions: the client is gone in the middle
 MOVE_SHARE = 1 / 64  # a poller starts again where it has not read yet, or at the beginning
 
+Sinks = Callable[[dict[str, Any], str, Callable[[str], None]], Any]
+
 
 class Client:
     """One thread with a producer and a poller of its own."""
 
-    def __init__(self, number: int, address: str, topic: str, history: History, seed: int) -> None:
-        self._number, self._topic, self._history = number, topic, history
+    def __init__(self, number: int, address: str, topic: str, history: History, seed: int, sinks: Sinks) -> None:
+        self._number, self._topic, self._history, self._sinks = number, topic, history, sinks
         self._rng = random.Random(seed * 100 + number)
         self._properties = {**KAFKA, "bootstrap.servers": address, "logger": LOGGER}
         self._next = itertools.count(number * 10_000_000)
@@ -75,7 +77,7 @@ class Client:
     def _live(self) -> None:
         """From a start to a crash; a start that finds no broker is tried again."""
         try:
-            sink = EpochSink(self._properties, f"{self._topic}-{self._number}", lambda text: None)
+            sink = self._sinks(self._properties, f"{self._topic}-{self._number}", lambda text: None)
             while not self._stopped.is_set():
                 if self._rng.random() < CRASH_SHARE:
                     return
@@ -84,7 +86,7 @@ class Client:
             self._history.add("note", text=f"client {self._number}: {problem}")
             time.sleep(0.2)
 
-    def _transact(self, sink: EpochSink) -> None:
+    def _transact(self, sink: Any) -> None:
         if self._rng.random() < MOVE_SHARE:
             self._assign(OFFSET_BEGINNING)
         sends: list[list[int]] = []
@@ -108,7 +110,7 @@ class Client:
         return [[int(m.partition()), int(m.offset()), int(m.value())] for m in found if m.error() is None]
 
 
-def mixed_clients(cluster: Cluster, folder: Path, seed: int, length_s: float) -> Verdict:
+def mixed_clients(cluster: Cluster, folder: Path, seed: int, length_s: float, sinks: Sinks = EpochSink) -> Verdict:
     """Clients at work while the broker is killed and frozen and their lanes are spoilt."""
     folder.mkdir(parents=True, exist_ok=True)
     history, rng = History(folder / "history.jsonl"), random.Random(seed)
@@ -116,7 +118,7 @@ def mixed_clients(cluster: Cluster, folder: Path, seed: int, length_s: float) ->
     admin = AdminClient(admin_properties(cluster.address))
     admin.create_topics([NewTopic(topic, NUM_KEYS, 1)])[topic].result()
     history.add("run", scenario="T7", seed=seed, topics={"ints": topic})
-    clients = [Client(n, cluster.lane_address(n), topic, history, seed) for n in range(NUM_CLIENTS)]
+    clients = [Client(n, cluster.lane_address(n), topic, history, seed, sinks) for n in range(NUM_CLIENTS)]
     deadline = time.monotonic() + length_s
     while time.monotonic() < deadline:
         time.sleep(rng.uniform(1.0, 4.0))

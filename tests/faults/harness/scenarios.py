@@ -15,6 +15,7 @@ from harness.cluster import Cluster
 from harness.lab import GRACE_S, Lab, Shape
 from harness.mix import mixed_clients
 from harness.nemeses import NEMESES, spoil
+from harness.nursed import NursedSink
 from harness.transactions import transactions
 from harness.worker import Orders
 from streamproc.messages import Query
@@ -250,6 +251,10 @@ def jepsen(setting: Setting) -> Verdict:
     return mixed_clients(setting.cluster, setting.folder, setting.seed, setting.length_s)
 
 
+def jepsen_nursed(setting: Setting) -> Verdict:
+    return mixed_clients(setting.cluster, setting.folder, setting.seed, setting.length_s, NursedSink)
+
+
 def log_with_gaps(setting: Setting) -> Verdict:
     """T10: one run for each way in which the log no longer fits."""
     verdicts = []
@@ -277,3 +282,4 @@ SCENARIOS = {
         in_lab("T12", "everything", everything, CALM, long_s=120.0),
     )
 }
+HUNTS = {"T7-nursed": Scenario("T7-nursed", "T7 without the product's policy", jepsen_nursed)}  # may find violations
