@@ -13,6 +13,7 @@ from harness.checker import check, check_file, versions
 from harness.history import Event, History, Past
 from harness.lab import QUERIES
 from harness.model import Logged, Model, Question, name_of
+from harness.reading import longest_stall_s
 from oracle import expected_answers
 
 from streamproc.messages import Answer, Ask, AsOf, Query, flash_answer_id
@@ -278,6 +279,15 @@ def test_every_anomaly_is_found_and_named(spoil: Callable[[list[Event]], None], 
     events = copy.deepcopy(GOOD)
     spoil(events)
     assert name in {anomaly.name for anomaly in check(Past(events)).anomalies}
+
+
+def test_the_longest_stall_is_that_of_the_partition_that_waited_longest() -> None:
+    def seen(partition: int, t: float) -> Event:
+        return {"op": "seen", "t": t, "value": json.dumps({"as_of": {"partition": partition}})}
+
+    sends = [{"op": "send", "topic": "records", "partition": p, "t": t} for p in (0, 1) for t in (1.0, 5.0, 9.0)]
+    answers = [seen(0, t) for t in (2.0, 4.0, 6.0, 8.0, 9.5, 30.0)] + [seen(1, t) for t in (2.0, 8.5, 9.5)]
+    assert longest_stall_s(Past([*sends, *answers])) == 6.5
 
 
 def test_one_record_lost_inside_a_session_shows_in_every_later_answer() -> None:

@@ -114,11 +114,19 @@ def liveness(past: Past) -> Iterator[Anomaly]:
 
 
 def longest_stall_s(past: Past) -> float:
-    """Longest time between two looks at something new, while records were on their way."""
-    sent = [event["t"] for event in past.of("send", topic="records")]
-    if not sent:
-        return 0.0
-    end = max([event["t"] for event in past.of("settled")], default=sent[-1])
-    times = [sent[0], *(e["t"] for e in past.of("seen") if sent[0] <= e["t"] <= end), min(end, sent[-1])]
-    times.sort()
-    return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+    """Longest time in which a partition gave no new answer while records came for it, in seconds."""
+    sent: dict[int, list[float]] = {}
+    for event in past.of("send", topic="records"):
+        sent.setdefault(event["partition"], []).append(event["t"])
+    seen: dict[int, list[float]] = {}
+    for event in past.of("seen"):
+        as_of = orjson.loads(event["value"]).get("as_of")
+        if as_of:
+            seen.setdefault(as_of["partition"], []).append(event["t"])
+    gaps = [
+        later - earlier
+        for partition, times in sent.items()
+        for earlier, later in itertools.pairwise([min(times), *seen.get(partition, [])])
+        if earlier < max(times)
+    ]
+    return max(gaps, default=0.0)
