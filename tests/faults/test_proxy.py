@@ -80,6 +80,11 @@ def say(connection: socket.socket, data: bytes, timeout_s: float = 5.0) -> bytes
     return found
 
 
+def connect_and_read(port: int) -> bytes:
+    with socket.create_connection((HOST, port), timeout=5) as connection:
+        return connection.recv(1)
+
+
 def test_fair_weather_carries_everything_unchanged(client: socket.socket) -> None:
     data = bytes(range(256)) * 4_000
     threading.Thread(target=client.sendall, args=(data,), daemon=True).start()
@@ -135,9 +140,8 @@ def test_reset_ends_connections_at_once(proxy: Proxy, client: socket.socket) -> 
 
 def test_refused_connections_are_reset_and_others_go_on(proxy: Proxy, client: socket.socket) -> None:
     proxy.lanes[0].weather = REFUSED
-    refused = socket.create_connection((HOST, proxy.lanes[0].port), timeout=5)
-    with refused, pytest.raises(ConnectionResetError):
-        refused.recv(1)
+    with pytest.raises(ConnectionResetError):
+        connect_and_read(proxy.lanes[0].port)
     assert say(client, b"still here") == b"still here"
 
 

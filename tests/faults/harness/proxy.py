@@ -98,7 +98,7 @@ class Lane:
             await asyncio.gather(
                 self._pump(connection, UP, reader), self._pump(connection, DOWN, to_reader), return_exceptions=False
             )
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # broken, or the proxy is closed
             connection.reset()
         finally:
             self.connections.discard(connection)
