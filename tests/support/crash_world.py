@@ -76,6 +76,8 @@ class CrashWorld:
     notes: list[str] = field(default_factory=list)  # what workers have warned of
     num_lives: int = 0
     make_log: Callable[[Config], Log] = Log
+    expected: dict[tuple[str, int], torch.Tensor] | None = None  # cells by session and start offset; None: take them down
+    cells: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.log, self.clock, self._turn = self.make_log(self.config), FakeClock(), 0
@@ -89,6 +91,7 @@ class CrashWorld:
         """
         self.death = death or Death()
         self.num_lives += 1
+        self._num_seen: dict[int, int] = {}  # computed tokens of a generation, by its seq id
         self.engine.runner.call(self._scribble)
         self._start()
         try:
@@ -125,7 +128,7 @@ class CrashWorld:
         sink = MortalSink(self.log)
         self.keeper = self._make_keeper() if self.folder else None
         self.processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
-        self.source = MortalSource(self.log, batch=5)
+        self.source = MortalSource(self.log, batch=40 if self.num_lives == 2 else 5)  # many blocks at once, or one by one
         sink.death = self.source.death = self.death
         self.source.listener = self.processor
         self.processor.connect(self.source, self.keeper)
@@ -164,6 +167,27 @@ class CrashWorld:
         self.processor.check()
         if self.keeper:
             self.writer.wait(5.0)
+        for partition in self.processor.partitions.values():
+            for session in partition.sessions.values():
+                for generation in session.generations:
+                    self._look_at(session.key, generation)
+
+    def _look_at(self, key: str, generation: Generation) -> None:
+        """Cells only grow: those of any moment are the first of what a run without deaths had in the end."""
+        runner, num_tokens = self.engine.runner, generation.num_computed
+        name, num_known = (key, generation.start_offset), self._num_seen.get(generation.seq_id, 0)
+        if num_tokens == num_known:
+            return
+        self._num_seen[generation.seq_id] = num_tokens
+        table = generation.block_table[: -(-num_tokens // runner.block_size)]
+        cells = runner.forward.cells(runner.kv, table, num_tokens)  # [layers, 2, kv_heads, num_tokens, head_dim]
+        if self.expected is None:
+            if name not in self.cells or self.cells[name].shape[3] < num_tokens:
+                self.cells[name] = cells
+        elif name in self.expected:
+            most = min(num_tokens, self.expected[name].shape[3])
+            same = torch.equal(cells[:, :, :, :most], self.expected[name][:, :, :, :most])
+            assert same, f"{key} from {generation.start_offset} has other cells among its first {most}"
 
     def _drain(self) -> None:
         for _ in range(5_000):
