@@ -42,6 +42,7 @@ from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.producing import AckedProducer
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.source import Source
+from streamproc.keeper import make_keeper
 from streamproc.market.files import read_records
 from streamproc.market.sample import SAMPLE, sample_path
 from streamproc.messages import Ask, Head, Query
@@ -50,7 +51,6 @@ from streamproc.processor import StreamProcessor, collect_rarely
 from streamproc.records import Trade, encode_record
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
-from streamproc.worker import make_keeper
 
 NEVER_S = 86_400
 OFTEN_S, SELDOM_S = 2, 5

@@ -16,9 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamproc.config import Config
 from streamproc.errors import Unavailable
+from streamproc.ports import Engine
+from streamproc.snapshots.collector import Retention
 from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.restore import Blocks, SnapshotReader
+from streamproc.snapshots.store import open_store
 from streamproc.snapshots.writer import SnapshotWriter
 from streamproc.state.blocks import BlockPool
 from streamproc.state.generation import Generation
@@ -225,6 +229,22 @@ class Keeper:
         self._writer.close()
         self._fetches.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
+
+
+def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> Keeper | None:
+    """Of the snapshots that the settings ask for."""
+    settings = config.snapshots
+    if not settings.url:
+        return None
+    store = open_store(settings.url)
+    fingerprint = f"{engine.fingerprint}.{engine.runner.block_size}"    # names are those of blocks of this size
+
+    def identity(number: int, topic_id: str) -> Identity:
+        return Identity(fingerprint, config.worker.group, config.topics.records, topic_id, number)
+
+    retention = Retention.every(settings.interval_s, settings.keep, settings.max_age_s)
+    writer = SnapshotWriter(store, warn, settings.pending_bytes, retention)
+    return Keeper(identity, writer, SnapshotReader(store, warn), settings.interval_s, warn)
 
 
 def parts(partition: Partition, block_size: int) -> list[SessionPart]:

@@ -12,14 +12,9 @@ from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.properties import check_reachable, client_properties
 from streamproc.kafka.source import Source
-from streamproc.keeper import Keeper
+from streamproc.keeper import make_keeper
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
-from streamproc.snapshots.collector import Retention
-from streamproc.snapshots.manifest import Identity
-from streamproc.snapshots.restore import SnapshotReader
-from streamproc.snapshots.store import open_store
-from streamproc.snapshots.writer import SnapshotWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +44,6 @@ def named(config: Config) -> Config:
         return config
     slot = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     return replace(config, worker=replace(config.worker, slot=slot))
-
-
-def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> Keeper | None:
-    """Of the snapshots that the settings ask for."""
-    settings = config.snapshots
-    if not settings.url:
-        return None
-    store = open_store(settings.url)
-    fingerprint = f"{engine.fingerprint}.{engine.runner.block_size}"    # names are those of blocks of this size
-
-    def identity(number: int, topic_id: str) -> Identity:
-        return Identity(fingerprint, config.worker.group, config.topics.records, topic_id, number)
-
-    retention = Retention.every(settings.interval_s, settings.keep, settings.max_age_s)
-    writer = SnapshotWriter(store, warn, settings.pending_bytes, retention)
-    return Keeper(identity, writer, SnapshotReader(store, warn), settings.interval_s, warn)
 
 
 def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:

@@ -10,7 +10,7 @@ from harness.scenarios import SCENARIOS, Setting
 
 from streamproc.errors import StreamprocError
 
-SHORT = ("T0", "T1", "T2", "T3", "T4", "T5", "T8", "T9", "T10", "NET")
+SHORT = ("T0", "T1", "T2", "T3", "T4", "T5", "T6", "T8", "T9", "T10", "NET")
 SEED = 7
 
 

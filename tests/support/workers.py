@@ -22,12 +22,12 @@ from streamproc.kafka.properties import client_properties
 from streamproc.kafka.source import Source
 from streamproc.kafka.tailing import Message as TailMessage
 from streamproc.kafka.tailing import Tail
+from streamproc.keeper import make_keeper
 from streamproc.messages import Answer, Ask, Query, decode_answer
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor
 from streamproc.records import Record, encode_record
 from streamproc.state.epoch import Message
-from streamproc.worker import make_keeper
 
 CONTEXT, KEEP, BLOCK = 160, 80, 4  # a few records of the fake renderer: sessions hop often
 PATIENCE_S = 40.0

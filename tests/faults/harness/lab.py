@@ -18,7 +18,7 @@ from harness.driver import Driver, Load
 from harness.history import History, text_of
 from harness.processes import Workers
 from harness.reader import Reader, Sampler, wait_for
-from streamproc.config import Config, Topics
+from streamproc.config import Config, Snapshots, Topics
 from streamproc.errors import StreamprocError
 from streamproc.kafka.topics import create, load_specs
 from streamproc.messages import Query
@@ -59,6 +59,7 @@ class Lab:
         self.cluster, self.shape, self.rng = cluster, shape, random.Random(seed)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.store = folder / "snapshots"
         self.history = History(folder / "history.jsonl")
         self.topics = make_topics(cluster.address, name, shape)
         self.config = self._config()
@@ -83,7 +84,8 @@ class Lab:
 
     def _config(self) -> Config:
         config = make_config(self.topics, "", context_tokens=self.shape.context_tokens)
-        return replace(config, worker=replace(config.worker, **self.shape.settings))
+        worker = replace(config.worker, **self.shape.settings)
+        return replace(config, worker=worker, snapshots=Snapshots(url=str(self.store), interval_s=1))
 
     def _new_driver(self, first: int) -> Driver:
         shape = self.shape

@@ -3,6 +3,7 @@
 `length_s` is how long the load lasts; what follows, healing and settling, comes on top.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -200,6 +201,38 @@ def bad_weather(lab: Lab, length_s: float) -> None:
         lab.run(lab.rng.uniform(0.5, 3.0))
 
 
+def store_spoilt(lab: Lab, length_s: float) -> None:
+    """T6: workers are killed, and what they stored of their sessions is torn, flipped or gone when they restore."""
+    begin(lab, "a", "b")
+    deadline = time.monotonic() + length_s
+    while time.monotonic() < deadline:
+        lab.run(lab.rng.uniform(1.5, 4.0))
+        slot = lab.rng.choice(sorted(lab.workers.running))
+        lab.workers.kill(slot)
+        for _ in range(lab.rng.choice((1, 5, 50))):
+            spoil_store(lab)
+        lab.workers.start(slot)
+
+
+def spoil_store(lab: Lab) -> None:
+    """One of its files, or the folder. The other worker goes on reading and writing there."""
+    files = sorted(path for path in lab.store.rglob("*") if path.is_file())
+    if not files:
+        return
+    path, how = lab.rng.choice(files), lab.rng.choice(("torn", "flipped", "gone"))
+    lab.history.fault(f"{how} {path.suffix} in the store")
+    with contextlib.suppress(FileNotFoundError):    # the other worker has tidied it up
+        content = path.read_bytes()
+        place = lab.rng.randrange(len(content) + 1)
+        if how == "torn":
+            path.write_bytes(content[:place])
+        elif how == "flipped":
+            flipped = bytes(255 - byte for byte in content[place : place + 1])
+            path.write_bytes(content[:place] + flipped + content[place + 1 :])
+        else:
+            path.unlink()
+
+
 def everything(lab: Lab, length_s: float) -> None:
     """T12: whatever the other scenarios do, at random, at a load well below what the workers can take."""
     for slot in "abc":
@@ -208,7 +241,7 @@ def everything(lab: Lab, length_s: float) -> None:
     deadline = time.monotonic() + length_s
     while time.monotonic() < deadline:
         lab.run(lab.rng.uniform(1.0, 5.0))
-        lab.rng.choice((spoil_broker, spoil_broker, spoil_worker))(lab)
+        lab.rng.choice((spoil_broker, spoil_broker, spoil_worker, spoil_store))(lab)
         lab.until_moving()
     watch_memory(lab)
 
@@ -273,6 +306,7 @@ SCENARIOS = {
         in_lab("T3", "broker frozen", broker_frozen, LONG),
         in_lab("T4", "workers frozen: zombies", workers_frozen, short_s=8),
         in_lab("T5", "1-2-3-2-1 workers", workers_come_and_go, Shape(num_partitions=5, num_sessions=15), short_s=12),
+        in_lab("T6", "workers killed, snapshots damaged", store_spoilt, short_s=8),
         in_lab("T8", "failures, no memory, poison", workers_fail, replace(LONG, poison_share=0.004), short_s=8),
         in_lab("T9", "questions change", queries_change),
         Scenario("T10", "gaps, new topic, more partitions", log_with_gaps),

@@ -26,6 +26,7 @@ from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.source import Source
+from streamproc.keeper import make_keeper
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
 from streamproc.schedule.plan import Plan
@@ -88,7 +89,7 @@ def run(config: Config, status: Path, orders: Orders) -> None:
     control = ControlTopic(config)
     sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", say)
     processor = StreamProcessor(config, engine, sink, control, Clock())
-    processor.connect(Source(config, processor, say))
+    processor.connect(Source(config, processor, say, config.worker.slot), make_keeper(config, engine, say))
     with status.open("w", buffering=1) as file:
         loop(processor, lambda: bool(stopped), lambda **facts: print(json.dumps(facts), file=file), orders)
     control.close()
