@@ -13,6 +13,7 @@ The model is that of bench_forward.py, its records are token ids; sessions of so
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -217,10 +218,10 @@ def commits(given: argparse.Namespace) -> dict[str, Any]:
                 ours_s.append(whole_s[-1] - (timed.seconds - before))
 
         processor.commit = counted  # type: ignore[method-assign]
-        trades = read_records(sample_path(SAMPLE[0]))
+        trades = itertools.cycle(read_records(sample_path(SAMPLE[0])))
         while len(ours_s) < given.commits:
             if processor.workload.is_idle:
-                for record in (record for record, _ in zip(trades, range(4), strict=False)):
+                for record in itertools.islice(trades, 4):
                     producer.send(topics.records, record.sym.encode(), encode_record(record), 0)
                 producer.flush(10)
             processor.step()

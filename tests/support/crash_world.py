@@ -76,7 +76,7 @@ class CrashWorld:
     notes: list[str] = field(default_factory=list)  # what workers have warned of
     num_lives: int = 0
     make_log: Callable[[Config], Log] = Log
-    expected: dict[tuple[str, int], torch.Tensor] | None = None  # cells by session and start offset; None: take them down
+    expected: dict[tuple[str, int], torch.Tensor] | None = None  # cells by session and start offset; None: take down
     cells: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class CrashWorld:
         sink = MortalSink(self.log)
         self.keeper = self._make_keeper() if self.folder else None
         self.processor = StreamProcessor(self.config, engine, sink, FakeControl(self.log), self.clock.clock())
-        self.source = MortalSource(self.log, batch=40 if self.num_lives == 2 else 5)  # many blocks at once, or one by one
+        self.source = MortalSource(self.log, batch=40 if self.num_lives == 2 else 5)  # many blocks at once, or few
         sink.death = self.source.death = self.death
         self.source.listener = self.processor
         self.processor.connect(self.source, self.keeper)
