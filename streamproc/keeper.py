@@ -231,6 +231,12 @@ class Keeper:
         self._reader.close()
 
 
+def check_store(config: Config) -> None:
+    """Raises Usage where the settings name no store that can be opened."""
+    if config.snapshots.url:
+        open_store(config.snapshots.url)
+
+
 def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> Keeper | None:
     """Of the snapshots that the settings ask for."""
     settings = config.snapshots

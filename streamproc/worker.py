@@ -12,7 +12,7 @@ from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.properties import check_reachable, client_properties
 from streamproc.kafka.source import Source
-from streamproc.keeper import make_keeper
+from streamproc.keeper import check_store, make_keeper
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
 
@@ -53,10 +53,12 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     config = named(config)
     properties = client_properties(config)
     check_reachable(properties)
+    check_store(config)
     engine = build_engine(config)
+    keeper = make_keeper(config, engine, warn)
     control = ControlTopic(config)
     sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", warn)
     processor = StreamProcessor(config, engine, sink, control, Clock())
     source = Source(config, processor, warn, instance_id)
-    processor.connect(source, make_keeper(config, engine, warn))
+    processor.connect(source, keeper)
     return Worker(processor, engine, control)

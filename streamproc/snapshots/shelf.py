@@ -26,6 +26,7 @@ class Shelf:
     def __init__(self) -> None:
         self._segments: dict[str, Shelved] = {}
         self._where: dict[bytes, str] = {}
+        self._doubted: set[bytes] = set()  # whoever restores may doubt a block before it is learned that it is there
         self.named: set[str] = set()  # those that a manifest of ours has named
 
     def __contains__(self, name: bytes) -> bool:
@@ -39,13 +40,15 @@ class Shelf:
         self._segments[ref.sha256] = Shelved(ref, names, seen_s)
         for name in names:
             self._where[name] = ref.sha256
+            self._doubted.discard(name)
 
     def learn(self, ref: SegmentRef, names: tuple[bytes, ...]) -> None:
         """A manifest names this segment; whether it is still there is to be checked."""
         if ref.sha256 not in self._segments:
             self._segments[ref.sha256] = Shelved(ref, names, float("-inf"))
             for name in names:
-                self._where.setdefault(name, ref.sha256)
+                if name not in self._doubted:
+                    self._where.setdefault(name, ref.sha256)
 
     def of(self, names: Iterable[bytes]) -> list[Shelved]:
         """The segments in which these blocks lie; blocks that are not stored count for nothing."""
@@ -97,4 +100,5 @@ class Shelf:
     def doubt(self, names: Iterable[bytes]) -> None:
         """These blocks could not be read: they are to be stored again."""
         for name in names:
+            self._doubted.add(name)
             self._where.pop(name, None)

@@ -1,0 +1,105 @@
+"""Snapshots of the loop where the store does not do as it should; the walks and tests/broker hold the rest."""
+
+import threading
+
+import pytest
+
+from streamproc import keeper as keepers
+from streamproc.config import Config, Snapshots
+from streamproc.errors import Unavailable, Usage
+from streamproc.keeper import Keeper, check_store
+from streamproc.snapshots.manifest import Identity, SessionPart
+from streamproc.snapshots.restore import SnapshotReader
+from streamproc.snapshots.store import Store, open_store
+from streamproc.snapshots.writer import SnapshotWriter
+from streamproc.state.blocks import BlockPool
+from streamproc.state.tier import Tier
+
+NAMES = tuple(bytes([i]) * 16 for i in range(4))
+BLOCK = bytes(range(64))
+
+
+def identity(number: int, topic_id: str) -> Identity:
+    return Identity("model", "group", "records", topic_id, number)
+
+
+def make_keeper(store: Store, notes: list[str]) -> Keeper:
+    writer, reader = SnapshotWriter(store, notes.append), SnapshotReader(store, notes.append)
+    keeper = Keeper(identity, writer, reader, 1000.0, notes.append)
+    keeper.connect(BlockPool(8, 4), Tier(), len(BLOCK))
+    return keeper
+
+
+def keep(store: Store, number: int, names: tuple[bytes, ...]) -> None:
+    """A snapshot of one session."""
+    writer = SnapshotWriter(store, print)
+    writer.add(identity(number, "id"), [(name, BLOCK) for name in names])
+    writer.publish(identity(number, "id"), 10, [SessionPart("S", 0, 0, 4 * len(names), names)])
+    assert writer.wait(10)
+    writer.close()
+
+
+def test_what_was_kept_of_a_partition_is_there_until_it_goes(tmp_path) -> None:
+    store, notes = open_store(str(tmp_path)), list[str]()
+    keep(store, 3, NAMES[:2])
+    keeper = make_keeper(store, notes)
+    keeper.assigned({3: ("id", 10), 4: ("id", 10)})
+    assert [keeper.has(name) for name in NAMES] == [True, True, False, False]
+    assert keeper.fetch(NAMES).result(10) == dict.fromkeys(NAMES[:2], BLOCK)
+    keeper.let_go([3])
+    assert not keeper.has(NAMES[0])
+    keeper.close()
+    assert notes == []
+
+
+@pytest.mark.parametrize(("topic_id", "offset", "reason"), [("other", 10, "recreated"), ("id", 9, "ahead of")])
+def test_what_does_not_fit_is_passed_over_with_a_line(topic_id: str, offset: int, reason: str, tmp_path) -> None:
+    store, notes = open_store(str(tmp_path)), list[str]()
+    keep(store, 3, NAMES)
+    keeper = make_keeper(store, notes)
+    keeper.assigned({3: (topic_id, offset)})
+    assert not keeper.has(NAMES[0])
+    keeper.close()
+    assert [reason in note for note in notes] == [True]
+
+
+def test_a_store_that_fails_or_is_slow_holds_nobody_up_for_long(tmp_path, monkeypatch) -> None:
+    store, notes, told = open_store(str(tmp_path)), list[str](), threading.Event()
+    keep(store, 3, NAMES)
+    keeper = make_keeper(store, notes)
+    monkeypatch.setattr(keepers, "FIND_S", 0.05)
+
+    def find(sought: Identity, offset: int) -> None:
+        if sought.partition == 3:
+            raise Unavailable("snapshots: no such host")
+        told.wait(10)
+
+    monkeypatch.setattr(keeper._reader, "find", find)
+    keeper.assigned({3: ("id", 10), 4: ("id", 10)})
+    told.set()
+    keeper.close()
+    assert "snapshots: no such host; partition 3 is computed from the topic" in notes
+    assert [note for note in notes if "no answer within" in note and "partition 4" in note]
+
+
+def test_a_block_that_cannot_be_read_is_stored_again(tmp_path) -> None:
+    store, notes = open_store(str(tmp_path)), list[str]()
+    keep(store, 3, NAMES)
+    keeper = make_keeper(store, notes)
+    keeper.assigned({3: ("id", 10)})
+    for path in tmp_path.rglob("*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    found = keeper.fetch(NAMES).result(10)
+    assert len(found) == 3
+    lost = next(name for name in NAMES if name not in found)
+    assert keeper._writer.wait(10)      # it has learned what the manifest names
+    assert not keeper._writer.has(identity(3, "id"), lost)
+    keeper.close()
+
+
+def test_a_store_of_no_known_kind_is_refused_before_a_model_is_loaded() -> None:
+    check_store(Config())
+    with pytest.raises(Usage, match="no store that can be opened"):
+        check_store(Config(snapshots=Snapshots(url="ftp://x")))
