@@ -1,6 +1,8 @@
 """Where the log no longer fits what was committed: told in one line, and stopped or gone on from as the user says."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -143,6 +145,23 @@ def test_asks_that_are_gone_are_told_and_do_not_stop_the_worker(site: Site) -> N
     assert any("offset 77 is committed, the log holds 0 to 0" in line for line in worker.warnings)
 
 
+@contextmanager
+def held(worker: ThreadWorker) -> Iterator[None]:
+    """The worker stands still between two steps."""
+    step, is_held, goes_on = worker.processor.step, threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_held.set()
+        goes_on.wait(60)
+        step()
+
+    worker.processor.step = wait  # type: ignore[method-assign]
+    assert is_held.wait(60)
+    yield
+    worker.processor.step = step  # type: ignore[method-assign]
+    goes_on.set()
+
+
 @pytest.mark.parametrize("policy", ["fail", "rebuild"])
 def test_records_deleted_under_a_worker_that_lags(policy: str, site: Site, admin: AdminClient) -> None:
     config = with_policy(site.config, policy)
@@ -151,10 +170,11 @@ def test_records_deleted_under_a_worker_that_lags(policy: str, site: Site, admin
     site.settle()
     consumer = worker.processor.source._consumer  # type: ignore[attr-defined]
     where = [TopicPartition(config.topics.records, 0)]
-    consumer.pause(where)
-    site.send_records(trades(20, 40))
-    delete_up_to(admin, site, 50)
-    consumer.resume(where)
+    with held(worker):      # it polls nothing, and its client fetches nothing
+        consumer.pause(where)
+        site.send_records(trades(20, 40))
+        delete_up_to(admin, site, 50)
+        consumer.resume(where)
     if policy == "fail":
         until(lambda: worker.has_ended, "the end of the worker")
         with pytest.raises(Refused, match="records 20 to 49 were deleted before they were processed"):
