@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16")
 EARLY_LATE = {"float32": (2, 16), "bfloat16": (9, 21)}  # how often a moment comes before it is deadly; of some 30
 RESTORE = {"float32": (1, 3), "bfloat16": (1, 4)}
 HANDED_OVER = {"float32": (1, 3), "bfloat16": (2, 4)}
-REBALANCES = {7: [0], 14: [1], 21: [0], 28: [0, 1]}  # by turn
+REBALANCES = {6: [0], 12: [1], 18: [0], 25: [0, 1]}  # by turn
 NEVER_S = 1e6
 NUM_KILLED = 4  # by signal
 

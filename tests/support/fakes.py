@@ -15,7 +15,7 @@ from streamproc.past import Past
 from streamproc.ports import Clock
 from streamproc.records import Record, encode_record
 from streamproc.schedule.plan import Plan, verified
-from streamproc.state.epoch import Epoch, Message, Outgoing
+from streamproc.state.epoch import Epoch, Message, Outgoing, Position
 from streamproc.state.partition import Recovery
 from streamproc.state.publish import head_key
 from streamproc.state.registrar import OWNER
@@ -272,8 +272,9 @@ class FakeSource:
         return recoveries
 
     def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
-        for number, (offset, stamp) in stamps.items():
-            self.log.committed[(self.log.config.topics.records, number)] = (offset, stamp.encode())
+        topic = self.log.config.topics.records
+        positions = [Position(topic, number, offset, stamp.encode()) for number, (offset, stamp) in stamps.items()]
+        self.log.commit(Epoch((), tuple(positions)))
 
     def pause(self) -> None:
         self.is_paused = True

@@ -6,6 +6,7 @@ Moments, each counted by itself; those within a hand-over begin with "hand-over 
     loads, loaded                     a step that copies blocks in
     commit, committed, settled        before a transaction; it is committed, its reply is not read; it is read, recorded
     rewind                            after an epoch that seems to have failed
+    stamp                             before offsets are committed again with other stamps
     segment, torn segment, stored segment, and so for a manifest: before it is written, half of it lies at its place
     and nothing follows, after it was written
     fetch                             bytes are read from a segment
@@ -127,9 +128,9 @@ class MortalSink(FakeSink):
 
     death: Death
 
-    def commit(self, epoch: Any, membership: Any) -> None:
+    def commit(self, epoch: Any, membership: Any, timeout_s: float | None = None) -> None:
         self.death.at("commit")
-        super().commit(epoch, membership)
+        super().commit(epoch, membership, timeout_s)
         self.death.at("committed")
         if self.death.moment == "rewind":
             raise EpochAborted("the reply is lost")
@@ -145,6 +146,10 @@ class MortalSource(FakeSource):
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
         self.death.at("rewind")
         return super().rewind(fallbacks)
+
+    def stamp(self, stamps: Any) -> None:
+        self.death.at("stamp")
+        super().stamp(stamps)
 
 
 class MortalKeeper(Keeper):

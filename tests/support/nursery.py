@@ -2,7 +2,7 @@
 killed by signal.
 
 As a script: loads what a worker needs once, then forks one for every line it reads: what it costs to be born is the
-engine. A worker writes a line at every commit; at its end, what it leaves.
+engine. A worker writes a line at every commit of answers; at its end, what it leaves.
 """
 
 import base64
@@ -39,7 +39,8 @@ class FileLog(Log):
     def commit(self, epoch: Epoch) -> None:
         os.write(self._file, base64.b64encode(pickle.dumps(epoch)) + b"\n")
         super().commit(epoch)
-        print("committed ", flush=True)
+        if epoch.messages:
+            print("committed ", flush=True)
 
 
 class Nursery:
