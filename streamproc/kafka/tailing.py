@@ -17,7 +17,12 @@ from streamproc.kafka.positions import resolve
 from streamproc.kafka.properties import connect
 from streamproc.positions import End, Partitions, Position, Start
 
-DEFAULTS = {"fetch.wait.max.ms": 100, "queued.max.messages.kbytes": 16_384}
+# A broker that has just started may not know its topics yet: a reader that heard so asks again no sooner than this.
+DEFAULTS = {
+    "fetch.wait.max.ms": 100,
+    "queued.max.messages.kbytes": 16_384,
+    "topic.metadata.refresh.interval.ms": 10_000,
+}
 FIXED = {
     "group.id": "streamproc-reader",  # the library wants a name; the group is never joined, nothing is committed
     "group.protocol": "classic",

@@ -84,7 +84,8 @@ class Lab:
 
     def _config(self) -> Config:
         config = make_config(self.topics, "", context_tokens=self.shape.context_tokens)
-        worker = replace(config.worker, **self.shape.settings)
+        # Workers are killed more often than any record deserves, and who is looked for is taken one by one, slowly.
+        worker = replace(config.worker, **{"poison_after": 1_000, **self.shape.settings})
         return replace(config, worker=worker, snapshots=Snapshots(url=str(self.store), interval_s=1))
 
     def _new_driver(self, first: int) -> Driver:

@@ -23,6 +23,7 @@ CONSUMER = {
     "fetch.wait.max.ms": 50,
     "socket.timeout.ms": 5_000,
     "reconnect.backoff.max.ms": 500,
+    "topic.metadata.refresh.interval.ms": 5_000,    # a broker that has just started may not know its topics yet
     "error_cb": lambda error: None,
     "log_level": 0,
 }
