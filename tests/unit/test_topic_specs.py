@@ -70,7 +70,7 @@ def test_the_example_of_sessions_is_a_head_keyed_by_its_session():
 
 def test_the_example_of_dead_is_bad_for_the_reason_it_gives():
     example = SPECS["dead"].example
-    assert set(example.headers) == set(SPECS["dead"].schema["headers"]) - {"deaths"}     # which only a POISON_RECORD has
+    assert set(example.headers) == set(SPECS["dead"].schema["headers"]) - {"deaths"}
     with pytest.raises(BadRecord) as problem:
         decode_record(example.value, example.key.encode())
     assert str(problem.value) == example.headers["reason"]
