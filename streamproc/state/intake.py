@@ -86,7 +86,7 @@ class Intake:
     def take_records(self, partitions: dict[int, Partition], messages: Sequence[Message], now: float) -> None:
         """Append a batch of records, in the order in which they came; bad ones wait for the dead topic."""
         parsed = [self._parse(m, partitions[m.partition].stamp.poisoned) for m in messages if m.partition in partitions]
-        all_ids = self._ids([item.record for item in parsed if item.record])
+        all_ids = self._ids([item.record for item in parsed if item.record]) if parsed else iter(())
         for message, record, reason in parsed:
             partition = partitions[message.partition]
             if partition.phase is Phase.RESTORING and message.offset >= partition.live_from:
