@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from streamproc.config import Config
-from streamproc.errors import EpochAborted, OutOfMemory
+from streamproc.device import Device
+from streamproc.errors import EpochAborted
 from streamproc.messages import Ask, Query
-from streamproc.ports import Clock, Control, Engine, Keeper, Sink, Source
-from streamproc.schedule.plan import Flight, Plan
+from streamproc.ownership import Ownership
+from streamproc.ports import Clock, Control, Engine, Keeper, ModelRunner, Sink, Source
 from streamproc.schedule.progress import Progress
 from streamproc.schedule.scheduler import Scheduler
 from streamproc.state import rollback
@@ -27,22 +28,20 @@ from streamproc.state.care import Care
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.fork import Call, Fork
 from streamproc.state.intake import Intake, Rules
-from streamproc.state.lifecycle import ACTS, Act, Event, Phase
 from streamproc.state.pace import Pace
-from streamproc.state.partition import Partition, Recovery, Reply
+from streamproc.state.partition import Recovery, Reply
 from streamproc.state.pressure import Pressure
 from streamproc.state.publish import Publisher, Settlement, settle
 from streamproc.state.queries import QueryBook
 from streamproc.state.recent import remember
 from streamproc.state.registrar import OWNER, Registrar
-from streamproc.state.returning import Returning, Start
+from streamproc.state.returning import Start
 from streamproc.state.session import Shape
 from streamproc.state.tier import Tier
 from streamproc.state.workload import Workload
 
 IDLE_POLL_S = 0.01
 ATTEND_S = 0.0005  # between looks at what comes in, while the device works
-LEAST_COMMIT_S = 0.5  # for the last epoch of partitions that go, even when their time is up
 MAX_IDLE_FORKS = 64  # idle queries queued ahead: enough to fill a step, few enough to be fresh
 
 
@@ -59,8 +58,6 @@ class Counters:
     asks: int = 0
     epochs: int = 0
     aborted_epochs: int = 0
-    steps: int = 0
-    tokens: int = 0
 
 
 def collect_rarely() -> None:
@@ -80,14 +77,13 @@ class StreamProcessor:
         self.clock = clock
         self.counters = Counters()
         self.queries = QueryBook()
-        self.partitions: dict[int, Partition] = {}
-        self.runner, self.renderer = engine.runner, engine.renderer
-        self.pool = BlockPool(self.runner.num_blocks, self.runner.block_size)
+        runner, self.renderer = engine.runner, engine.renderer
+        self.pool = BlockPool(runner.num_blocks, runner.block_size)
         self.workload = Workload(self.pool)
-        self.tier = Tier(config.engine.host_bytes // self.runner.block_bytes)
-        self.keeper: Keeper | None = None
+        self.tier = Tier(config.engine.host_bytes // runner.block_bytes)
         self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3, self.tier)
-        self.progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
+        progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
+        self.device = Device(runner, self.scheduler, progress, self.tier, clock)
         self.calls = CallDesk(self.workload, self.renderer, self._why_not_call, clock.now)
         self.rules = Rules(
             config.topics.records,
@@ -108,23 +104,27 @@ class StreamProcessor:
         )
         self._sink, self._control = sink, control
         self._source: Source | None = None
+        self.keeper: Keeper | None = None
         self._pace = Pace(
             settings.commit_interval_ms / 1e3, settings.commit_bytes, settings.commit_answers, clock.now()
         )
         self._pressure = Pressure(settings.backlog_tokens, self.pool.num_blocks * self.pool.block_size)
-        self._care = Care(config.topics.records, settings.poison_after)
-        self._revoke_s = settings.revoke_ms / 1e3
-        self._returning = Returning()
-        self._flight: tuple[Plan, Flight] | None = None
+        self.care = Care(config.topics.records, settings.poison_after)
+        self.ownership = Ownership(self, settings.revoke_ms / 1e3)
+        self.partitions = self.ownership.partitions
         self._num_epochs, self._started_ms = 0, clock.unix_ms()
-        self._was_out_of_memory = False
 
     def connect(self, source: Source, keeper: Keeper | None = None) -> None:
         """The source may call back from its first poll on. keeper: None: there are no snapshots."""
         self._source, self.keeper = source, keeper
+        self.device.keeper = self.ownership.keeper = keeper
         if keeper:
             keeper.connect(self.pool, self.tier, self.runner.block_bytes)
         self._take_queries()
+
+    @property
+    def runner(self) -> ModelRunner:
+        return self.device.runner
 
     @property
     def source(self) -> Source:
@@ -138,14 +138,13 @@ class StreamProcessor:
         self._take_queries()
         self._offer()
         plan = self.scheduler.plan(self.keeper.pick() if self.keeper else ())
-        self._flight = plan, self.runner.launch(plan)
+        self.device.launch(plan)
         self._ingest(self.source.poll(0 if plan.chunks else IDLE_POLL_S))
         self._attend()
-        self._land()
+        self.land()
         self._balance()
-        if self._returning:
-            for line in self._returning.back(self.partitions, self.workload, self._so_far()):
-                log.info(line)
+        for line in self.ownership.returned():
+            log.info(line)
         if self._commit_is_due():
             self.commit()
 
@@ -163,52 +162,28 @@ class StreamProcessor:
 
         A rebalance, or an epoch that fails, lands the flight.
         """
-        while self._flight is not None and not self._flight[1].is_done(ATTEND_S):
+        while self.device.is_busy(ATTEND_S):
             self._ingest(self.source.poll(0))
             self._balance()
             if self._has_replies():
                 self.commit()
 
-    def _land(self) -> None:
-        """Wait for the flight that is out, if any, and record its progress. Raises OutOfMemory at its second time."""
-        if self._flight is None:
-            return
-        (plan, flight), self._flight = self._flight, None
-        try:
-            sampled = flight.wait()
-        except OutOfMemory as problem:
-            if self._was_out_of_memory:
-                raise
-            self._was_out_of_memory = True
-            log.warning("%s; trying once more with less in a step", problem)
-            self.scheduler.retreat(plan)
-        else:
-            self._was_out_of_memory &= not plan.chunks
-            self.scheduler.landed(flight.seconds)
-            self._take_saved(flight)
-            self._apply(plan, sampled)
-
-    def _so_far(self) -> Start:
-        return Start(self.clock.now(), self.counters.tokens, self.tier.num_loaded * self.pool.block_size)
-
-    def _take_saved(self, flight: Flight) -> None:
-        """Blocks that a step has copied out of the pool."""
-        if saved := flight.saved:
-            self.tier.put(saved)
-            if self.keeper:
-                self.keeper.take(saved)
-
-    def _copy_out(self, saves: Sequence[tuple[int, bytes]]) -> None:
-        """At once, with no flight out."""
-        flight = self.runner.launch(Plan((), (), tuple(saves)))
-        flight.wait()
-        self._take_saved(flight)
-
-    def _apply(self, plan: Plan, sampled: dict[int, tuple[int, ...]]) -> None:
-        for fork in self.progress.apply(plan, sampled, self.clock.now()):
+    def land(self) -> None:
+        """Wait for the step that is out, if any; what it has completed is delivered."""
+        for fork in self.device.land():
             self._deliver(fork)
-        self.counters.steps += bool(plan.chunks)
-        self.counters.tokens += plan.num_tokens
+
+    def turn(self) -> None:
+        """One step without anything new, to its end."""
+        self.device.launch(self.scheduler.plan())
+        self.land()
+
+    @property
+    def work_done(self) -> Start:
+        return Start(self.clock.now(), self.device.num_tokens, self.tier.num_loaded * self.pool.block_size)
+
+    def copy_out(self, saves: Sequence[tuple[int, bytes]]) -> None:
+        self.device.copy_out(saves)
 
     def _deliver(self, fork: Fork) -> None:
         """A complete answer waits for its epoch; that of a call has somebody waiting."""
@@ -231,7 +206,7 @@ class StreamProcessor:
 
     def _ingest(self, messages: list[Message]) -> None:
         now = self.clock.now()
-        messages = self._care.admit(messages, self.partitions, self.workload.is_idle, self.source.stamp)
+        messages = self.care.admit(messages, self.partitions, self.workload.is_idle, self.source.stamp)
         records = [message for message in messages if message.topic == self.rules.records_topic]
         self.intake.take_records(self.partitions, records, now)
         self._pace.take(sum(len(record.value or b"") for record in records))
@@ -260,17 +235,17 @@ class StreamProcessor:
     def _balance(self) -> None:
         """Stop fetching records while there is too much to compute; none is dropped, and polling goes on."""
         backlog = self.workload.num_behind + self.workload.num_waiting
-        if self._pressure.changes(backlog, self.workload.num_cells_needed, self._care.is_full):
+        if self._pressure.changes(backlog, self.workload.num_cells_needed, self.care.is_full):
             (self.source.pause if self._pressure.is_high else self.source.resume)()
 
     # What goes out
 
     def _has_replies(self) -> bool:
         has_some = any(partition.replies for partition in self.partitions.values() if partition.is_live)
-        return has_some and not self._care.is_trying  # no offset after a record that may kill us, before it has not
+        return has_some and not self.care.is_trying  # no offset after a record that may kill us, before it has not
 
     def _commit_is_due(self) -> bool:
-        if self._care.is_trying:
+        if self.care.is_trying:
             return self.workload.is_idle
         return self._has_replies() or self._pace.is_due(self.clock.now())
 
@@ -310,78 +285,31 @@ class StreamProcessor:
 
     def _roll_back(self, settlements: Sequence[Settlement], epoch: Epoch, epoch_id: str) -> None:
         """The committed offsets are the truth: they tell whether the epoch landed; then read again from there."""
-        self._land()    # it may write cells of what is taken back
+        self.land()  # it may write cells of what is taken back
         recoveries = self.source.rewind({item.partition.number: item.partition.committed[0] for item in settlements})
         if any(recovery.stamp.epoch == epoch_id for recovery in recoveries.values()):
             self._settle(settlements, epoch)
-        self._care.forget(recoveries)
+        self.care.forget(recoveries)
         for item in settlements:
             rollback.truncate(self.workload, item.partition, recoveries[item.partition.number])
 
     # Partitions that come and go
 
     def assigned(self, recoveries: dict[int, Recovery]) -> None:
-        """These partitions are ours now."""
-        self._land()
-        self._let_go([number for number in recoveries if self._act(number, Event.ASSIGNED) is Act.LET_GO])
-        if self.keeper:
-            self.keeper.assigned({n: (recovery.topic_id, recovery.live_from) for n, recovery in recoveries.items()})
-        for number, recovery in recoveries.items():
-            partition = self.partitions[number] = Partition.recover(number, self.shape, recovery)
-            self._care.assigned(partition, recovery)
-            if recovery.rebuild_from < recovery.live_from:
-                self._returning.begin(number, self._so_far())
-            if number == OWNER:
-                self.registrar.committed = recovery.control_from
-            if recovery.rebuild_from >= recovery.live_from:
-                self.intake.go_live(partition)
+        self.ownership.assigned(recoveries)
 
     def revoked(self, numbers: Sequence[int]) -> None:
-        """Answer what was asked of these partitions while there is time, commit it, let go of them."""
-        deadline = self.clock.now() + self._revoke_s
-        self._land()
-        leaving = [self.partitions[number] for number in numbers if self._act(number, Event.REVOKED) is Act.FINISH]
-        self._finish(leaving, deadline)
-        self.commit([partition.number for partition in leaving], max(deadline - self.clock.now(), LEAST_COMMIT_S))
-        if self.keeper:
-            self.keeper.hand_over(leaving, self._copy_out, max(deadline - self.clock.now(), 0.0))
-        self._let_go(numbers)
-
-    def _finish(self, leaving: Sequence[Partition], deadline: float) -> None:
-        for partition in leaving:
-            self.desk.offer(partition, self.clock.now())
-            partition.enter(Phase.LEAVING)
-            rollback.drop_forks(self.workload, partition, lambda fork: not fork.question.is_due)
-        while any(partition.is_asked for partition in leaving) and self.clock.now() < deadline:
-            plan = self.scheduler.plan()
-            self._flight = plan, self.runner.launch(plan)
-            self._land()
-
-    def _act(self, number: int, event: Event) -> Act:
-        partition = self.partitions.get(number)
-        return ACTS[partition.phase if partition else None, event]
+        self.ownership.revoked(numbers)
 
     def lost(self, numbers: Sequence[int]) -> None:
-        """Somebody else owns these partitions already: nothing of them may be committed."""
-        self._land()
-        self._let_go(numbers)
-
-    def _let_go(self, numbers: Sequence[int]) -> None:
-        if self.keeper:
-            self.keeper.let_go(numbers)
-        for number in [number for number in numbers if number in self.partitions]:
-            self._care.let_go(number)
-            self._returning.let_go(number)
-            rollback.let_go(self.workload, self.partitions.pop(number))
+        self.ownership.lost(numbers)
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Answer what has been asked if it can be done in time, commit, leave the group."""
-        self._land()
+        self.land()
         deadline = self.clock.now() + deadline_s
         while not self.workload.is_idle and self.clock.now() < deadline:
-            plan = self.scheduler.plan()
-            self._flight = plan, self.runner.launch(plan)
-            self._land()
+            self.turn()
         self.commit()
         self.calls.close()
         self.source.close()

@@ -195,7 +195,7 @@ class CrashWorld:
         for _ in range(5_000):
             self.step()
             partitions = self.processor.partitions.values()
-            is_held = self.processor._care.is_holding
+            is_held = self.processor.care.is_holding
             idle = self.processor.workload.is_idle and self.source.is_drained and not is_held
             if idle and not any(p.finished or p.replies or p.dirty for p in partitions):
                 return

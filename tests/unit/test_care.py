@@ -68,7 +68,7 @@ class Mortal(World):
         self.renderer = DeadlyRenderer() if self.where == "renderer" else MarkingRenderer()
         processor = super().start()
         if self.where == "runner":
-            processor.runner = DeadlyRunner(self.num_blocks, BLOCK)
+            processor.device.runner = DeadlyRunner(self.num_blocks, BLOCK)
         return processor
 
     def live(self, what: Callable[[], object], most: int = 20) -> None:

@@ -9,11 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LEVELS = {
-    9: ["__init__", "__main__"],
-    8: ["cli"],
-    7: ["demo", "training"],
-    6: ["client", "evaluate", "gateway", "replay", "worker"],
-    5: ["answers", "keeper", "processor"],
+    10: ["__init__", "__main__"],
+    9: ["cli"],
+    8: ["demo", "training"],
+    7: ["client", "evaluate", "gateway", "replay", "worker"],
+    6: ["processor"],
+    5: ["answers", "device", "keeper", "ownership"],
     4: ["engine", "kafka", "ports", "snapshots"],
     3: ["kernels", "schedule"],
     2: ["market", "prompts", "queryfile", "state", "topics"],

@@ -30,10 +30,10 @@ def world() -> World:
 
 
 def tokens_of(world: World, work: Callable[[], object]) -> int:
-    before = world.processor.counters.tokens
+    before = world.processor.device.num_tokens
     work()
     world.drain()
-    return world.processor.counters.tokens - before
+    return world.processor.device.num_tokens - before
 
 
 def ask(world: World, number: int, **changes: object) -> Answer:
@@ -178,7 +178,7 @@ class Forgetful(FakeRunner):
 
 
 def test_a_step_without_memory_is_tried_once_more_and_loses_nothing(world: World) -> None:
-    world.processor.runner = Forgetful(lambda number: number in (3, 9, 14))
+    world.processor.device.runner = Forgetful(lambda number: number in (3, 9, 14))
     world.register(QUERY)
     for _ in range(12):
         for sym in "ABC":
@@ -194,7 +194,7 @@ def test_a_step_without_memory_is_tried_once_more_and_loses_nothing(world: World
 
 
 def test_a_worker_whose_memory_runs_out_twice_stops_with_one_line_and_commits_nothing_more(world: World) -> None:
-    world.processor.runner = Forgetful(lambda number: number > 3)
+    world.processor.device.runner = Forgetful(lambda number: number > 3)
     world.register(QUERY)
     for _ in range(9):
         world.log.produce(0, random_record(world.rng, "A"))
