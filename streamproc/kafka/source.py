@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from streamproc.config import Config
 from streamproc.errors import Unavailable
 from streamproc.kafka.identity import Identities
+from streamproc.kafka.member import is_incremental, member_properties
 from streamproc.kafka.properties import client_properties, connect
 from streamproc.kafka.recovery import GroupLog
 from streamproc.kafka.slot import Slot
@@ -30,16 +31,6 @@ BATCH = 2_000
 TIMEOUT_S = 15.0
 CLOSE_S = 5.0
 
-PROPERTIES = {
-    "enable.auto.commit": False,
-    "enable.auto.offset.store": False,
-    "isolation.level": "read_committed",
-    "auto.offset.reset": "error",
-    "fetch.wait.max.ms": 10,
-    "fetch.queue.backoff.ms": 20,
-    "queued.max.messages.kbytes": 16_384,
-    "topic.metadata.refresh.interval.ms": 10_000,
-}
 PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT)
 
 Place = tuple[str, int]  # topic and partition
@@ -68,8 +59,10 @@ class Source:
         """instance_id: a static member's; the group keeps its partitions for it while it restarts."""
         self._config, self._listener, self._warn = config, listener, warn
         self._properties = client_properties(config)
+        self._incremental = is_incremental(self._properties)
         self._records, self._asks = config.topics.records, config.topics.asks
         self._slot = Slot(config.worker.group, instance_id, warn)
+        self._member = member_properties(self._properties, config.worker.group) | self._slot.properties
         self._identities = Identities(self._properties)
         self._watchdog = Watchdog(self._properties, self._records, config.worker.stall_s)
         self._owned: set[int] = set()  # partitions of the records topic
@@ -78,25 +71,15 @@ class Source:
         self._seeks: dict[Place, int] = {}  # where the next poll begins
         self._is_outside = False  # read at an offset that the log does not hold
         self._paused = False
-        self._incremental = self._properties.get("group.protocol", "consumer") == "consumer"
         self._open()
 
     def _open(self) -> None:
-        self._consumer = connect(Consumer, self._group_properties())
+        self._consumer = connect(Consumer, self._member)
         self._log = GroupLog(self._config, self._consumer, self._identities, self._warn)
         self._consumer.subscribe(
             [self._records, self._asks], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
         self._membership = self._consumer.consumer_group_metadata()
-
-    def _group_properties(self) -> dict[str, Any]:
-        protocol = (
-            {"group.protocol": "consumer", "group.remote.assignor": "range"}
-            if self._incremental
-            else {"partition.assignment.strategy": "range"}
-        )
-        own = {"group.id": self._config.worker.group, **self._slot.properties}
-        return {**PROPERTIES, **protocol, **self._properties, **own}
 
     @property
     def membership(self) -> Any:
