@@ -6,11 +6,14 @@ record twice a second, and every record one answer. A second worker comes and go
     moved_gap_s_p99     longest time between two answers of a partition around each time that it moved
     stayed_gap_s_max    the same of partitions that stayed where they were
 
+Who has a partition is read from its answers: each names its worker. Every move is waited for.
+
 Workers without a slot: one with a slot is a static member, whose partitions wait for it until the session timeout.
 """
 
 import argparse
 import itertools
+import json
 import statistics
 import subprocess
 import sys
@@ -33,8 +36,8 @@ from streamproc.records import Trade, encode_record
 
 PARTITIONS, SESSIONS = 4, 8
 PAUSE_S = 0.5 / SESSIONS        # between records of one partition
-AT_REST_S = 12.0                # before the first move, and between two
-START_S = 40.0
+AT_REST_S = 8.0                 # after a move, and before the first: snapshots are written
+MOST_S = 90.0                   # for a worker to load its model and get its share, or to leave
 
 
 class Feed(threading.Thread):
@@ -57,24 +60,41 @@ class Feed(threading.Thread):
 
 
 class Answers(threading.Thread):
-    """Notes when an answer of each partition was there to be read."""
+    """Notes when an answer of each partition was there to be read, and which worker gave it."""
 
     def __init__(self, properties: dict[str, Any], topics: Topics) -> None:
         super().__init__(daemon=True)
         self.tail = Tail(properties, topics.answers, PARTITIONS)
-        self.seen: dict[int, list[float]] = defaultdict(list)
+        self.seen: dict[int, list[tuple[float, str]]] = defaultdict(list)
         self.stopped = threading.Event()
 
     def run(self) -> None:
         self.tail.start(self.tail.ends())
         while not self.stopped.is_set():
-            for message in self.tail.poll(0.05):
+            for message in self.tail.poll(0.02):
                 answer = decode_answer(message.value or b"")
                 if answer.as_of:
-                    self.seen[answer.as_of.partition].append(time.monotonic())
+                    name = json.loads(message.headers["timings"])["worker"]
+                    self.seen[answer.as_of.partition].append((time.monotonic(), name))
+
+    def owners(self) -> dict[int, str]:
+        """By partition, as its newest answer says."""
+        return {partition: seen[-1][1] for partition, seen in list(self.seen.items()) if seen}
+
+    def wait_for_owners(self, count: int) -> dict[int, str]:
+        """Until so many workers have all partitions, and it has been so for a while."""
+        deadline = time.monotonic() + MOST_S
+        while time.monotonic() < deadline:
+            owners = self.owners()
+            if len(owners) == PARTITIONS and len(set(owners.values())) == count:
+                time.sleep(AT_REST_S)
+                if self.owners() == owners:
+                    return owners
+            time.sleep(0.2)
+        raise SystemExit(f"{count} workers do not share the partitions within {MOST_S:.0f} s: {self.owners()}")
 
     def longest_gap(self, partition: int, start: float, end: float) -> float:
-        times = [start, *(at for at in self.seen[partition] if start < at < end), end]
+        times = [start, *(at for at, _ in self.seen[partition] if start < at < end), end]
         return max(b - a for a, b in itertools.pairwise(times))
 
 
@@ -103,9 +123,11 @@ def main() -> None:
         answers.start()
         first, second = worker(address, topics, "a", Path(name)), None
         feed.start()
-        time.sleep(START_S)
+        moved: list[float] = []
+        stayed: list[float] = []
         rows = []
         try:
+            owners = answers.wait_for_owners(1)
             for _ in range(given.moves):
                 started = time.monotonic()
                 if second is None:
@@ -114,11 +136,15 @@ def main() -> None:
                     second.terminate()
                     second.wait(30)
                     second = None
-                time.sleep(AT_REST_S)
+                before, owners = owners, answers.wait_for_owners(1 if second is None else 2)
                 ended = time.monotonic()
-                gaps = sorted(answers.longest_gap(partition, started, ended) for partition in range(PARTITIONS))
-                move = {"move": "goes" if second is None else "comes"}
-                rows.append({**move, **{f"gap {i}": gap for i, gap in enumerate(gaps)}})
+                gaps = {part: answers.longest_gap(part, started, ended) for part in range(PARTITIONS)}
+                ours = [gap for part, gap in gaps.items() if owners[part] != before[part]]
+                others = [gap for part, gap in gaps.items() if owners[part] == before[part]]
+                moved += ours
+                stayed += others
+                rows.append({"second worker": "goes" if second is None else "comes", "moved": len(ours),
+                             "longest gap": max(ours, default=0.0), "of others": max(others, default=0.0)})  # fmt: skip
         finally:
             feed.stopped.set()
             answers.stopped.set()
@@ -128,10 +154,9 @@ def main() -> None:
                     process.wait(30)
         answers.join(5)
     show(rows)
-    moved = sorted(row[f"gap {i}"] for row in rows for i in (2, 3))     # range assignment: two of four move
-    stayed = [row[f"gap {i}"] for row in rows for i in (0, 1)]
+    moved.sort()
     last_line({"moved_gap_s_p50": statistics.median(moved), "moved_gap_s_p99": moved[-1 - len(moved) // 100],
-               "stayed_gap_s_max": max(stayed), "moves": len(rows), "partitions": PARTITIONS, "sessions": SESSIONS,
+               "stayed_gap_s_max": max(stayed), "moved": len(moved), "partitions": PARTITIONS, "sessions": SESSIONS,
                "broker": broker})  # fmt: skip
 
 
