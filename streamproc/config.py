@@ -203,6 +203,11 @@ class Snapshots:
     pending_bytes: int = setting(
         256 * 2**20, "Memory for blocks on their way to the store.", unit="bytes", low=2**20, high=2**40
     )
+    standby: bool = setting(
+        False,
+        "Follow the snapshots of partitions that others own, their blocks in what `engine.host_bytes` leaves.",
+        hint="true or false",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +230,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One known setting. `kind` is str, int, float or tuple."""
+    """One known setting. `kind` is str, int, float, bool or tuple."""
 
     key: str
     kind: type
@@ -256,6 +261,8 @@ def check_config(config: Config) -> None:
             raise wrong(config, known.key, "out of range" if known.rule.high else "not possible", known.rule.takes)
     check_topics(config)
     check_context(config)
+    if config.snapshots.standby and not config.snapshots.url:
+        raise wrong(config, "snapshots.standby", "there are no snapshots to follow", "it with snapshots.url")
     for kind, names in FIELDS.items():
         check_template(config, f"prompts.{kind}", names)
     check_template(config, "prompts.question", ("question",))

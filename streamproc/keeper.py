@@ -12,16 +12,17 @@ For the tier (state/tier.py) all blocks of the newest manifests, restored or wri
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.config import Config
-from streamproc.errors import Unavailable
 from streamproc.ports import Engine
 from streamproc.snapshots.collector import Retention
 from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.restore import Blocks, SnapshotReader
+from streamproc.snapshots.search import Search
+from streamproc.snapshots.standby import Standby
 from streamproc.snapshots.store import open_store
 from streamproc.snapshots.writer import SnapshotWriter
 from streamproc.state.blocks import BlockPool
@@ -32,7 +33,6 @@ from streamproc.state.tier import Tier
 
 STEP_BYTES = 8 * 2**20      # copied out in one step: a millisecond or two
 LOOKED_AT = 64              # sessions looked through in one step
-FIND_S = 10.0               # for what is stored of partitions that are assigned; then it is computed
 FETCHES = 2                 # at once
 
 Saves = list[tuple[int, bytes]]
@@ -74,12 +74,21 @@ class Keeper:
         self._rounds: dict[int, Round] = {}
         self._due_s: dict[int, float] = {}
         self._saving: dict[bytes, Identity] = {}    # on their way out of the pool
+        self._search = Search(reader, warn)
+        self._standby: Standby | None = None
         self._fetches = ThreadPoolExecutor(FETCHES, "snapshot-fetch")
         writer.on_published = self.learn
+
+    def stand_by(self, standby: Standby) -> None:
+        """Follow the partitions of others with this; to be called before `connect`."""
+        self._standby = standby
 
     def connect(self, pool: BlockPool, tier: Tier, block_bytes: int) -> None:
         self._pool, self._tier, self._block_bytes = pool, tier, block_bytes
         tier.shelf = self
+        if self._standby:
+            tier.share(self._standby.spare)
+            self._standby.start(tier.is_here)
 
     # A shelf
 
@@ -109,39 +118,43 @@ class Keeper:
         while self._learned:
             identity, blocks = self._learned.popleft()
             if self._identities.get(identity.partition) == identity:
+                self._search.stop(identity.partition)
                 self._shelves[identity.partition] = blocks
 
     # Partitions that come and go
 
-    def assigned(self, committed: Mapping[int, tuple[str, int]]) -> None:
-        """These partitions are ours: topic id and committed offset of each. Waits for what the store has of them."""
-        now, finds = time.monotonic(), {}
-        for number, (topic_id, offset) in committed.items():
-            self._identities[number] = self._make_identity(number, topic_id)
-            self._due_s[number] = now + self._interval_s
-            finds[number] = self._fetches.submit(self._find, self._identities[number], offset)
-        wait(finds.values(), FIND_S)
-        for number, find in finds.items():
-            if not find.done():
-                self._warn(f"snapshots: no answer within {FIND_S:.0f} s; partition {number} is computed from the topic")
-            elif blocks := find.result():
-                self._shelves[number] = blocks
+    @property
+    def sought(self) -> frozenset[int]:
+        """Partitions of which it is not known yet what is stored: too early to compute."""
+        return self._search.sought
 
-    def _find(self, identity: Identity, offset: int) -> Blocks | None:
-        try:
-            manifest = self._reader.find(identity, offset)
-            return self._reader.open(manifest) if manifest else None
-        except Unavailable as problem:
-            self._warn(f"{problem}; partition {identity.partition} is computed from the topic")
-            return None
+    def assigned(self, committed: Mapping[int, tuple[str, int]]) -> None:
+        """These partitions are ours: topic id and committed offset of each."""
+        now = time.monotonic()
+        for number, (topic_id, offset) in committed.items():
+            identity = self._identities[number] = self._make_identity(number, topic_id)
+            self._due_s[number] = now + self._interval_s
+            known = self._standby.known(identity, offset) if self._standby else None
+            if known:
+                self._shelves[number] = known.blocks
+                self._tier.adopt([name for session in known.manifest.sessions for name in session.names])
+            self._search.begin(identity, offset, known)
+        if self._standby:
+            self._standby.own(self._identities)
 
     def let_go(self, numbers: Collection[int]) -> None:
         """These partitions are somebody else's."""
+        self._take_learned()
         for number in numbers:
             self._rounds.pop(number, None)
-            self._shelves.pop(number, None)
+            self._search.stop(number)
+            shelf = self._shelves.pop(number, None)
+            if shelf and self._standby:
+                self._tier.part_with(shelf.names)
             if identity := self._identities.pop(number, None):
                 self._writer.forget(identity)
+        if self._standby:
+            self._standby.own(self._identities)
 
     # Rounds
 
@@ -160,6 +173,7 @@ class Keeper:
 
     def pick(self) -> Saves:
         """Blocks that the next step is to copy out. To be called between two steps: what has a name is computed."""
+        self._shelves.update(self._search.found())
         self._take_learned()
         self._saving.clear()    # no step is out: what has not come by now does not come
         saves: Saves = []
@@ -226,7 +240,10 @@ class Keeper:
 
     def close(self) -> None:
         """What is still on its way to the store is dropped."""
+        if self._standby:
+            self._standby.close()
         self._writer.close()
+        self._search.close()
         self._fetches.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
 
@@ -250,7 +267,10 @@ def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> 
 
     retention = Retention.every(settings.interval_s, settings.keep, settings.max_age_s)
     writer = SnapshotWriter(store, warn, settings.pending_bytes, retention)
-    return Keeper(identity, writer, SnapshotReader(store, warn), settings.interval_s, warn)
+    keeper = Keeper(identity, writer, SnapshotReader(store, warn), settings.interval_s, warn)
+    if settings.standby:
+        keeper.stand_by(Standby(store, identity(-1, ""), settings.interval_s, warn))
+    return keeper
 
 
 def parts(partition: Partition, block_size: int) -> list[SessionPart]:

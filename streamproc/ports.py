@@ -71,6 +71,11 @@ class Keeper(Protocol):
         """These partitions' offsets have moved."""
         ...
 
+    @property
+    def sought(self) -> Collection[int]:
+        """Partitions of which it is not known yet what is stored: too early to compute."""
+        ...
+
     def pick(self) -> Sequence[tuple[int, bytes]]:
         """Blocks that the next step is to copy out, and their names. Called between two steps."""
         ...

@@ -137,7 +137,7 @@ class StreamProcessor:
         """One turn of the loop."""
         self._take_queries()
         self._offer()
-        plan = self.scheduler.plan(self.keeper.pick() if self.keeper else ())
+        plan = self.scheduler.plan(*self._kept())
         self.device.launch(plan)
         self._ingest(self.source.poll(0 if plan.chunks else IDLE_POLL_S))
         self._attend()
@@ -147,6 +147,14 @@ class StreamProcessor:
             log.info(line)
         if self._commit_is_due():
             self.commit()
+
+    def _kept(self) -> tuple[Sequence[tuple[int, bytes]], Collection[int]]:
+        """Blocks that the next step is to copy out, and sequences that it is too early to compute."""
+        if not self.keeper:
+            return (), ()
+        saves = self.keeper.pick()
+        sought = [self.partitions[number] for number in self.keeper.sought if number in self.partitions]
+        return saves, {g.seq_id for partition in sought for s in partition.sessions.values() for g in s.all_generations}
 
     def _offer(self) -> None:
         """Questions that can be asked now."""

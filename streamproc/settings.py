@@ -105,6 +105,15 @@ def read_float(value: Any, setting: Setting) -> float:
         raise ValueError("not a number") from None
 
 
+def read_bool(value: Any, setting: Setting) -> bool:
+    """In TOML without quotes; elsewhere a text."""
+    if type(value) is bool:
+        return value
+    if value not in ("true", "false"):
+        raise ValueError("neither true nor false")
+    return bool(value == "true")
+
+
 def read_str(value: Any, setting: Setting) -> str:
     if type(value) is not str:
         raise ValueError(f"a text is needed, in quotes, not {type(value).__name__}")
@@ -130,6 +139,7 @@ def json_list(text: str) -> Any:
 READERS: dict[type, Callable[[Any, Setting], Any]] = {
     int: read_int,
     float: read_float,
+    bool: read_bool,
     str: read_str,
     tuple: read_texts,
 }

@@ -15,7 +15,7 @@ Fairness: sessions that are behind share a step and take turns where it is too s
 questions (state/turns.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from streamproc.schedule.builder import StepBuilder
 from streamproc.schedule.cells import Cells
@@ -59,9 +59,13 @@ class Scheduler:
         self._newest = StepBuilder(self.times, 0, 0.0)
         self._lacks_cells: Turns | None = None  # whose next question found no cells in the newest plan
         self._most_tokens, self._num_good_steps = step_tokens, 0
+        self._held: Collection[int] = ()
 
-    def plan(self, saves: Iterable[tuple[int, bytes]] = ()) -> Plan:
-        """saves: blocks that somebody else wants to have copied out of the pool, as they are now."""
+    def plan(self, saves: Iterable[tuple[int, bytes]] = (), held: Collection[int] = ()) -> Plan:
+        """saves: blocks that somebody else wants to have copied out of the pool, as they are now; held: generations
+        whose cells may be somewhere: what is not found in reach waits.
+        """
+        self._held = held
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
         step = self._newest = StepBuilder(self.times, num_tokens, self.step_s)
         self.tier.collect()
@@ -222,7 +226,7 @@ class Scheduler:
         `younger`: generations whose cells it may take besides those that nobody waits for; None: nobody's.
         """
         self.cells.reuse(step, generation)
-        if self.cells.load(step, generation, younger):
+        if self.cells.load(step, generation, younger) or generation.seq_id in self._held:
             return True
         start = generation.num_computed
         end = start + min(most, step.tokens_at(start), generation.num_tokens - start)

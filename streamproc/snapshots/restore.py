@@ -5,7 +5,7 @@ checksum. What does not pass is said in one line and left out; the caller comput
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ class Run(NamedTuple):
 
 Lying = tuple[SegmentRef, Header, Stored]  # a block, and the segment that it lies in
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+NONE: Mapping[str, Header] = {}  # headers by digest of their segment
 
 
 class SnapshotReader:
@@ -74,9 +75,9 @@ class SnapshotReader:
     def _pass_over(self, name: ManifestName, reason: str) -> None:
         self._warn(f"snapshots: {name.path} is passed over: {reason}")
 
-    def open(self, manifest: Manifest) -> "Blocks":
-        """The blocks of a manifest that are there; reads the header of each segment."""
-        return Blocks(self.store, self._warn, self._pool.map if self._pool else map, manifest)
+    def open(self, manifest: Manifest, known: Mapping[str, Header] = NONE) -> "Blocks":
+        """The blocks of a manifest that are there; reads the headers of its segments, but for those that are known."""
+        return Blocks(self.store, self._warn, self._pool.map if self._pool else map, manifest, known)
 
     def close(self) -> None:
         if self._pool:
@@ -84,27 +85,32 @@ class SnapshotReader:
 
 
 class Blocks:
-    """The blocks of one manifest, by name. `failed`: the store did not answer at some time, so that what was left out
-    may be there all the same. Thread-safe.
+    """The blocks of one manifest, by name. `failed`: how the store did not answer at some time, so that what was left
+    out may be there all the same. `warn` may be changed. Thread-safe.
     """
 
-    def __init__(self, store: Store, warn: Warn, each: Map, manifest: Manifest) -> None:
+    def __init__(self, store: Store, warn: Warn, each: Map, manifest: Manifest, known: Mapping[str, Header]) -> None:
         self._store = store
-        self._warn = warn
+        self.warn = warn
         self._map = each
         self._identity = manifest.identity
-        self.failed = False
+        self.failed: Unavailable | None = None
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._places: list[dict[bytes, Lying]] = [{}]  # where blocks lie; those that lie twice, where else; and so on
-        self._fill(manifest, list(each(self._header, manifest.segments)))
+        missing = [segment for segment in manifest.segments if segment.sha256 not in known]
+        read = {segment.sha256: header for segment, header in zip(missing, each(self._header, missing), strict=True)}
+        headers = {s.sha256: known.get(s.sha256) or read[s.sha256] for s in manifest.segments}
+        self.headers = {digest: header for digest, header in headers.items() if header}
+        self._fill(manifest)
         self.names = frozenset(self._places[0])
 
-    def _fill(self, manifest: Manifest, headers: Sequence[Header | None]) -> None:
+    def _fill(self, manifest: Manifest) -> None:
         wanted = manifest.names
-        for segment, header in zip(manifest.segments, headers, strict=True):
-            if header is None:
+        for segment in manifest.segments:
+            if segment.sha256 not in self.headers:
                 continue
+            header = self.headers[segment.sha256]
             for block in header.blocks:
                 if block.name in wanted:
                     layer = next((layer for layer in self._places if block.name not in layer), None)
@@ -160,7 +166,7 @@ class Blocks:
         self._say_once(path, f"snapshots: {num_blocks} blocks or more of {path} are computed again: {reason}")
 
     def _no_answer(self, problem: Unavailable) -> None:
-        self.failed = True
+        self.failed = problem
         self._say_once("", f"{problem}; blocks are computed again")
 
     def _say_once(self, about: str, line: str) -> None:
@@ -168,7 +174,7 @@ class Blocks:
             if about in self._said:
                 return
             self._said.add(about)
-        self._warn(line)
+        self.warn(line)
 
 
 def by_offset(store: Store, folder: str) -> list[ManifestName]:

@@ -55,6 +55,6 @@ def let_go(workload: Workload, partition: Partition) -> None:
     """The partition belongs to somebody else now: free all that it held."""
     drop_forks(workload, partition, lambda fork: True)
     for session in partition.sessions.values():
-        for generation in (*session.generations, *([session.next] if session.next else [])):
+        for generation in session.all_generations:
             workload.drop(generation)
     partition.enter(Phase.GONE)

@@ -81,6 +81,11 @@ class Session:
         return [*self.retired, self.current]
 
     @property
+    def all_generations(self) -> list[Generation]:
+        """The one that is made ahead too."""
+        return [*self.generations, *([self.next] if self.next else [])]
+
+    @property
     def last_offset(self) -> int | None:
         return self.current.entries[-1].offset if self.current.entries else None
 

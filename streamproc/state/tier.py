@@ -4,12 +4,15 @@ is further away, such as a snapshot.
 leaving   the pool gives a named block to somebody else: the next step copies its bytes out before it writes there
 here      the bytes are in host memory: a step copies them into a block instead of computing it
 coming    asked of the shelf: whoever needs the block next waits for it, which is quicker than to compute it
+spare     of a partition that is somebody else's, in memory that is not needed for what is ours (spare.py)
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
+
+from streamproc.state.spare import Spare
 
 Bytes = Any  # of one block, as a runner has copied them out; nobody looks inside
 
@@ -32,6 +35,7 @@ class Tier:
 
     def __init__(self, most_blocks: int = 0, shelf: Shelf | None = None, most_coming: int = 256, most_loads: int = 256):
         self.shelf = shelf
+        self._spare = Spare()
         self.most_loads = most_loads
         self.num_loaded = 0  # blocks that were not computed thanks to this
         self._most_blocks, self._most_coming = most_blocks, most_coming
@@ -51,11 +55,37 @@ class Tier:
 
     def has(self, name: bytes) -> bool:
         """Whether this block need not be computed."""
-        return name in self._here or name in self._coming or self._is_on_shelf(name)
+        return name in self._here or name in self._coming or name in self._spare or self._is_on_shelf(name)
+
+    def is_here(self, name: bytes) -> bool:
+        """Whether it is in memory as one of ours. From any thread."""
+        return name in self._here
 
     def get(self, name: bytes) -> Bytes | None:
         """The bytes, if they are in memory."""
-        return self._here.get(name)
+        data = self._here.get(name)
+        return self._spare.get(name) if data is None else data
+
+    def share(self, spare: Spare) -> None:
+        """What memory is not needed for blocks of ours is for these from now on."""
+        self._spare = spare
+        self._give_rest()
+
+    def adopt(self, names: Sequence[bytes]) -> None:
+        """These blocks are ours now, where they are in memory; the first ones are the last to go."""
+        for name in reversed(names):
+            if name in self._spare and (data := self._spare.take(name)) is not None:
+                self._keep(name, data)
+        self._give_rest()
+
+    def part_with(self, names: Iterable[bytes]) -> None:
+        """These blocks are somebody else's now."""
+        lent = {name: data for name in names if (data := self._here.pop(name, None)) is not None}
+        self._give_rest()
+        self._spare.lend(lent)
+
+    def _give_rest(self) -> None:
+        self._spare.give(self._most_blocks - len(self._here))
 
     def leave(self, block_id: int, name: bytes) -> None:
         """The pool gives this block to somebody else."""
@@ -72,6 +102,7 @@ class Tier:
         if self._most_blocks:
             for name, data in saved.items():
                 self._keep(name, data)
+            self._give_rest()
 
     def offer(self, names: Sequence[bytes]) -> tuple[list[Bytes], bool]:
         """The bytes of the first of these blocks, of as many as are here; and whether the next one is coming.
@@ -80,6 +111,8 @@ class Tier:
         """
         found: list[Bytes] = []
         for name in names:
+            if name in self._spare:
+                self.adopt([name])
             if name not in self._here:
                 break
             self._here.move_to_end(name)
@@ -97,6 +130,7 @@ class Tier:
             self._missing |= names - found.keys()
             for name, data in found.items():
                 self._keep(name, data)
+            self._give_rest()
 
     def _ask(self, names: Sequence[bytes]) -> None:
         wanted: list[bytes] = []

@@ -4,6 +4,7 @@ import hashlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -191,3 +192,19 @@ class S3Server:
         request = urllib.request.Request(f"http://{self.address}/{bucket}", method="PUT")
         urllib.request.urlopen(request).close()
         return f"s3://{bucket}/in/here?endpoint=http://{self.address}&region=us-east-1"
+
+
+class Far(Wrapped):
+    """A store that is so many seconds away; `num_read`: requests for parts of segments."""
+
+    def __init__(self, store, seconds):
+        super().__init__(store)
+        self.seconds = seconds
+        self.num_read = 0
+        self._lock = threading.Lock()
+
+    def step(self, deed, path):
+        if deed == "get" and "/segments/" in path:
+            with self._lock:
+                self.num_read += 1
+        time.sleep(self.seconds)
