@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from streamproc.errors import OutOfMemory
 from streamproc.ports import Clock, Keeper, ModelRunner
@@ -14,16 +15,30 @@ from streamproc.state.tier import Tier
 log = logging.getLogger("streamproc")
 
 
+@dataclass(slots=True)
+class Counters:
+    """What this worker has done since it started."""
+
+    records: int = 0
+    bad_records: int = 0
+    flash_answers: int = 0
+    asks: int = 0
+    epochs: int = 0
+    aborted_epochs: int = 0
+    steps: int = 0
+    tokens: int = 0
+
+
 class Device:
     """Of one loop. `keeper` is told of blocks that steps copy out for it."""
 
     def __init__(
-        self, runner: ModelRunner, scheduler: Scheduler, progress: Progress, tier: Tier, clock: Clock
+        self, runner: ModelRunner, scheduler: Scheduler, progress: Progress, tier: Tier, counters: Counters
     ) -> None:
         self.runner = runner
         self.keeper: Keeper | None = None
-        self.num_steps, self.num_tokens = 0, 0  # computed since the start
-        self._scheduler, self._progress, self._tier, self._clock = scheduler, progress, tier, clock
+        self._scheduler, self._progress, self._tier = scheduler, progress, tier
+        self._counters = counters
         self._out: tuple[Plan, Flight] | None = None
         self._was_out_of_memory = False
 
@@ -36,7 +51,7 @@ class Device:
         """Whether a plan is still being carried out, after waiting for so long at most."""
         return self._out is not None and not self._out[1].is_done(timeout_s)
 
-    def land(self) -> list[Fork]:
+    def land(self, clock: Clock) -> list[Fork]:
         """Wait for the plan that is out, if any, and record its progress -> the forks that are over.
 
         Raises OutOfMemory at its second time in a row; at its first, the plan counts as never made.
@@ -56,9 +71,9 @@ class Device:
         self._was_out_of_memory &= not plan.chunks
         self._scheduler.landed(flight.seconds)
         self._take_saved(flight)
-        self.num_steps += bool(plan.chunks)
-        self.num_tokens += plan.num_tokens
-        return self._progress.apply(plan, sampled, self._clock.now())
+        self._counters.steps += bool(plan.chunks)
+        self._counters.tokens += plan.num_tokens
+        return self._progress.apply(plan, sampled, clock.now())
 
     def copy_out(self, saves: Sequence[tuple[int, bytes]]) -> None:
         """These blocks, by their names, at once; no plan is out."""

@@ -9,11 +9,10 @@ if commit is due: commit()                one Kafka transaction
 
 import gc
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from streamproc.config import Config
-from streamproc.device import Device
+from streamproc.device import Counters, Device
 from streamproc.errors import EpochAborted
 from streamproc.messages import Ask, Query
 from streamproc.ownership import Ownership
@@ -48,18 +47,6 @@ MAX_IDLE_FORKS = 64  # idle queries queued ahead: enough to fill a step, few eno
 log = logging.getLogger("streamproc")
 
 
-@dataclass(slots=True)
-class Counters:
-    """What this worker has done since it started."""
-
-    records: int = 0
-    bad_records: int = 0
-    flash_answers: int = 0
-    asks: int = 0
-    epochs: int = 0
-    aborted_epochs: int = 0
-
-
 def collect_rarely() -> None:
     """Tell Python's garbage collector that a worker's many live tuples are no garbage; once a process.
 
@@ -83,7 +70,7 @@ class StreamProcessor:
         self.tier = Tier(config.engine.host_bytes // runner.block_bytes)
         self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3, self.tier)
         progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
-        self.device = Device(runner, self.scheduler, progress, self.tier, clock)
+        self.device = Device(runner, self.scheduler, progress, self.tier, self.counters)
         self.calls = CallDesk(self.workload, self.renderer, self._why_not_call, clock.now)
         self.rules = Rules(
             config.topics.records,
@@ -112,6 +99,7 @@ class StreamProcessor:
         self.care = Care(config.topics.records, settings.poison_after)
         self.ownership = Ownership(self, settings.revoke_ms / 1e3)
         self.partitions = self.ownership.partitions
+        self._ends: dict[int, int] = {}  # offsets up to which logs are read
         self._num_epochs, self._started_ms = 0, clock.unix_ms()
 
     def connect(self, source: Source, keeper: Keeper | None = None) -> None:
@@ -178,7 +166,7 @@ class StreamProcessor:
 
     def land(self) -> None:
         """Wait for the step that is out, if any; what it has completed is delivered."""
-        for fork in self.device.land():
+        for fork in self.device.land(self.clock):
             self._deliver(fork)
 
     def turn(self) -> None:
@@ -188,7 +176,7 @@ class StreamProcessor:
 
     @property
     def work_done(self) -> Start:
-        return Start(self.clock.now(), self.device.num_tokens, self.tier.num_loaded * self.pool.block_size)
+        return Start(self.clock.now(), self.counters.tokens, self.tier.num_loaded * self.pool.block_size)
 
     def copy_out(self, saves: Sequence[tuple[int, bytes]]) -> None:
         self.device.copy_out(saves)
@@ -219,6 +207,10 @@ class StreamProcessor:
         self.intake.take_records(self.partitions, records, now)
         self._pace.take(sum(len(record.value or b"") for record in records))
         self.counters.records += len(records)
+        if self._ends and not self.care.is_holding:
+            for number in self._ends.keys() & self.partitions.keys():
+                self.intake.read_to(self.partitions[number], self._ends[number])
+            self._ends.clear()
         for message in messages:
             if message.topic != self.rules.records_topic and message.partition in self.partitions:
                 self.desk.take(self.partitions[message.partition], message, now)
@@ -304,6 +296,7 @@ class StreamProcessor:
     # Partitions that come and go
 
     def assigned(self, recoveries: dict[int, Recovery]) -> None:
+        self._ends = {number: end for number, end in self._ends.items() if number not in recoveries}
         self.ownership.assigned(recoveries)
 
     def revoked(self, numbers: Sequence[int]) -> None:
@@ -311,6 +304,9 @@ class StreamProcessor:
 
     def lost(self, numbers: Sequence[int]) -> None:
         self.ownership.lost(numbers)
+
+    def read_to(self, ends: Mapping[int, int]) -> None:
+        self._ends.update(ends)
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Answer what has been asked if it can be done in time, commit, leave the group."""

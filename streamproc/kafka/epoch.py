@@ -21,6 +21,14 @@ from streamproc.state.epoch import Epoch, Outgoing
 STEP_TIMEOUT_S = 15.0
 START_TIMEOUT_S = 30.0
 LEAST_STEP_S = 0.1
+MOST_REFUSALS = 3  # in a row, for a reason that does not go away by itself
+REFUSALS = frozenset({
+    KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD,
+    KafkaError.POLICY_VIOLATION, KafkaError.OFFSET_METADATA_TOO_LARGE, KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+})  # fmt: skip
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 # message.timeout.ms must stay below transaction.timeout.ms; both bound how long a dead worker holds up readers.
@@ -50,7 +58,7 @@ class EpochSink:
         self._warn = warn
         self._properties = {**PROPERTIES, **properties, "transactional.id": transactional_id}
         self._step_timeout_s = step_timeout_s
-        self._times_fenced = 0
+        self._times_fenced = self._num_refusals = 0
         self._caller = Caller()
         self._producer = self._new_producer()
 
@@ -58,7 +66,8 @@ class EpochSink:
         """Commit an epoch; `membership` is the consumer's group metadata, taken with the newest batch.
 
         timeout_s bounds all of it, for partitions that have to be let go of; a new producer comes on top.
-        Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id.
+        Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id,
+        Unavailable where Kafka refuses what the epoch holds, again and again.
         """
         left_s = _countdown(timeout_s, self._step_timeout_s)
         try:
@@ -75,14 +84,20 @@ class EpochSink:
             self._call(left_s(), self._producer.commit_transaction)
         except (KafkaException, BufferError, GivenUp) as problem:
             raise self._start_over(problem) from None
-        self._times_fenced = 0
+        self._times_fenced = self._num_refusals = 0
 
     def _call(self, timeout_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """A step that Kafka answers. Raises GivenUp where it outlasts its timeout."""
         self._caller.call(function.__name__, lambda: function(*arguments, timeout_s), timeout_s)
 
-    def _start_over(self, problem: Exception) -> EpochAborted | Fenced:
+    def _start_over(self, problem: Exception) -> EpochAborted | Fenced | Unavailable:
         error = problem.args[0] if problem.args else problem
+        self._num_refusals += isinstance(error, KafkaError) and error.code() in REFUSALS
+        if self._num_refusals >= MOST_REFUSALS:
+            return Unavailable(
+                f"Kafka refuses this worker's answers or offsets, {self._num_refusals} times in a row: {_text(error)}; "
+                "`streamproc topics check` may say more"
+            )
         is_fenced = isinstance(error, KafkaError) and error.code() in FENCED
         self._times_fenced += is_fenced
         name = f"the transactional id {self._properties['transactional.id']!r}"

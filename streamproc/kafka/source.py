@@ -31,7 +31,7 @@ BATCH = 2_000
 TIMEOUT_S = 15.0
 CLOSE_S = 5.0
 
-PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT)
+PASSING = (KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT)
 
 Place = tuple[str, int]  # topic and partition
 
@@ -47,6 +47,10 @@ class Listener(Protocol):
 
     def lost(self, numbers: Sequence[int]) -> None:
         """Somebody else owns them already: nothing of them may be committed."""
+        ...
+
+    def read_to(self, ends: Mapping[int, int]) -> None:
+        """There are no more records below these offsets than earlier polls have brought."""
         ...
 
 
@@ -69,6 +73,7 @@ class Source:
         self._starts: dict[int, int] = {}  # where they were begun
         self._moved: dict[Place, int] = {}  # where partitions go on that moved in the newest poll
         self._seeks: dict[Place, int] = {}  # where the next poll begins
+        self._ends: dict[int, int] = {}  # of the records topic's logs that the newest poll has read to their ends
         self._is_outside = False  # read at an offset that the log does not hold
         self._paused = False
         self._open()
@@ -91,6 +96,9 @@ class Source:
         if self._slot.is_held:
             self._wait_for_slot(timeout_s)
             return []
+        if self._ends:
+            self._listener.read_to(self._ends)
+            self._ends = {}
         self._go_to_seeks()
         self._membership = self._consumer.consumer_group_metadata()
         self._moved.clear()
@@ -100,7 +108,7 @@ class Source:
         if self._is_outside:
             self._reopen()  # retention has overtaken us, or a log has lost its end: a new owner would be told
             return []
-        if self._watchdog.is_due(not raw and bool(self._owned) and not self._paused):
+        if self._watchdog.is_due(not messages and bool(self._owned) and not self._paused):
             self._look_for_stall()
         return self._without_moved(messages) if self._moved else messages
 
@@ -117,6 +125,9 @@ class Source:
         if error is None:
             return False
         code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            self._reached_end(message)
+            return True
         if code == KafkaError.UNSUPPORTED_VERSION:
             raise Unavailable(
                 f"this Kafka has no new consumer groups (KIP-848): set group.protocol to classic: {error.str()}"
@@ -134,6 +145,12 @@ class Source:
             raise Unavailable(f"consumer of group {self._config.worker.group}: {error.str()}")
         self._warn(f"kafka: {error.str()}")
         return True
+
+    def _reached_end(self, message: Any) -> None:
+        """A log may end with markers of transactions: then its last record does not tell that it is read."""
+        number = message.partition()
+        if message.topic() == self._records and number in self._owned and (self._records, number) not in self._moved:
+            self._ends[number] = message.offset()
 
     def _wait_for_slot(self, timeout_s: float) -> None:
         """Our name is still somebody's: try again as long as it may be that of our own predecessor."""
@@ -173,6 +190,7 @@ class Source:
         for tp in partitions:
             tp.offset = self._start_of(tp, recoveries)
             self._moved[tp.topic, tp.partition] = tp.offset
+            self._ends.pop(tp.partition, None)
             self._seeks.pop((tp.topic, tp.partition), None)
         self._membership = consumer.consumer_group_metadata()
         if self._incremental:
@@ -232,6 +250,7 @@ class Source:
         """Read again from the committed offsets -> what they are; the fallback where none was ever committed."""
         recoveries = {number: self._log.rewound(number, fallback) for number, fallback in fallbacks.items()}
         for number, recovery in recoveries.items():
+            self._starts[number] = recovery.live_from  # the client knows no position between a seek and a record
             for place in ((self._records, number, recovery.live_from), (self._asks, number, recovery.asks_from)):
                 # not at once: this may be a callback, where partitions cannot be moved
                 self._moved[place[:2]] = self._seeks[place[:2]] = place[2]

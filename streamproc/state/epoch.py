@@ -1,7 +1,10 @@
 """An epoch as a value: everything that one Kafka transaction carries."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
+
+LETTER_VALUE_BYTES, LETTER_KEY_BYTES = 512 * 1024, 64 * 1024  # Kafka takes a message of 1 MB as it comes
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -63,8 +66,9 @@ class Bad:
         return self.message.offset
 
     def letter(self, dead_topic: str) -> Outgoing:
-        """Its original bytes, with the reason in headers."""
+        """Its original bytes, with the reason in headers; of what is too large for any topic, the first ones."""
         message = self.message
+        key, value = message.key, message.value
         facts = {
             "code": self.code,
             "reason": self.reason,
@@ -73,6 +77,15 @@ class Bad:
             "offset": message.offset,
             "timestamp_ms": message.timestamp_ms,
             **({"deaths": self.deaths} if self.deaths else {}),
+            **_cut("key", key, LETTER_KEY_BYTES),
+            **_cut("value", value, LETTER_VALUE_BYTES),
         }
         headers = tuple((name, str(value).encode()) for name, value in facts.items())
-        return Outgoing(dead_topic, message.key, message.value, headers)
+        return Outgoing(dead_topic, key and key[:LETTER_KEY_BYTES], value and value[:LETTER_VALUE_BYTES], headers)
+
+
+def _cut(name: str, whole: bytes | None, most: int) -> dict[str, object]:
+    """What the letter says of bytes that it does not hold."""
+    if whole is None or len(whole) <= most:
+        return {}
+    return {f"{name}_bytes": len(whole), f"{name}_sha256": hashlib.sha256(whole).hexdigest()}

@@ -100,6 +100,12 @@ class Intake:
             if partition.phase is Phase.RESTORING and partition.next_offset >= partition.live_from:
                 self.go_live(partition)
 
+    def read_to(self, partition: Partition, offset: int) -> None:
+        """No more records come below this offset: what is left of its log are markers of transactions."""
+        if partition.phase is Phase.RESTORING and offset >= partition.live_from:
+            partition.next_offset = max(partition.next_offset, partition.live_from)
+            self.go_live(partition)
+
     def _ids(self, records: Sequence[Record]) -> Iterator[Ids]:
         """Ids of a batch at once; none yet where templates look back: the session knows what at."""
         return itertools.repeat(()) if self.renderer.looks_back else iter(self.renderer.record_ids(records))

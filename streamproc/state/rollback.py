@@ -36,6 +36,8 @@ def truncate(workload: Workload, partition: Partition, recovery: Recovery) -> No
         _truncate_session(workload, session, offset)
         if not session.current.entries:
             workload.drop(session.current)
+            if session.head:
+                partition.heads[key] = session.head
             del partition.sessions[key]
     partition.rewind(recovery)
 

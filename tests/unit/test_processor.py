@@ -13,11 +13,11 @@ from oracle import fake_answer
 from world import World, make_config, random_record
 
 from streamproc.errors import BadAsk, OutOfMemory, StreamprocError
-from streamproc.messages import Answer, Ask, Query
+from streamproc.messages import Answer, Ask, Head, Mark, Query
 from streamproc.schedule.plan import Plan
 from streamproc.state import rollback
 from streamproc.state.fork import Call
-from streamproc.state.partition import Phase
+from streamproc.state.partition import Phase, Recovery
 
 QUERY = Query("q", "how is {last}?", every=1, max_tokens=5)
 
@@ -30,10 +30,10 @@ def world() -> World:
 
 
 def tokens_of(world: World, work: Callable[[], object]) -> int:
-    before = world.processor.device.num_tokens
+    before = world.processor.counters.tokens
     work()
     world.drain()
-    return world.processor.device.num_tokens - before
+    return world.processor.counters.tokens - before
 
 
 def ask(world: World, number: int, **changes: object) -> Answer:
@@ -257,3 +257,41 @@ def test_a_call_that_comes_while_the_worker_stops_is_told(world: World) -> None:
     desk._arrived = Late()     # type: ignore[assignment]
     with pytest.raises(StreamprocError, match="stopped"):
         desk.call("hello", 3).result(0)
+
+
+def test_a_session_whose_records_are_all_taken_back_is_remade_from_its_head(world: World) -> None:
+    """Its older records are deleted: what its head counts is all that is known of them."""
+    processor, partition = world.processor, world.processor.partitions[0]
+    partition.heads["A"] = Head("A", 0, 7, {"q": Mark("v", 0, "d")})
+    world.fate = "abort"
+    world.log.produce(0, random_record(world.rng, "A"))
+    for _ in range(20):
+        world.step()
+    world.fate = "ok"
+    world.drain()
+    assert processor.counters.aborted_epochs
+    session = partition.sessions["A"]
+    assert session.current.num_records == 8
+    assert session.head is not None
+    assert session.head.marks["q"].version == "v"
+
+
+def test_a_partition_whose_log_ends_with_markers_of_transactions_is_live_once_it_is_read(world: World) -> None:
+    processor, log = world.processor, world.log
+    for _ in range(3):
+        log.produce(0, random_record(world.rng, "A"))
+    world.drain()
+    heads = log.heads(0)
+    processor.lost([0])
+    processor.assigned({0: Recovery(0, 5, heads, 0)})
+    world.source.positions[log.config.topics.records, 0] = 0
+    for _ in range(10):
+        processor.step()
+    assert not processor.partitions[0].is_live
+    processor.read_to({0: 4})
+    processor.step()
+    assert not processor.partitions[0].is_live
+    processor.read_to({0: 5})
+    processor.step()
+    assert processor.partitions[0].is_live
+    assert processor.partitions[0].next_offset == 5
