@@ -1,12 +1,14 @@
 """`streamproc run`: one worker in the foreground."""
 
 import logging
+import re
 import signal
 from types import FrameType
 
 import click
 
 from streamproc.cli.common import Call, model_option, shared_options
+from streamproc.config import Snapshots
 from streamproc.errors import Usage
 
 
@@ -42,6 +44,7 @@ def run(call: Call, print_config: bool) -> None:
         f"{engine.runner.block_size} tokens, "
         f"exact: {str(engine.runner.exact).lower()}"
     )
+    call.note(f"snapshots: {where_snapshots_go(call.config.snapshots)}")
     worker.run(lambda: bool(stopped))
     done = processor.counters
     doc = {name: getattr(done, name) for name in done.__slots__}
@@ -50,6 +53,13 @@ def run(call: Call, print_config: bool) -> None:
         f"stopped: {done.records} records, {done.flash_answers} flash answers, {done.asks} asks, "
         f"{done.epochs} epochs ({done.aborted_epochs} aborted)",
     )
+
+
+def where_snapshots_go(settings: Snapshots) -> str:
+    """In words. An address may hold a password: what is between the scheme and an @ is left out."""
+    if not settings.url:
+        return "none, a restart computes all contexts again (snapshots.url)"
+    return f"every {settings.interval_s:g} s to {re.sub(r'//[^/@]*@', '//', settings.url)}"
 
 
 def _stop_on_signals() -> list[int]:

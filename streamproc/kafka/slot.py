@@ -12,11 +12,13 @@ from collections.abc import Callable
 from confluent_kafka import KafkaError
 
 from streamproc.errors import Fenced
+from streamproc.kafka.properties import LOGGER
 
 RELEASE_S = 75.0  # Kafka lets go of a dead member after its session timeout: 45 s as it comes, 60 s at most by default
 RETRY_S = 1.0
 TAKEN = KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str()  # the library hides the code of a fatal error, not its text
 FENCED = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
+LOGGER.addFilter(lambda record: TAKEN not in record.getMessage())  # once a try; it is told below, once
 
 
 class Slot:

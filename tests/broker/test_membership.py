@@ -126,7 +126,10 @@ def process(tmp_path: Path) -> Iterator[Callable[[Config], subprocess.Popen[byte
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_restart_after_a_kill_waits_until_kafka_has_let_go_of_its_slot(
-    protocol: str, site: Site, process: Callable[[Config], subprocess.Popen[bytes]]
+    protocol: str,
+    site: Site,
+    process: Callable[[Config], subprocess.Popen[bytes]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with_protocol(site, protocol)
     site.register(TRIGGERED)
@@ -140,6 +143,7 @@ def test_a_restart_after_a_kill_waits_until_kafka_has_let_go_of_its_slot(
         site.settle()
         told = [line for line in worker.warnings if "is still taken" in line]
     assert len(told) == (protocol == "consumer")
+    assert not [line for line in caplog.messages if "instance ID" in line], "the client says it at every try"
     assert all("slot a of group" in line and "worker.slot of its own" in line for line in told)
     check(site)
 

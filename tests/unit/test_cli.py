@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from streamproc.cli.common import Call, model_option, shared_options
 from streamproc.cli.main import COMMANDS, Root, cli
+from streamproc.cli.run import where_snapshots_go
+from streamproc.config import Snapshots
 from streamproc.errors import BadInput, Fenced, Refused, Unavailable, Usage
 
 HEAVY = ("torch", "triton", "transformers", "tokenizers", "pyarrow")
@@ -280,3 +282,15 @@ def test_config_show_tells_values_and_sources(command_line):
 def test_config_show_tells_what_kafka_clients_get(command_line):
     result = command_line("config", "show", "--kafka", "-X", "ssl.truststore.location=ca.pem", "--json")
     assert json.loads(result.stdout)["kafka"] == {"bootstrap.servers": "127.0.0.1:9092", "ssl.ca.location": "ca.pem"}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("", "none, a restart computes all contexts again (snapshots.url)"),
+        ("/data/kv", "every 30 s to /data/kv"),
+        ("s3://key:secret@bucket/kv", "every 30 s to s3://bucket/kv"),
+    ],
+)
+def test_a_worker_says_where_its_snapshots_go_and_no_password(url: str, expected: str) -> None:
+    assert where_snapshots_go(Snapshots(url=url)) == expected
