@@ -397,7 +397,7 @@ def test_the_loop_is_not_held_up_while_the_store_is_slow(tmp_path):
         worker.keeper.pick()
         worker.tier.offer(names(range(10)))
         worker.keeper.let_go([number % 5])
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 8.0
     release.set()
     worker.close()
 

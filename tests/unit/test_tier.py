@@ -100,6 +100,29 @@ def test_what_is_outside_the_pool_is_not_computed_where_a_step_cannot_take_all_o
     assert planning.num_tokens - before < BLOCK * (num_full - tier.num_loaded) + 2 * BLOCK + 5
 
 
+def test_what_may_be_stored_somewhere_waits_what_is_in_reach_is_loaded_and_others_go_on() -> None:
+    tier = Tier(most_blocks=100)
+    planning = Planning(60, BLOCK, 400, Shape(PREFIX, 10 * CONTEXT, CONTEXT), tier=tier)
+    held, other = planning.session(), planning.session()
+    planning.record(held, tuple(range(100)))
+    planning.drain()
+    num_full = held.current.num_tokens // BLOCK
+    planning.workload.evict(held.current)
+    planning.call(tuple(range(40, 200)), 30)    # takes the blocks
+    planning.drain()
+    planning.record(held, tuple(range(50)))
+    planning.record(other, (1, 2, 3))
+    for _ in range(9):
+        plan = planning.scheduler.plan((), {held.current.seq_id})
+        assert {chunk.seq_id for chunk in plan.chunks} <= {other.current.seq_id}
+        planning.progress.apply(plan, planning.runner.run(plan), 0.0)
+        tier.put(planning.runner.saved)
+    assert other.current.num_computed == other.current.num_tokens
+    assert held.current.num_computed == num_full * BLOCK
+    planning.drain()
+    planning.workload.check()
+
+
 def test_two_thousand_sessions_live_on_a_pool_for_eighty() -> None:
     """64 of them are at work at a time; what comes back is not computed again, but for its newest tokens."""
     rng = random.Random(1)

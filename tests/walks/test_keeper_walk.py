@@ -3,6 +3,8 @@ stored is not computed again.
 """
 
 import random
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,17 +12,21 @@ from oracle import expected_answers
 from world import BLOCK, CONTEXT, KEEP, QUERIES, World, in_log_order, make_config, random_record
 
 from streamproc.keeper import Keeper
-from streamproc.snapshots.manifest import Identity
+from streamproc.snapshots.manifest import Identity, Manifest
 from streamproc.snapshots.restore import SnapshotReader
+from streamproc.snapshots.standby import Standby
 from streamproc.snapshots.store import Store, open_store
 from streamproc.snapshots.writer import SnapshotWriter
 
 
-def make_keeper(store: Store, interval_s: float, warn: Callable[[str], None]) -> Keeper:
+def make_keeper(store: Store, interval_s: float, warn: Callable[[str], None], stands_by: bool = False) -> Keeper:
     def identity(number: int, topic_id: str) -> Identity:
         return Identity("fake", "group", "records", topic_id, number)
 
-    return Keeper(identity, SnapshotWriter(store, warn), SnapshotReader(store, warn), interval_s, warn)
+    keeper = Keeper(identity, SnapshotWriter(store, warn), SnapshotReader(store, warn), interval_s, warn)
+    if stands_by:
+        keeper.stand_by(Standby(store, identity(-1, ""), 0.01, warn))
+    return keeper
 
 
 def noted(notes: list[str]) -> Callable[[str], None]:
@@ -35,7 +41,7 @@ def test_answers_equal_the_oracle_whatever_is_restored(seed: int, tmp_path) -> N
     keepers: list[Keeper] = []
 
     def keeper() -> Keeper:
-        keepers.append(make_keeper(store, rng.choice((0.0, 0.001, 0.02)), noted(notes)))
+        keepers.append(make_keeper(store, rng.choice((0.0, 0.001, 0.02)), noted(notes), seed % 3 > 0))
         return keepers[-1]
 
     host_bytes = rng.choice((0, 40 * 8 * BLOCK))
@@ -69,6 +75,49 @@ def test_answers_equal_the_oracle_whatever_is_restored(seed: int, tmp_path) -> N
         each.close()
     assert not [note for note in notes if "passed over" not in note]
     assert num_loaded or seed not in (0, 1, 4)      # whose workers die often
+
+
+def test_a_store_that_does_not_answer_for_one_partition_holds_up_that_one_only(tmp_path) -> None:
+    rng, told = random.Random(5), threading.Event()
+    store, notes = open_store(f"file://{tmp_path}"), list[str]()
+    world = World(rng, make_config(), 2, 400, keeper=lambda: make_keeper(store, 1_000.0, noted(notes)))
+    world.rebalance_share = 0.0
+    world.register(QUERIES[0])
+    for number in range(64):
+        world.log.produce(number % 2, random_record(rng, f"S{number % 8}"))
+    world.drain()
+    world.processor.close()
+
+    def slow_keeper() -> Keeper:
+        keeper = make_keeper(store, 1_000.0, noted(notes))
+        find = keeper._reader.find
+
+        def slow(identity: Identity, offset: int) -> Manifest | None:
+            assert identity.partition != 1 or told.wait(30)
+            return find(identity, offset)
+
+        keeper._reader.find = slow  # type: ignore[method-assign]
+        return keeper
+
+    world.keeper = slow_keeper
+    num_answers = len(world.answers())
+    world.crash()
+    for number in range(16):
+        world.log.produce(number % 2, random_record(rng, f"S{number % 8}"))
+    deadline_s = time.monotonic() + 5
+    while len(world.answers()) < num_answers + 4:   # half of them come without the other partition
+        assert time.monotonic() < deadline_s
+        world.step()
+    computed = {n: [s.current.num_computed for s in p.sessions.values()] for n, p in world.processor.partitions.items()}
+    assert all(computed[0])
+    assert max(computed[1]) <= len(world.renderer.prefix_ids)      # which the others have brought back
+    assert all(partition.is_live for partition in world.processor.partitions.values())
+    told.set()
+    world.drain()
+    assert len(world.answers()) == num_answers + 8
+    assert world.processor.runner.num_tokens < sum(world.sessions().values()) / 2
+    world.processor.keeper.close()
+    assert not notes
 
 
 def test_a_worker_that_takes_over_computes_nothing_but_partly_filled_blocks(tmp_path) -> None:
