@@ -110,7 +110,7 @@ def test_a_store_that_does_not_answer_for_one_partition_holds_up_that_one_only(t
         world.step()
     computed = {n: [s.current.num_computed for s in p.sessions.values()] for n, p in world.processor.partitions.items()}
     assert all(computed[0])
-    assert max(computed[1]) <= len(world.renderer.prefix_ids)      # which the others have brought back
+    assert max(computed[1]) < len(world.renderer.prefix_ids) + BLOCK    # blocks that all sessions share
     assert all(partition.is_live for partition in world.processor.partitions.values())
     told.set()
     world.drain()
