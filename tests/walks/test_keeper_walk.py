@@ -115,7 +115,7 @@ def test_a_store_that_does_not_answer_for_one_partition_holds_up_that_one_only(t
     told.set()
     world.drain()
     assert len(world.answers()) == num_answers + 8
-    assert world.processor.runner.num_tokens < sum(world.sessions().values()) / 2
+    assert world.processor.tier.num_loaded > 100
     world.processor.keeper.close()
     assert not notes
 
