@@ -280,6 +280,9 @@ class StreamProcessor:
         for settlement in settlements:
             for generation in settle(settlement):
                 self.workload.drop(generation)
+                names = generation.own_names(self.pool.block_size)
+                self.pool.forget(names)
+                self.tier.forget(names)
         if self.keeper:
             self.keeper.committed(settlement.partition for settlement in settlements)
 

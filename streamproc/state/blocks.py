@@ -128,6 +128,11 @@ class BlockPool:
                     del self._kept[block_id]
                     self._blank.append(block_id)
 
+    def forget(self, names: Iterable[bytes]) -> None:
+        """Nobody needs blocks of these names again: those that are free are blank from now on."""
+        block_ids = [self._blocks[name] for name in names if name in self._blocks]
+        self.unname([block_id for block_id in block_ids if not self._num_holders[block_id]])
+
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Every count equals the number of block tables that name the block; nothing leaks, nothing is freed early."""
         expected = [0] * self.num_blocks

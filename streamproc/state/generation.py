@@ -57,6 +57,12 @@ class Generation:
             self._names.append(name_of(before, self.token_ids[start : start + block_size]))
         return self._names[index] if index >= 0 else ROOT
 
+    def own_names(self, block_size: int) -> list[bytes]:
+        """Names, as far as anybody has asked for them, of the full blocks that hold records alone: only sequences with
+        the same records have those too.
+        """
+        return self._names[-(-self.num_prefix // block_size) :]
+
     @property
     def num_records(self) -> int:
         """Records of the session up to the newest one here."""

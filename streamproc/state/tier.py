@@ -66,6 +66,12 @@ class Tier:
         data = self._here.get(name)
         return self._spare.get(name) if data is None else data
 
+    def forget(self, names: Iterable[bytes]) -> None:
+        """Nobody needs these blocks again."""
+        for name in names:
+            self._here.pop(name, None)
+        self._give_rest()
+
     def share(self, spare: Spare) -> None:
         """What memory is not needed for blocks of ours is for these from now on."""
         self._spare = spare

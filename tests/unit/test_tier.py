@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import pytest
 from planning import Planning
+from world import World, make_config, random_record
 
 from streamproc.messages import Query
 from streamproc.state.session import Shape
@@ -148,3 +150,19 @@ def test_two_thousand_sessions_live_on_a_pool_for_eighty() -> None:
     assert tier.num_loaded > 500
     assert planning.num_tokens <= num_given + num_asked * 5 + num_returns * (BLOCK - 1)
     planning.workload.check()
+
+
+@pytest.mark.parametrize("num_blocks", [100, 400])
+def test_contexts_that_nobody_can_go_back_to_take_no_memory(num_blocks: int) -> None:
+    world = World(random.Random(2), make_config(), 2, num_blocks, host_bytes=2**20)
+    world.rebalance_share = 0.0
+    for turn in range(400):
+        world.log.produce(turn % 2, random_record(world.rng, f"S{turn % 4}"))
+        world.step()
+    world.drain()
+    processor = world.processor
+    sessions = [s for partition in processor.partitions.values() for s in partition.sessions.values()]
+    live = {g.name(i, 4) for s in sessions for g in s.all_generations for i in range(g.num_tokens // 4)}
+    assert sum(s.current.records_before for s in sessions) > 300      # they have hopped often
+    assert len(set(processor.tier._here) - live) <= 3     # blocks with the system prefix in them
+    assert processor.pool.num_free
