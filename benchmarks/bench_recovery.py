@@ -6,6 +6,8 @@ The model is that of bench_forward.py, its records are token ids; sessions of so
                             assignment of the partition on, records read again and tokenised in both; the snapshot's
                             files are in the page cache (`cold`: dropped from it before, where that is allowed)
     first_answer_ms         from the assignment to the first answer to an ask, with a snapshot and without
+    far                     the same, and until every session is back, with the store 20 ms away: a folder, and 20 ms
+                            for each request; `standby`: by a worker that stood by, and had read all there is. Medians
     snapshot_cost           share of the tokens per second that snapshots every two seconds take, of taking in records:
                             the median of pairs, one after the other
     commit_ms_p50           what a commit takes beyond the time that the client spends in Kafka's own calls: an epoch of
@@ -33,6 +35,7 @@ from peers import ours
 from peers.standing import BLOCK_SIZE, Control, IdRenderer, Kafka, OurEngine, Stream
 from peers.subject import ANSWER, SHAPE, SMALL, make_weights
 
+from streamproc import keeper
 from streamproc.config import Config, Engine, Snapshots, Topics, Worker
 from streamproc.engine.build import build_engine
 from streamproc.engine.kv_cache import KVCache
@@ -50,6 +53,7 @@ from streamproc.messages import Ask, Head, Query
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
 from streamproc.records import Trade, encode_record
+from streamproc.snapshots.files import FileStore
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
 
@@ -57,6 +61,8 @@ NEVER_S = 86_400
 OFTEN_S, SELDOM_S = 2, 5
 PAIRS = 3
 COMMITS = 300
+LATENCY_S = 0.02
+PATIENT_S = 120
 
 
 @dataclass
@@ -73,14 +79,16 @@ class World:
         self.stream = Stream(self.num_sessions, 0, 1, self.context)
         self.log: list[Message] = []
 
-    def config(self, interval_s: int, url: str) -> Config:
-        engine = Engine(device="cpu", context_tokens=2 * self.context)
+    def config(self, interval_s: int, url: str, host_bytes: int = 0) -> Config:
+        engine = Engine(device="cpu", context_tokens=2 * self.context, host_bytes=host_bytes)
         return Config(engine=engine, worker=Worker(slot="bench", commit_interval_ms=20),
-                      snapshots=Snapshots(url=url, interval_s=interval_s))  # fmt: skip
+                      snapshots=Snapshots(url=url, interval_s=interval_s, standby=host_bytes > 0))  # fmt: skip
 
-    def worker(self, interval_s: int = NEVER_S, url: str = "") -> tuple[StreamProcessor, Kafka]:
-        """A new process's: empty cells, nothing assigned yet."""
-        config = self.config(interval_s, url)
+    def worker(
+        self, interval_s: int = NEVER_S, url: str = "", host_bytes: int = 0
+    ) -> tuple[StreamProcessor, Kafka]:
+        """A new process's: empty cells, nothing assigned yet; with host_bytes it stands by."""
+        config = self.config(interval_s, url, host_bytes)
         num_blocks = self.num_sessions * (-(-(self.context + 512) // BLOCK_SIZE)) + 8
         kv = KVCache(self.loaded.layout(BLOCK_SIZE), num_blocks, self.loaded.device)
         engine: Any = OurEngine(ModelRunner(self.loaded, kv, self.threads), IdRenderer(self.stream))
@@ -101,8 +109,11 @@ class World:
 
 
 def restore(world: World, url: str) -> dict[str, float]:
+    return bring_back(world, *world.worker(url=url))
+
+
+def bring_back(world: World, processor: StreamProcessor, source: Kafka) -> dict[str, float]:
     """A worker gets the partition, all of it committed before -> seconds until all is there, and to a first answer."""
-    processor, source = world.worker(url=url)
     heads = {f"s{i}": Head(f"s{i}", i, 0, {}) for i in range(world.num_sessions)}
     source.waiting, source.num_sent = list(world.log), len(world.log)
     source.add_ask(Ask("first", "s0", "q0", len(world.log) - 1, max_tokens=ANSWER))
@@ -119,6 +130,43 @@ def restore(world: World, url: str) -> dict[str, float]:
     processor.close()
     processor.runner.close()
     return found
+
+
+class FarStore(FileStore):
+    """A folder that is 20 ms away."""
+
+    def _saying(self, deed: str, path: str) -> Any:
+        time.sleep(LATENCY_S)
+        return super()._saying(deed, path)
+
+
+def far(world: World, url: str, pairs: int) -> dict[str, Any]:
+    """From a store that is 20 ms away, without a standby and with one; medians, milliseconds."""
+    opened, folder = keeper.open_store, Path(url.removeprefix("file://"))
+    keeper.open_store = lambda url: FarStore(folder)  # type: ignore[assignment]
+    rows: dict[str, list[dict[str, float]]] = {"far": [], "far, standby": []}
+    for _ in range(pairs):
+        rows["far"].append(restore(world, url))
+        processor, source = world.worker(url=url, host_bytes=2**36)
+        wait_for_standby(processor, world.num_tokens // BLOCK_SIZE - 2 * world.num_sessions)
+        rows["far, standby"].append(bring_back(world, processor, source))
+    keeper.open_store = opened
+    show([{"how": how, **row} for how, several in rows.items() for row in several])
+    found = {}
+    for how, name in (("far", "without"), ("far, standby", "standby")):
+        found[f"first_answer_ms_{name}"] = statistics.median(row["first_answer_ms"] for row in rows[how])
+        found[f"back_ms_{name}"] = statistics.median(row["seconds"] for row in rows[how]) * 1e3
+    return {"far": {**found, "latency_ms": LATENCY_S * 1e3, "tokens": world.num_tokens}}
+
+
+def wait_for_standby(processor: StreamProcessor, num_blocks: int) -> None:
+    """Until it has read so many blocks."""
+    kept: Any = processor.keeper
+    deadline_s = time.monotonic() + PATIENT_S
+    while len(kept._standby.spare) < num_blocks:
+        assert time.monotonic() < deadline_s, f"{len(kept._standby.spare)} of {num_blocks} blocks"
+        time.sleep(0.05)
+    time.sleep(0.2)
 
 
 def ingest(world: World, interval_s: int, url: str) -> float:
@@ -152,11 +200,14 @@ def recovery(given: argparse.Namespace) -> dict[str, Any]:
         world.fill_log(world.config(1, "").topics)
         kept = f"file://{folder}/kept"
         ingest(world, SELDOM_S, kept)
+        if given.only == "standby":
+            return far(world, kept, given.pairs)
         rows = {"computed": restore(world, ""), "restored": restore(world, kept)}
         drop_from_cache(folder / "kept")
         rows["restored, cold"] = restore(world, kept)
         show([{"how": how, **row} for how, row in rows.items()])
         assert rows["restored"]["blocks_loaded"] >= world.num_tokens // BLOCK_SIZE - 2 * world.num_sessions
+        found = far(world, kept, given.pairs)
         small = replace(world, context=min(given.context, 4_000))
         small.fill_log(world.config(1, "").topics)
         pairs = [(ingest(small, NEVER_S, ""), ingest(small, OFTEN_S, f"file://{folder}/pair{i}"))
@@ -166,7 +217,8 @@ def recovery(given: argparse.Namespace) -> dict[str, Any]:
             "restore_over_prefill_cold": rows["computed"]["seconds"] / rows["restored, cold"]["seconds"],
             "restored_tokens_per_s": rows["restored"]["tokens_per_s"],
             "first_answer_ms": {how: row["first_answer_ms"] for how, row in rows.items()},
-            "snapshot_cost": statistics.median(costs), "snapshot_costs": costs, "tokens": world.num_tokens}  # fmt: skip
+            "snapshot_cost": statistics.median(costs), "snapshot_costs": costs, "tokens": world.num_tokens,
+            **found}  # fmt: skip
 
 
 class Timed:
@@ -242,12 +294,12 @@ def main() -> None:
     parser.add_argument("--commits", type=int, default=COMMITS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--small", action="store_true", help="a model of 8M parameters: to try the program itself")
-    parser.add_argument("--only", choices=("recovery", "commits"))
+    parser.add_argument("--only", choices=("recovery", "standby", "commits"))
     given = parser.parse_args()
     found: dict[str, Any] = {}
     if given.only != "commits":
         found |= recovery(given)
-    if given.only != "recovery":
+    if given.only in (None, "commits"):
         found |= commits(given)
     last_line(found)
 
