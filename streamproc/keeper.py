@@ -136,6 +136,7 @@ class Keeper:
             self._due_s[number] = now + self._interval_s
             known = self._standby.known(identity, offset) if self._standby else None
             if known:
+                self._reader.take_over(known.blocks)
                 self._shelves[number] = known.blocks
                 self._tier.adopt([name for session in known.manifest.sessions for name in session.names])
             self._search.begin(identity, offset, known)

@@ -77,7 +77,15 @@ class SnapshotReader:
 
     def open(self, manifest: Manifest, known: Mapping[str, Header] = NONE) -> "Blocks":
         """The blocks of a manifest that are there; reads the headers of its segments, but for those that are known."""
-        return Blocks(self.store, self._warn, self._pool.map if self._pool else map, manifest, known)
+        return Blocks(self.store, self._warn, self._each, manifest, known)
+
+    @property
+    def _each(self) -> Map:
+        return self._pool.map if self._pool else map
+
+    def take_over(self, blocks: "Blocks") -> None:
+        """From now on these blocks are read, and what is lost of them is said, as if this reader had opened them."""
+        blocks.warn, blocks.each = self._warn, self._each
 
     def close(self) -> None:
         if self._pool:
@@ -86,13 +94,13 @@ class SnapshotReader:
 
 class Blocks:
     """The blocks of one manifest, by name. `failed`: how the store did not answer at some time, so that what was left
-    out may be there all the same. `warn` may be changed. Thread-safe.
+    out may be there all the same. `warn` and `each` may be changed. Thread-safe.
     """
 
     def __init__(self, store: Store, warn: Warn, each: Map, manifest: Manifest, known: Mapping[str, Header]) -> None:
         self._store = store
         self.warn = warn
-        self._map = each
+        self.each = each
         self._identity = manifest.identity
         self.failed: Unavailable | None = None
         self._said: set[str] = set()
@@ -135,7 +143,7 @@ class Blocks:
         missing = frozenset(names)
         for layer in self._places:
             places = [layer[name] for name in missing if name in layer]
-            for blocks in self._map(self._read, list(runs(places))):
+            for blocks in self.each(self._read, list(runs(places))):
                 found |= blocks
             missing -= found.keys()
         return found

@@ -95,7 +95,6 @@ class Standby:
         followed = self._followed.get(identity.partition)
         if not followed or followed.known.manifest.identity != identity or followed.name.offset > offset:
             return None
-        followed.known.blocks.warn = self._warn  # what is lost from now on is lost to us
         return followed.known
 
     def close(self) -> None:

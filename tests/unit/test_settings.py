@@ -113,6 +113,8 @@ def test_an_empty_variable_counts_as_not_set(folder):
         (['prompts.stop=["a", "b"]'], "prompts.stop", ("a", "b")),
         (["prompts.stop=END"], "prompts.stop", ("END",)),
         (["prompts.system=a=b"], "prompts.system", "a=b"),
+        (["snapshots.standby=true", "snapshots.url=/x"], "snapshots.standby", True),
+        (["snapshots.standby=false"], "snapshots.standby", False),
     ],
 )
 def test_values_are_read_as_people_write_them(folder, overrides, key, value):
@@ -136,6 +138,7 @@ def test_values_are_read_as_people_write_them(folder, overrides, key, value):
         ("worker.commit_interval_ms=2 hours", "use 1 to 60000 ms"),
         ("snapshots.interval_s=500ms", "not a whole number; use 1 to 86400 s"),
         ("snapshots.keep=0", "use 1 to 1000"),
+        ("snapshots.standby=yes", "neither true nor false; use true or false"),
         ("worker.group=a b", "use a name of letters"),
         ("topics.dead=streamproc.asks", "is also topics.asks"),
         ("prompts.trade={price}", "has the unknown placeholder {price}; use one of sym"),
@@ -189,6 +192,20 @@ def test_an_unknown_key_or_table_of_a_file_is_refused(folder):
     assert refusal() == "unknown setting engines (file streamproc.toml), did you mean [engine]?"
     written(folder, "keep = 1\n")
     assert refusal() == "unknown setting keep (file streamproc.toml)"
+
+
+def test_a_file_says_true_and_false_as_toml_does(folder):
+    written(folder, "[snapshots]\nurl = '/x'\nstandby = true\n")
+    assert load_config(environ={}).snapshots.standby
+    assert "standby = true  # file" in print_config(load_config(environ={}))
+    written(folder, "[snapshots]\nstandby = 1\n")
+    assert refusal().endswith("neither true nor false; use true or false")
+
+
+def test_a_standby_without_snapshots_is_refused(folder):
+    assert refusal(overrides=["snapshots.standby=true"]) == (
+        "snapshots.standby = True (flag -X): there are no snapshots to follow; use it with snapshots.url"
+    )
 
 
 def test_a_pair_without_a_value_is_refused(folder):
