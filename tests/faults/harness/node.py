@@ -1,4 +1,4 @@
-"""One node of the Kafka under test: the embedded broker, reachable directly and by lanes, and what can be done to it."""
+"""One node of the Kafka under test: the embedded broker, reached directly and by lanes, and what can be done to it."""
 
 import os
 import signal
@@ -101,7 +101,7 @@ class Node(Broker):
             os.kill(self._pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """For good: nobody needs what it leaves. One node of several could not leave in peace once the others are gone."""
+        """For good: nobody needs what it leaves, and the last of several nodes cannot leave in peace."""
         if self.is_alive:
             self.kill()
         self.stop()
