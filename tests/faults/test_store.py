@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,19 @@ from harness.store import Store
 NUM_BYTES = 2**20
 
 
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    found = History(tmp_path / "history.jsonl")
+    yield found
+    found.close()
+
+
 def notes(history: History) -> list[str]:
     history.close()
     return [event["text"] for event in Past(read_history(history.path)).of("note")]
 
 
-def test_a_full_disk_takes_nothing_until_there_is_room_again(tmp_path: Path) -> None:
-    history = History(tmp_path / "history.jsonl")
+def test_a_full_disk_takes_nothing_until_there_is_room_again(history: History, tmp_path: Path) -> None:
     store = Store(tmp_path / "snapshots", history, NUM_BYTES)
     store.mount()
     try:
@@ -38,17 +45,15 @@ def test_a_full_disk_takes_nothing_until_there_is_room_again(tmp_path: Path) -> 
     store.unmount()
 
 
-def test_where_mounting_is_refused_the_history_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_mounting_is_refused_the_history_says_so(history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # there is no mount here
-    history = History(tmp_path / "history.jsonl")
     store = Store(tmp_path / "snapshots", history, NUM_BYTES)
     store.mount()
     assert not store.is_small
     assert [note.startswith("the disk of the snapshots is never full in this run") for note in notes(history)] == [True]
 
 
-def test_a_store_beside_the_history_is_no_file_system_of_its_own(tmp_path: Path) -> None:
-    history = History(tmp_path / "history.jsonl")
+def test_a_store_beside_the_history_is_no_file_system_of_its_own(history: History, tmp_path: Path) -> None:
     store = Store(tmp_path / "snapshots", history)
     store.mount()
     assert not store.is_small

@@ -10,7 +10,7 @@ from harness.worker import STATUS_S, Orders
 from harness.worker_faults import begin, spoil_worker
 
 STEADY = "a"  # never killed or stopped, so that it lives long enough for its memory to be looked at
-LONG_S = 360.0
+LONG_S = 360.0  # of load: a worker on a busy machine says less often how it is
 LEAST_S = 60.0  # a third of the life of a worker that has lived long enough
 GROWTH, SLACK_BYTES = 1.2, 8 * 2**20  # what its last third may need beyond the second
 CALM = Shape(num_partitions=3, num_sessions=12, records_per_s=250, poison_share=0.001, store_bytes=STORE_BYTES)
