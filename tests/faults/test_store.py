@@ -45,7 +45,9 @@ def test_a_full_disk_takes_nothing_until_there_is_room_again(history: History, t
     store.unmount()
 
 
-def test_where_mounting_is_refused_the_history_says_so(history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_mounting_is_refused_the_history_says_so(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # there is no mount here
     store = Store(tmp_path / "snapshots", history, NUM_BYTES)
     store.mount()
