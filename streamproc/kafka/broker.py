@@ -157,13 +157,17 @@ class Broker:
             return
         shutil.rmtree(fresh, ignore_errors=True)
         self._write_properties(fresh)
-        arguments = ["format", "--cluster-id", new_cluster_id(), "--config", str(self._properties)]
+        arguments = ["format", "--cluster-id", self._cluster_id(), "--config", str(self._properties)]
         done = subprocess.run(
             [*command, "kafka.tools.StorageTool", *arguments], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise Unavailable(f"Kafka cannot format {data}: {decisive_line(done.stdout + done.stderr)}")
         fresh.rename(data)
+
+    def _cluster_id(self) -> str:
+        """Of a cluster that has this node only."""
+        return new_cluster_id()
 
     def _write_properties(self, data: Path) -> None:
         self._properties.write_text(server_properties(f"{HOST}:{self.port}", f"{HOST}:{free_port()}", data))

@@ -173,6 +173,7 @@ class SnapshotWriter:
             while not self._is_closed:
                 if step := self._choose():
                     return step
+                self._num_failures = 0  # nothing is left to be tried again: what comes next must have room to find out
                 self._changed.wait()
             return None
 
@@ -183,7 +184,8 @@ class SnapshotWriter:
             return partial(self._learn, next(iter(inbox.to_learn)))
         if wish := inbox.granted(self._seq):
             return partial(self._publish, wish)
-        if inbox.blocks and (inbox.wishes or self._num_waiting or inbox.num_bytes >= self._segment_bytes):
+        is_wanted = inbox.wishes or self._num_waiting or self._num_failures
+        if inbox.blocks and (is_wanted or inbox.num_bytes >= self._segment_bytes):
             return self._write
         return partial(self._tidy, next(iter(inbox.to_tidy))) if inbox.to_tidy else None
 

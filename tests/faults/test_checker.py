@@ -13,7 +13,7 @@ from harness.checker import check, check_file, versions
 from harness.history import Event, History, Past
 from harness.lab import QUERIES
 from harness.model import Logged, Model, Question, name_of
-from harness.reading import longest_stall_s
+from harness.offsets import longest_stall_s
 from oracle import expected_answers
 
 from streamproc.messages import Answer, Ask, AsOf, Query, flash_answer_id

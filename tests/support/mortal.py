@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from fakes import FakeSink, FakeSource
+from wrapping import Around, AroundFlight
 
 from streamproc.errors import EpochAborted, Unavailable
 from streamproc.keeper import Keeper
-from streamproc.schedule.plan import Flight, Plan
+from streamproc.schedule.plan import Plan
 from streamproc.snapshots.store import FileStore
 from streamproc.snapshots.writer import SnapshotWriter
 from streamproc.state.epoch import Message
@@ -62,25 +63,12 @@ class Death:
 
 
 @dataclass
-class MortalRunner:
+class MortalRunner(Around):
     """`num_tokens`: computed by the worker; `num_loaded`: blocks that it copied in."""
 
-    runner: Any
     death: Death
     num_tokens: int = 0
     num_loaded: int = 0
-
-    @property
-    def num_blocks(self) -> int:
-        return int(self.runner.num_blocks)
-
-    @property
-    def block_size(self) -> int:
-        return int(self.runner.block_size)
-
-    @property
-    def block_bytes(self) -> int:
-        return int(self.runner.block_bytes)
 
     def launch(self, plan: Plan) -> "MortalFlight":
         for moment in moments(plan, "launch", "saves", "loads"):
@@ -100,21 +88,9 @@ def moments(plan: Plan, computes: str, saves: str, loads: str) -> list[str]:
 
 
 @dataclass
-class MortalFlight:
-    flight: Flight
+class MortalFlight(AroundFlight):
     plan: Plan
     death: Death
-
-    @property
-    def seconds(self) -> float:
-        return self.flight.seconds
-
-    @property
-    def saved(self) -> dict[bytes, Any]:
-        return self.flight.saved
-
-    def is_done(self, timeout_s: float) -> bool:
-        return self.flight.is_done(timeout_s)
 
     def wait(self) -> dict[int, tuple[int, ...]]:
         sampled = self.flight.wait()

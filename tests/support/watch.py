@@ -3,34 +3,32 @@
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from streamproc.schedule.plan import Chunk, Flight, Plan
+from wrapping import Around, AroundFlight
+
+from streamproc.schedule.plan import Chunk, Plan
 
 Ids = tuple[int, ...]
 STEP_S, TOKEN_S = 5e-4, 5e-6  # of a step, and of each token in it
 
 
-@dataclass
-class WatchedRunner:
+class WatchedRunner(Around):
     """A runner of which only `num_blocks` may be used. `sampled`: the token that followed each sequence of ids."""
 
-    runner: Any
-    num_blocks: int
-    sampled: dict[Ids, int] = field(default_factory=dict)
-    num_loaded: int = 0
-    _cells: dict[int, int] = field(default_factory=dict)
-    _named: dict[bytes, tuple[Ids, bytes]] = field(default_factory=dict)  # saved blocks: their tokens, digest of bytes
-    _tokens: dict[bytes, Ids] = field(default_factory=dict)  # by that digest
+    def __init__(self, runner: Any, num_blocks: int) -> None:
+        super().__init__(runner)
+        self._num_usable = num_blocks
+        self.sampled: dict[Ids, int] = {}
+        self.num_loaded = 0
+        self._cells: dict[int, int] = {}
+        self._named: dict[bytes, tuple[Ids, bytes]] = {}  # saved blocks: their tokens, digest of bytes
+        self._tokens: dict[bytes, Ids] = {}  # by that digest
 
     @property
-    def block_bytes(self) -> int:
-        return int(self.runner.block_bytes)
-
-    @property
-    def block_size(self) -> int:
-        return int(self.runner.block_size)
+    def num_blocks(self) -> int:
+        return self._num_usable
 
     def launch(self, plan: Plan) -> "WatchedFlight":
         saves = {name: self._held(block_id) for block_id, name in plan.saves}
@@ -43,7 +41,7 @@ class WatchedRunner:
             ids = self._take(chunk)
             if chunk.num_samples:
                 seen[chunk.seq_id] = ids[: len(ids) - len(chunk.draft)]
-        return WatchedFlight(self, self.runner.launch(plan), seen, saves, plan.num_tokens)
+        return WatchedFlight(self.runner.launch(plan), self, seen, saves, plan.num_tokens)
 
     def answers(self, context: Ids) -> Iterator[int]:
         """The tokens that were sampled after this context, one upon the other."""
@@ -85,11 +83,10 @@ class WatchedRunner:
 
 
 @dataclass
-class WatchedFlight:
+class WatchedFlight(AroundFlight):
     """Notes what a flight has sampled; the same ids are never followed by two different tokens."""
 
     watch: WatchedRunner
-    flight: Flight
     seen: dict[int, Ids]
     saves: dict[bytes, Ids]
     num_tokens: int
@@ -98,13 +95,6 @@ class WatchedFlight:
     def seconds(self) -> float:
         """Of a device that takes as long for the same work every time, so that what is decided can be repeated."""
         return STEP_S + self.num_tokens * TOKEN_S
-
-    @property
-    def saved(self) -> dict[bytes, Any]:
-        return self.flight.saved
-
-    def is_done(self, timeout_s: float) -> bool:
-        return self.flight.is_done(timeout_s)
 
     def wait(self) -> dict[int, Ids]:
         found = self.flight.wait()

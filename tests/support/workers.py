@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, TopicPartition
 from fakes import FakeEngine, FakeRenderer, FakeRunner
 from oracle import Expected, expected_answers
 
-from streamproc.config import Config, Engine, Topics, Worker
+from streamproc.config import Config, Engine, Topics, Worker, known_settings
 from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.producing import AckedProducer, Position
@@ -131,23 +131,15 @@ def start_process(config: Config, folder: Path, what: Sequence[str] = RUN) -> su
 
 
 def as_toml(config: Config) -> str:
-    tables = {
-        "topics": {name: getattr(config.topics, name) for name in config.topics.__slots__},
-        "engine": {
-            name: getattr(config.engine, name)
-            for name in ("model", "dtype", "device", "context_tokens", "keep", "step_tokens", "block_size")
-        },
-        "worker": {
-            name: getattr(config.worker, name)
-            for name in config.worker.__slots__
-        },
-        "kafka": config.kafka,
-    }
-    lines = [
-        f"[{table}]\n" + "".join(f"{json.dumps(name)} = {json.dumps(value)}\n" for name, value in values.items())
-        for table, values in tables.items()
-    ]
-    return "\n".join(lines)
+    """Every setting that is not its default."""
+    tables: dict[str, list[str]] = {}
+    for key, known in known_settings().items():
+        section, _, name = key.partition(".")
+        value = config.value(key)
+        if value != known.default:
+            tables.setdefault(section, []).append(f"{name} = {json.dumps(value)}")
+    tables["kafka"] = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in config.kafka.items()]
+    return "\n".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in tables.items())
 
 
 class Site:

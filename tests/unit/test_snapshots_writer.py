@@ -281,6 +281,24 @@ def test_a_failing_store_is_said_once_and_its_end_too_and_nothing_is_lost(kept, 
     assert restored(kept, [1, 2, 3]) == ([1, 2, 3], [])
 
 
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_partition_that_leaves_a_failing_store_does_not_leave_the_others_without_room(kept, start, is_stored):
+    """Nobody wished for anything any more, so nothing was tried again: the others never had a snapshot again."""
+    store = Failing(kept)
+    store.is_failing = not is_stored
+    writer = start(store)
+    assert not writer.has(other(partition=4), name(1))
+    writer.add(IDENTITY, blocks(1))
+    if is_stored:
+        assert writer.wait(PATIENT_S)
+        store.is_failing = True
+    writer.publish(IDENTITY, 100, [session(1)])
+    until(lambda: not writer.room)
+    writer.forget(IDENTITY)
+    store.is_failing = False
+    until(lambda: writer.room)
+
+
 @pytest.mark.parametrize("deeds", [("list",), ("get",)])
 def test_a_store_that_cannot_be_read_at_first_is_no_hindrance_later(kept, start, said, deeds):
     written(kept)

@@ -1,7 +1,7 @@
 """Scenarios of faults in turn until the time is over: a table, and one JSON line last.
 
     python -P -m harness --seconds 1800 --seed 7
-    python -P -m harness --only T1,T3 --length 20
+    python -P -m harness --only T1,T3 --length 20 --nodes 3
     python -P -m harness --check build/faults/T1-7/history.jsonl
 
 Histories of runs without a violation are deleted; the others stay. Exits with 1 where there was a violation.
@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -54,18 +55,20 @@ def main(arguments: Sequence[str]) -> int:
     if options.check:
         return tell(str(options.check), check_file(options.check))
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was begun is ended
     names = options.only.split(",") if options.only else list(SCENARIOS)
     if unknown := [name for name in names if name not in ALL]:
         sys.exit(f"no scenario {unknown[0]}: there are {', '.join(ALL)}")
     lines = {name: Line(ALL[name].about) for name in names}
     with tempfile.TemporaryDirectory(prefix="streamproc-faults-") as data:
-        cluster = Cluster(Path(data) / "kafka", seed).start()
+        cluster = Cluster(Path(data) / "kafka", seed, options.nodes)
         try:
+            cluster.start()
             run_all(cluster, lines, seed, options)
         finally:
             cluster.close()
     show(lines)
-    return summary(lines, seed)
+    return summary(lines, seed, options.nodes)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -74,6 +77,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=float, help="seconds of load in one run; default: each scenario's own")
     parser.add_argument("--seed", type=int, help="default: a random one, which is told")
     parser.add_argument("--only", help="scenarios, such as T1,T3")
+    parser.add_argument("--nodes", type=int, choices=(1, 3), default=1, help="of the Kafka under test")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the histories of bad runs")
     parser.add_argument("--check", type=Path, help="check a history again instead")
     return parser.parse_args(arguments)
@@ -138,13 +142,14 @@ def show(lines: dict[str, Line]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def summary(lines: dict[str, Line], seed: int) -> int:
+def summary(lines: dict[str, Line], seed: int, num_nodes: int) -> int:
     violations = sum(sum(line.violations.values()) for line in lines.values())
     doc = {
         "faults": sum(line.faults for line in lines.values()),
         "violations": violations,
         "longest_stall_s": round(max(line.longest_stall_s for line in lines.values()), 2),
         "seed": seed,
+        "nodes": num_nodes,
     }
     print(json.dumps(doc))
     return bool(violations)

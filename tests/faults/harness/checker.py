@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.anomalies import Anomaly
 from harness.history import Past, bytes_of, read_history
 from harness.model import Due, Logged, Model, Question, Said, name_of
-from harness.reading import Place, hanging, liveness, logged, longest_stall_s, polls, torn, unacknowledged
+from harness.offsets import Place, hanging, liveness, logged, longest_stall_s, polls, torn, unacknowledged
 from streamproc.errors import BadRecord
 from streamproc.messages import Answer, Ask, Query, decode_answer, decode_ask, decode_query
 from streamproc.records import decode_record

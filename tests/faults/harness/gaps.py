@@ -17,7 +17,7 @@ from harness.checker import Outcome, Verdict, outcome
 from harness.history import Past, bytes_of, read_history
 from harness.lab import Lab, Shape, partitions_of
 from harness.model import RENDERER, continued, roll
-from harness.reading import hanging, liveness, logged, longest_stall_s, polls, torn, unacknowledged
+from harness.offsets import hanging, liveness, logged, longest_stall_s, polls, torn, unacknowledged
 from streamproc.config import known_settings
 from streamproc.errors import BadRecord
 from streamproc.kafka.topics import create, load_specs

@@ -10,6 +10,7 @@
     fault       what was done to whom
     worker      what became of a worker process
     settled     whether everything sent was processed in time, by the committed offsets
+    memory      what a worker that lived long needed at most, in the second and in the last third of its life, bytes
     log         a message of a topic at the end, read from its start
     ends        of a topic's partitions: end for those who read committed messages, and of the log
     group       the group's committed offsets at the end, by role of the topic

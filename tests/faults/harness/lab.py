@@ -2,14 +2,12 @@
 
 import random
 import time
-import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import IsolationLevel, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
 from workers import Site, make_config
 
 from harness.checker import Verdict, check_file
@@ -17,10 +15,12 @@ from harness.cluster import Cluster
 from harness.driver import Driver, Load
 from harness.history import History, text_of
 from harness.processes import Workers
-from harness.reader import Reader, Sampler, wait_for
-from streamproc.config import Config, Snapshots, Topics
+from harness.reader import Reader, Sampler
+from harness.store import Store
+from harness.topics import admin_properties, delete_topics, make_topics, offsets_at_end
+from streamproc.config import Config, Snapshots
 from streamproc.errors import StreamprocError
-from streamproc.kafka.topics import create, load_specs
+from streamproc.kafka.process import wait_until
 from streamproc.messages import Query
 
 TICK_S = 0.1
@@ -46,6 +46,8 @@ class Shape:
     poison_share: float = 0.0
     queries: Sequence[Query] = QUERIES
     settings: dict[str, Any] = field(default_factory=dict)  # of the worker
+    kept: int = 2  # snapshots of a partition
+    store_bytes: int = 0  # of the file system of its own that they lie on; 0: they lie beside the history
 
     @property
     def sessions(self) -> list[str]:
@@ -59,9 +61,9 @@ class Lab:
         self.cluster, self.shape, self.rng = cluster, shape, random.Random(seed)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.store = folder / "snapshots"
         self.history = History(folder / "history.jsonl")
-        self.topics = make_topics(cluster.address, name, shape)
+        self.store = Store(folder / "snapshots", self.history, shape.store_bytes)
+        self.topics = make_topics(cluster.address, name, partitions_of(shape))
         self.config = self._config()
         self.site = Site(replace(self.config, kafka={"bootstrap.servers": cluster.address}), shape.num_partitions)
         self.workers = Workers(self.config, cluster.lane_address, folder, self.history)
@@ -86,7 +88,8 @@ class Lab:
         config = make_config(self.topics, "", context_tokens=self.shape.context_tokens)
         # Workers are killed more often than any record deserves, and who is looked for is taken one by one, slowly.
         worker = replace(config.worker, **{"poison_after": 1_000, **self.shape.settings})
-        return replace(config, worker=worker, snapshots=Snapshots(url=str(self.store), interval_s=1))
+        snapshots = Snapshots(url=str(self.store.path), interval_s=1, keep=self.shape.kept)
+        return replace(config, worker=worker, snapshots=snapshots)
 
     def _new_driver(self, first: int) -> Driver:
         shape = self.shape
@@ -97,17 +100,20 @@ class Lab:
         self.register(self.shape.queries)
         self.reader.start()
         self.sampler.start()
+        self.store.mount()  # the last deed: nothing after it fails, so it is undone
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.workers.close()
-        self.cluster.ensure_up()
-        if self._is_driving:
-            self.drive_no_more()
-        self.sampler.stop()
-        self.reader.stop()
-        self.history.close()
-        delete_topics(self.cluster.address, self.topics)
+        with ExitStack() as deeds:  # from the last to the first, each of them whatever becomes of the others
+            deeds.callback(delete_topics, self.cluster.address, self.topics)
+            deeds.callback(self.history.close)
+            deeds.callback(self.reader.stop)
+            deeds.callback(self.sampler.stop)
+            if self._is_driving:
+                deeds.callback(self.drive_no_more)
+            deeds.callback(self.cluster.ensure_up)
+            deeds.callback(self.store.unmount)
+            deeds.callback(self.workers.close)
 
     # What scenarios do
 
@@ -139,7 +145,13 @@ class Lab:
             time.sleep(min(TICK_S, left))
 
     def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        return wait_for(condition, timeout_s, self.workers.supervise)
+        """Whether it came true in time; whoever dies meanwhile is started again."""
+
+        def is_true() -> bool:
+            self.workers.supervise()
+            return condition()
+
+        return wait_until(is_true, timeout_s)
 
     def until_live(self, timeout_s: float = 30.0) -> bool:
         """Until all partitions are owned and live, each by one worker."""
@@ -224,7 +236,7 @@ class Lab:
         newest = dict.fromkeys(range(self.shape.num_answers), 0)
         for message in self._read("answers"):
             newest[message.partition] = message.offset + 1
-        wait_for(lambda: all(self.reader.positions[p] >= end for p, end in newest.items()), 20)
+        wait_until(lambda: all(self.reader.positions[p] >= end for p, end in newest.items()), 20)
         self.reader.stop()
 
     def site_of(self, role: str) -> Site:
@@ -265,33 +277,3 @@ def partitions_of(shape: Shape) -> dict[str, int]:
         "control": 1,
         "dead": 1,
     }
-
-
-def admin_properties(address: str) -> dict[str, Any]:
-    return {"bootstrap.servers": address, "log_level": 0}
-
-
-def make_topics(address: str, name: str, shape: Shape) -> Topics:
-    """Fresh topics of a run."""
-    prefix = f"{name.lower()}-{uuid.uuid4().hex[:8]}"
-    topics = Topics(**{role: f"{prefix}.{role}" for role in asdict(Topics())})
-    counts = partitions_of(shape)
-    specs = [replace(spec, partitions=counts[spec.role]) for spec in load_specs(topics)]
-    failed = [made for made in create(AdminClient(admin_properties(address)), specs) if made.error]
-    assert not failed, failed
-    return topics
-
-
-def delete_topics(address: str, topics: Topics) -> None:
-    admin = AdminClient(admin_properties(address))
-    for deletion in admin.delete_topics(list(asdict(topics).values())).values():
-        deletion.exception()
-
-
-def offsets_at_end(address: str, topic: str, num_partitions: int, committed: bool) -> dict[int, int]:
-    """End of every partition: of what readers of committed messages can see, or of the log."""
-    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-    wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in range(num_partitions)}
-    admin = AdminClient(admin_properties(address))
-    found = admin.list_offsets(wanted, isolation_level=level, request_timeout=10.0)
-    return {tp.partition: future.result().offset for tp, future in found.items()}

@@ -23,14 +23,16 @@ from harness.anomalies import Anomaly
 from harness.checker import Verdict
 from harness.cluster import Cluster
 from harness.history import Event, History, Past, read_history
-from harness.lab import admin_properties, offsets_at_end
 from harness.nemeses import NEMESES
+from harness.offsets import hanging
 from harness.processes import KAFKA
 from harness.reader import CONSUMER
-from harness.reading import hanging
+from harness.topics import admin_properties, offsets_at_end
 from streamproc.errors import EpochAborted, Fenced, Unavailable
 from streamproc.kafka.epoch import EpochSink
 from streamproc.kafka.properties import LOGGER
+from streamproc.kafka.tailing import Tail
+from streamproc.kafka.topics import BROKER_DEFAULT
 from streamproc.state.epoch import Epoch, Outgoing
 
 NUM_KEYS, NUM_CLIENTS = 4, 3
@@ -116,7 +118,7 @@ def mixed_clients(cluster: Cluster, folder: Path, seed: int, length_s: float, si
     history, rng = History(folder / "history.jsonl"), random.Random(seed)
     topic = f"t7-{uuid.uuid4().hex[:8]}"
     admin = AdminClient(admin_properties(cluster.address))
-    admin.create_topics([NewTopic(topic, NUM_KEYS, 1)])[topic].result()
+    admin.create_topics([NewTopic(topic, NUM_KEYS, BROKER_DEFAULT)])[topic].result()
     history.add("run", scenario="T7", seed=seed, topics={"ints": topic})
     clients = [Client(n, cluster.lane_address(n), topic, history, seed, sinks) for n in range(NUM_CLIENTS)]
     deadline = time.monotonic() + length_s
@@ -135,20 +137,16 @@ def mixed_clients(cluster: Cluster, folder: Path, seed: int, length_s: float, si
 
 def write_end(address: str, topic: str, history: History) -> None:
     """Final polls: all that is committed, from the beginning."""
-    consumer = Consumer({**CONSUMER, "bootstrap.servers": address, "group.id": topic, "enable.partition.eof": True})
-    consumer.assign([TopicPartition(topic, key, OFFSET_BEGINNING) for key in range(NUM_KEYS)])
-    ended: set[int] = set()
-    deadline = time.monotonic() + 60
-    while len(ended) < NUM_KEYS and time.monotonic() < deadline:
-        for message in consumer.consume(500, 0.5):
-            if message.error() is not None:
-                ended.add(int(message.partition()))
-            else:
-                place: dict[str, Any] = {"partition": message.partition(), "offset": message.offset()}
-                history.add("log", topic="ints", **place, value=int(message.value()))
-    consumer.close()
-    if len(ended) < NUM_KEYS:
-        history.add("settled", ok=False, why="the log cannot be read to its end")
+    tail = Tail(admin_properties(address), topic, NUM_KEYS)
+    try:
+        tail.start(tail.starts())
+        for message in tail.read_to_end():
+            place = {"partition": message.partition, "offset": message.offset}
+            history.add("log", topic="ints", **place, value=int(message.value or b""))
+    except Unavailable as problem:
+        history.add("settled", ok=False, why=f"the log cannot be read to its end: {problem}")
+    finally:
+        tail.close()
     visible, whole = (offsets_at_end(address, topic, NUM_KEYS, committed) for committed in (True, False))
     history.add("ends", topic="ints", committed=visible, all=whole)
 

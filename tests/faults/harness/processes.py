@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from workers import as_toml
+
 from harness.history import History
 from harness.worker import SAID, THROWN, Orders
-from streamproc.config import Config, known_settings
+from streamproc.config import Config
 
 ROOT = Path(__file__).parents[3]
 PATHS = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "faults")]
@@ -24,18 +26,6 @@ KAFKA = {  # short, so that faults are noticed within a run
     "reconnect.backoff.max.ms": "500",
 }
 STOP_S = 30.0
-
-
-def as_toml(config: Config) -> str:
-    """Every setting that is not its default."""
-    tables: dict[str, list[str]] = {}
-    for key, known in known_settings().items():
-        section, _, name = key.partition(".")
-        value = config.value(key)
-        if value != known.default:
-            tables.setdefault(section, []).append(f"{name} = {json.dumps(value)}")
-    tables["kafka"] = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in config.kafka.items()]
-    return "\n".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in tables.items())
 
 
 @dataclass

@@ -139,11 +139,11 @@ class Proxy:
 
     def __init__(self, lanes: Iterable[Lane]) -> None:
         self.lanes = list(lanes)
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._ready = threading.Event()
 
     def start(self) -> "Proxy":
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         assert self._ready.wait(10), "the proxy does not start"
         return self

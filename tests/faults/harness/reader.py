@@ -5,8 +5,6 @@ offsets that it was computed from are committed has been torn from them.
 """
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -113,14 +111,3 @@ class Sampler:
             return  # nothing can be asked while the broker is away
         committed = {tp.partition: tp.offset for tp in found if tp.error is None}
         self._history.add("sample", seen=seen, committed=committed)
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float, each: Callable[[], None] = lambda: None) -> bool:
-    """Whether it came true in time; `each` is called between looks."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        each()
-        time.sleep(0.05)
-    return True
