@@ -17,7 +17,9 @@ from streamproc.schedule.plan import Plan
 from streamproc.state.care import Care
 from streamproc.state.partition import Partition, Recovery
 from streamproc.state.session import Shape
-from streamproc.state.stamp import LIVE, MAX_POISONED, Stamp
+from streamproc.state.blocks import BlockPool
+from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Work
+from streamproc.state.workload import Workload
 
 QUERY = Query("q", "how is {last}?", every=2, max_tokens=5)
 IDLE = Query("idle", "now {last}?", max_tokens=4)
@@ -171,15 +173,15 @@ def test_a_clean_end_counts_no_death_and_an_owner_that_makes_progress_forgets_th
         world.drain()
         world.processor.close()
         world.crash()
-    stamp = Stamp(stage=LIVE, attempts=9)
-    assert stamp.succeeded().num_deaths == 10
+    stamp = Stamp(work=Work(0, EVER)).succeeded()
+    assert replace(stamp, work=Work(0, EVER)).succeeded().num_deaths == 2
     recovery = world.source.recover(0)
     assert recovery.stamp.left
     assert recovery.stamp.succeeded().num_deaths == 0
 
 
 def test_too_many_poisoned_records_stop_the_worker_with_one_line() -> None:
-    care = Care("records", 3)
+    care = Care("records", 3, Workload(BlockPool(1, 1)), lambda partition: None)
     shape = Shape((1,), 100, 10)
     recovery = Recovery(0, 0, {}, 0, stamp=Stamp(poisoned=dict.fromkeys(range(MAX_POISONED + 1), 0)))
     with pytest.raises(StreamprocError, match="65 records have killed the worker, the newest at offset 64") as problem:
