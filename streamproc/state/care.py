@@ -154,16 +154,17 @@ class Care:
             self._conclude(partitions)
         if self._trying and self._trying[1].is_alone:
             return []
+        self._close(partitions, self._records())
         records = self._records()
-        self._close(partitions, records)
         chosen = self._choose(partitions, records) if self._trying is None else None
+        works = self._easy_works(partitions, records)
         if chosen and chosen[1].is_alone:
+            works = {number: None for number, work in works.items() if work is None}  # the others wait
             if not self._workload.is_idle:
+                self._tell(works, partitions, write)
                 return []
-            works: dict[int, Work | None] = dict([chosen])
-        else:
-            works = self._easy_works(partitions, records) | dict([chosen] if chosen else [])
-        self._trying = chosen or self._trying
+        if chosen:
+            self._trying, works[chosen[0]] = chosen, chosen[1]
         self._tell(works, partitions, write)
         return self._release(chosen)
 
@@ -258,7 +259,7 @@ class Care:
         for number, work in news.items():
             case, partition = self._cases[number], partitions[number]
             suspects = case.stamp.suspects
-            if work is None or work.start >= partition.live_from:
+            if partition.is_live and (work is None or work.start >= partition.live_from):
                 suspects = tuple(each for each in suspects if each.end > partition.live_from)
             case.stamp = replace(case.stamp, work=work, suspects=suspects, poisoned=partition.stamp.poisoned)
             partition.stamp, partition.is_begun = case.stamp, True
