@@ -96,7 +96,7 @@ class StreamProcessor:
             settings.commit_interval_ms / 1e3, settings.commit_bytes, settings.commit_answers, clock.now()
         )
         self._pressure = Pressure(settings.backlog_tokens, self.pool.num_blocks * self.pool.block_size)
-        self.care = Care(config.topics.records, settings.poison_after)
+        self.care = Care(config.topics.records, settings.poison_after, self.workload, self.intake.go_live)
         self.ownership = Ownership(self, settings.revoke_ms / 1e3)
         self.partitions = self.ownership.partitions
         self._ends: dict[int, int] = {}  # offsets up to which logs are read
@@ -127,7 +127,7 @@ class StreamProcessor:
         self._offer()
         plan = self.scheduler.plan(*self._kept())
         self.device.launch(plan)
-        self._ingest(self.source.poll(0 if plan.chunks else IDLE_POLL_S))
+        self._ingest(self.source.poll(0 if plan.chunks else ATTEND_S if self.care.is_trying else IDLE_POLL_S))
         self._attend()
         self.land()
         self._balance()
@@ -202,7 +202,7 @@ class StreamProcessor:
 
     def _ingest(self, messages: list[Message]) -> None:
         now = self.clock.now()
-        messages = self.care.admit(messages, self.partitions, self.workload.is_idle, self.source.stamp)
+        messages = self.care.admit(messages, self.partitions, self.source.stamp)
         records = [message for message in messages if message.topic == self.rules.records_topic]
         self.intake.take_records(self.partitions, records, now)
         self._pace.take(sum(len(record.value or b"") for record in records))
@@ -242,11 +242,11 @@ class StreamProcessor:
 
     def _has_replies(self) -> bool:
         has_some = any(partition.replies for partition in self.partitions.values() if partition.is_live)
-        return has_some and not self.care.is_trying  # no offset after a record that may kill us, before it has not
+        return has_some and not self.care.is_trying  # no offset after records that may kill us, before they have not
 
     def _commit_is_due(self) -> bool:
         if self.care.is_trying:
-            return self.workload.is_idle
+            return self.care.is_due(self.partitions)
         return self._has_replies() or self._pace.is_due(self.clock.now())
 
     def commit(self, leaving: Collection[int] = (), timeout_s: float | None = None) -> None:

@@ -1,58 +1,85 @@
 """Careful work after deaths: which record kills the process, found out across restarts and set aside.
 
-An owner of a partition writes into the metadata of the committed offset what it is at (stamp.py): that it begins to
-restore sessions, that it has done so, that it processes the first new record. So its next owner sees how many have
-died there without having committed anything. From the last death but two before a record is given up on, records are
-taken in one by one, each alone in the process, named in the metadata before it is touched, and done with before the
-next one. A record that is named in two deaths, the newest of `poison_after` at the least, goes to the dead topic, and
-is left out of its session from then on.
+An owner of a partition writes into the metadata of the committed offset which records it is at (stamp.py): those that
+it restores, nothing once it has done so, those from the committed offset on. So its next owner sees at what it died.
+After a death the records from the committed offset on are taken in part by part, at most `PART` at once, each named in
+the metadata before it is touched, and committed before the next one is; other partitions go on meanwhile. The records
+of a part that somebody died at are taken one by one, each alone in the process. A record that is named alone in two
+deaths, the newest of `poison_after` at the least, goes to the dead topic, and is left out of its session from then on.
+So after two deaths there are at most `PART` records to look at, and one is found after two more.
 
-That is three commits of offsets for a partition that is assigned, and nothing for a record, unless somebody has died
-repeatedly without having committed anything.
+What is read again to restore sessions is treated alike once an owner has died at it.
+
+That is three commits of offsets for a partition that is assigned, and nothing for a record; and after a death one for
+each part of what its predecessor can have begun.
 """
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from streamproc.errors import StreamprocError
 from streamproc.state.epoch import Message
+from streamproc.state.lifecycle import Phase
 from streamproc.state.partition import Partition, Recovery
-from streamproc.state.stamp import LIVE, MAX_POISONED, RESTORING, Stamp
+from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Work, smallest
+from streamproc.state.workload import Workload
 
 Write = Callable[[Mapping[int, tuple[int, Stamp]]], None]  # offset and stamp to commit, by partition
 
 LEAST_NAMED = 2  # deaths: one may be chance
+PART = 64  # records: as many are taken one by one within a second
 MOST_SUSPECT = 5_000  # offsets after the committed one: more than a worker takes in before its first commit
 MOST_HELD = 4_000  # messages: then no more are fetched
-QUIET_TURNS = 200  # of the loop, without a message: the rest of the log is markers of transactions
 
 log = logging.getLogger("streamproc")
 
 
 @dataclass(slots=True)
 class Case:
-    """A partition whose owner may have died; `suspect_to`: its records below this are taken one by one."""
+    """A partition whose owner may have died. Its records of [careful_from, careful_to) are taken with care."""
 
     stamp: Stamp  # as this owner has written it last, or will
-    suspect_to: int = 0
+    restore_from: int  # the first record that is read again
+    careful_from: int = EVER
+    careful_to: int = EVER
+
+    @property
+    def is_careful(self) -> bool:
+        return self.careful_from < EVER
+
+    def next_work(self, offset: int, live_from: int) -> Work:
+        """What may be taken at once from this record on."""
+        start, end = (self.restore_from, live_from) if offset < live_from else (live_from, self.careful_to)
+        suspects = smallest(self.stamp.suspects, offset, offset + 1)
+        is_alone = suspects is not None and min(suspects.end, end) - max(suspects.start, start) <= PART
+        ends = [end, offset + (1 if is_alone else PART)]
+        ends += [each.end for each in self.stamp.suspects if each.end > offset]
+        ends += [each.start for each in self.stamp.suspects if each.start > offset]
+        return Work(offset, min(ends), is_alone)
 
 
 class Care:
     """Stands between the source and the intake; lets messages through as they come unless owners have died."""
 
-    def __init__(self, records_topic: str, poison_after: int) -> None:
+    def __init__(
+        self, records_topic: str, poison_after: int, workload: Workload, go_live: Callable[[Partition], None]
+    ) -> None:
+        """go_live: all that a partition restores has been taken in."""
         self._records_topic = records_topic
-        self._poison_after = poison_after
+        self._poison_after = max(poison_after, LEAST_NAMED)
+        self._careful_after = max(poison_after - LEAST_NAMED - 1, 0)  # deaths: one for a part, the others by name
+        self._workload, self._go_live = workload, go_live
         self._cases: dict[int, Case] = {}
         self._held: deque[Message] = deque()
-        self._trying: Message | None = None
-        self._quiet_turns = 0
+        self._trying: tuple[int, Work] | None = None  # partition, and what of it is under way with care
+        self._is_full = False
 
     @property
     def is_trying(self) -> bool:
-        """One record is under way: no other is touched before it is committed."""
+        """Records are under way with care: nothing is committed before they are computed."""
         return self._trying is not None
 
     @property
@@ -62,35 +89,47 @@ class Care:
 
     @property
     def is_full(self) -> bool:
-        return len(self._held) >= MOST_HELD
+        """So many that no more are to be fetched until most of them are gone."""
+        return self._is_full
 
     def assigned(self, partition: Partition, recovery: Recovery) -> None:
         """This partition is ours now. Raises StreamprocError where so many records are poison that none can be."""
-        stamp = replace(recovery.stamp.succeeded(), topic_id=recovery.topic_id)
         where = f"{self._records_topic} partition {partition.number}"
-        if stamp.named >= LEAST_NAMED and stamp.num_deaths >= self._poison_after:
-            log.warning("%s: the worker has died %d times at record %d: it goes to the dead topic", where,
-                        stamp.num_deaths, stamp.trying)  # fmt: skip
-            poisoned = {**stamp.poisoned, stamp.trying: stamp.num_deaths}
-            stamp = Stamp(topic_id=stamp.topic_id, poisoned=poisoned)
+        stamp = self._convict(replace(recovery.stamp.succeeded(), topic_id=recovery.topic_id), where)
+        case = self._cases[partition.number] = Case(stamp, recovery.rebuild_from)
+        in_restore = max((each.deaths for each in stamp.suspects if each.start < recovery.live_from), default=0)
+        if in_restore and in_restore >= self._careful_after:
+            case.careful_from, case.careful_to = 0, recovery.live_from
+            partition.is_suspect = True
+        in_live = max((each.deaths for each in stamp.suspects if each.end > recovery.live_from), default=0)
+        if not recovery.stamp.left and recovery.end > recovery.live_from and in_live >= self._careful_after:
+            case.careful_from = min(case.careful_from, recovery.live_from)
+            case.careful_to = min(recovery.end, recovery.live_from + MOST_SUSPECT)
+        if case.is_careful and stamp.num_deaths:
+            log.warning("%s: the worker has died %d times at offset %d: its records are taken a few at a time", where,
+                        stamp.num_deaths, recovery.live_from)  # fmt: skip
+        partition.stamp = stamp
+
+    def _convict(self, stamp: Stamp, where: str) -> Stamp:
+        """Set aside the records that have been named in deaths often enough."""
+        for each in stamp.suspects:
+            if each.named >= LEAST_NAMED and each.deaths >= self._poison_after:
+                log.warning("%s: the worker has died %d times at record %d: it goes to the dead topic", where,
+                            each.deaths, each.start)  # fmt: skip
+                others = tuple(other for other in stamp.suspects if not other.hold(each.start, each.end))
+                stamp = replace(stamp, suspects=others, poisoned={**stamp.poisoned, each.start: each.deaths})
         if len(stamp.poisoned) > MAX_POISONED:
             raise StreamprocError(
                 f"{where}: {len(stamp.poisoned)} records have killed the worker, the newest at offset "
                 f"{max(stamp.poisoned)}: something else is the cause; worker.poison_after says after how many deaths"
             )
-        case = self._cases[partition.number] = Case(stamp)
-        if stamp.num_deaths >= max(1, self._poison_after - LEAST_NAMED):
-            log.warning("%s: the worker has died %d times at offset %d: its records are taken one by one", where,
-                        stamp.num_deaths, recovery.live_from)  # fmt: skip
-            case.suspect_to = min(recovery.end, recovery.live_from + MOST_SUSPECT)
-            partition.is_suspect = True
-        partition.stamp = replace(stamp, trying=-1, named=0)
+        return stamp
 
     def forget(self, numbers: Iterable[int]) -> None:
         """What has been fetched of these partitions is fetched again."""
         gone = set(numbers)
         self._held = deque(message for message in self._held if message.partition not in gone)
-        if self._trying and self._trying.partition in gone:
+        if self._trying and self._trying[0] in gone:
             self._trying = None
 
     def let_go(self, number: int) -> None:
@@ -98,92 +137,150 @@ class Care:
         self.forget([number])
         self._cases.pop(number, None)
 
-    def admit(
-        self, messages: list[Message], partitions: Mapping[int, Partition], is_idle: bool, write: Write
-    ) -> list[Message]:
-        """What may be processed now. is_idle: nothing is under way."""
+    def is_due(self, partitions: Mapping[int, Partition]) -> bool:
+        """What is under way with care is computed."""
+        if self._trying is None:
+            return False
+        number, work = self._trying
+        return self._workload.is_idle if work.is_alone else self._is_computed(partitions[number])
+
+    def admit(self, messages: list[Message], partitions: Mapping[int, Partition], write: Write) -> list[Message]:
+        """What may be processed now."""
         if not self._cases and not self._held:
             return messages
-        self._write(self._stages(messages, partitions, is_idle), partitions, write)
-        if not self._held and not any(case.suspect_to for case in self._cases.values()):
-            return messages
-        self._quiet_turns = 0 if messages else self._quiet_turns + 1
         self._held.extend(message for message in messages if message.partition in partitions)
-        return self._next(partitions, write) if is_idle else []
+        self._is_full = len(self._held) >= (MOST_HELD // 4 if self._is_full else MOST_HELD)
+        if self.is_due(partitions):
+            self._conclude(partitions)
+        if self._trying and self._trying[1].is_alone:
+            return []
+        self._close(partitions, self._records())
+        records = self._records()
+        chosen = self._choose(partitions, records) if self._trying is None else None
+        works = self._easy_works(partitions, records)
+        if chosen and chosen[1].is_alone:
+            works = {number: None for number, work in works.items() if work is None}  # the others wait
+            if not self._workload.is_idle:
+                self._tell(works, partitions, write)
+                return []
+        if chosen:
+            self._trying, works[chosen[0]] = chosen, chosen[1]
+        self._tell(works, partitions, write)
+        return self._release(chosen)
 
-    def _stages(
-        self, messages: Iterable[Message], partitions: Mapping[int, Partition], is_idle: bool
-    ) -> dict[int, str]:
-        """What the owner is at now, for the partitions where that is not written yet."""
-        found: dict[int, str] = {}
-        for message in messages:
-            case = self._cases.get(message.partition)
-            if case and not case.suspect_to and message.topic == self._records_topic and case.stamp.stage != LIVE:
-                is_new = message.offset >= partitions[message.partition].live_from
-                stage = LIVE if is_new else RESTORING
-                if stage != case.stamp.stage:
-                    found[message.partition] = stage
-        if is_idle:
-            for number, case in self._cases.items():
-                is_restored = case.stamp.stage == RESTORING and partitions[number].is_live
-                if is_restored and not case.suspect_to and number not in found:
-                    found[number] = ""
+    def _is_computed(self, partition: Partition) -> bool:
+        """All that has been taken in of it, and what its records ask."""
+        growing = self._workload.growing
+        return not (
+            any(session.current.seq_id in growing for session in partition.sessions.values())
+            or any(fork.question.is_triggered for fork in partition.forks.values())
+        )
+
+    def _is_back(self, partition: Partition) -> bool:
+        """All that it restores is computed."""
+        return partition.is_live and self._is_computed(partition)
+
+    def _records(self) -> dict[int, list[int]]:
+        """Offsets of the records that wait here, by partition, in order."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for message in self._held:
+            if message.topic == self._records_topic and message.partition in self._cases:
+                found[message.partition].append(message.offset)
         return found
 
-    def _write(self, stages: Mapping[int, str], partitions: Mapping[int, Partition], write: Write) -> None:
-        if not stages:
+    def _conclude(self, partitions: Mapping[int, Partition]) -> None:
+        """What is under way with care is computed; once it is committed too, it did no harm."""
+        assert self._trying is not None
+        number, work = self._trying
+        case, partition = self._cases[number], partitions[number]
+        is_live = work.start >= partition.live_from
+        if is_live and partition.committed[0] < work.end:
             return
-        stamps = {}
-        for number, stage in stages.items():
-            case, partition = self._cases[number], partitions[number]
-            restores = case.stamp.restores if stage == RESTORING else 0
-            case.stamp = replace(case.stamp, stage=stage, restores=restores, trying=-1, named=0)
-            stamps[number] = (partition.committed[0], case.stamp)
-            partition.stamp, partition.is_begun = case.stamp, True
-        write(stamps)
-        for number, stage in stages.items():
-            if stage == LIVE and not self._cases[number].suspect_to:
+        suspects = tuple(each for each in case.stamp.suspects if each.end > work.end)
+        case.stamp = replace(case.stamp, suspects=suspects, work=None if is_live else work)
+        partition.stamp = replace(case.stamp, poisoned=partition.stamp.poisoned)
+        self._trying = None
+
+    def _close(self, partitions: Mapping[int, Partition], records: Mapping[int, list[int]]) -> None:
+        """Partitions with nothing left to take care of go on as if nobody had died."""
+        for number, case in list(self._cases.items()):
+            partition, waiting = partitions[number], records.get(number)
+            begins = waiting[0] if waiting else partition.next_offset
+            if not case.is_careful or begins < case.careful_to or self._is_trying(number):
+                continue
+            case.careful_from = case.careful_to = EVER
+            partition.is_suspect = False
+            if partition.committed[0] > partition.live_from:
+                partition.stamp = Stamp(topic_id=case.stamp.topic_id, poisoned=partition.stamp.poisoned)
                 del self._cases[number]
 
-    def _next(self, partitions: Mapping[int, Partition], write: Write) -> list[Message]:
-        """The next record that could be the cause, alone; everything once there is none. Nothing is under way."""
-        if self._trying is not None:
-            partition = partitions[self._trying.partition]
-            if partition.is_live and partition.committed[0] <= self._trying.offset:
-                return []
-            self._trying = None
-        for index, message in enumerate(self._held):
-            if self._is_suspect(message):
-                del self._held[index]
-                self._try(message, partitions[message.partition], write)
-                return [message]
-        if not self._is_over(partitions):
-            return []
-        released, self._held = list(self._held), deque()
-        self._acquit([number for number, case in self._cases.items() if case.suspect_to], partitions, write)
+    def _is_trying(self, number: int) -> bool:
+        return self._trying is not None and self._trying[0] == number
+
+    def _choose(self, partitions: Mapping[int, Partition], records: Mapping[int, list[int]]) -> tuple[int, Work] | None:
+        """The next records to take with care, of one partition."""
+        for number, offsets in records.items():
+            case, partition = self._cases[number], partitions[number]
+            if offsets[0] < case.careful_from:
+                continue
+            if offsets[0] >= partition.live_from:
+                if partition.phase is Phase.RESTORING:
+                    self._go_live(partition)
+                if not self._is_back(partition):
+                    continue
+            work = case.next_work(offsets[0], partition.live_from)
+            last = offsets[bisect_left(offsets, work.end) - 1]
+            return number, work._replace(end=last + 1)
+        return None
+
+    def _easy_works(
+        self, partitions: Mapping[int, Partition], records: Mapping[int, list[int]]
+    ) -> dict[int, Work | None]:
+        """What owners are at that take their records as they come."""
+        return {
+            number: self._easy_work(case, partitions[number], records.get(number, []))
+            for number, case in self._cases.items()
+            if not self._is_trying(number)
+        }
+
+    def _easy_work(self, case: Case, partition: Partition, offsets: list[int]) -> Work | None:
+        known, live_from, is_back = case.stamp.work, partition.live_from, self._is_back(partition)
+        easy = offsets[: bisect_left(offsets, case.careful_from)]
+        if not easy:
+            return None if is_back or case.careful_from == 0 else known
+        restores = easy[0] < live_from or (known is not None and not is_back)
+        return Work(0 if restores else live_from, live_from if easy[-1] < live_from else EVER)
+
+    def _tell(self, works: Mapping[int, Work | None], partitions: Mapping[int, Partition], write: Write) -> None:
+        """Commit what these partitions' owner is at, where that is not known yet."""
+        news = {number: work for number, work in works.items() if work != self._cases[number].stamp.work}
+        if not news:
+            return
+        for number, work in news.items():
+            case, partition = self._cases[number], partitions[number]
+            suspects = case.stamp.suspects
+            if partition.is_live and (work is None or work.start >= partition.live_from):
+                suspects = tuple(each for each in suspects if each.end > partition.live_from)
+            case.stamp = replace(case.stamp, work=work, suspects=suspects, poisoned=partition.stamp.poisoned)
+            partition.stamp, partition.is_begun = case.stamp, True
+        write({number: (partitions[number].committed[0], self._cases[number].stamp) for number in news})
+        for number, work in news.items():
+            if work and work.end == EVER:
+                del self._cases[number]
+
+    def _release(self, chosen: tuple[int, Work] | None) -> list[Message]:
+        """Take out what may be processed now."""
+        released: list[Message] = []
+        kept: deque[Message] = deque()
+        for message in self._held:
+            (released if self._may_go(message, chosen) else kept).append(message)
+        self._held = kept
         return released
 
-    def _acquit(self, numbers: Sequence[int], partitions: Mapping[int, Partition], write: Write) -> None:
-        """None of their records was it: they are taken in as they come again."""
-        for number in numbers:
-            partition = partitions[number]
-            partition.is_suspect = False
-            self._cases[number] = Case(Stamp(topic_id=partition.stamp.topic_id, poisoned=partition.stamp.poisoned))
-        self._write(dict.fromkeys(numbers, LIVE), partitions, write)
-
-    def _is_suspect(self, message: Message) -> bool:
-        case = self._cases.get(message.partition)
-        return case is not None and message.topic == self._records_topic and message.offset < case.suspect_to
-
-    def _is_over(self, partitions: Mapping[int, Partition]) -> bool:
-        is_past = all(partitions[number].next_offset >= case.suspect_to for number, case in self._cases.items())
-        return is_past or self._quiet_turns > QUIET_TURNS
-
-    def _try(self, message: Message, partition: Partition, write: Write) -> None:
-        stage = LIVE if message.offset >= partition.live_from else RESTORING
-        known = self._cases[message.partition].stamp
-        named = known.named if known.trying == message.offset else 0
-        stamp = replace(known, stage=stage, trying=message.offset, named=named, poisoned=partition.stamp.poisoned)
-        write({message.partition: (partition.committed[0], stamp)})
-        partition.is_begun = True
-        self._trying = message
+    def _may_go(self, message: Message, chosen: tuple[int, Work] | None) -> bool:
+        is_record, case = message.topic == self._records_topic, self._cases.get(message.partition)
+        if chosen and is_record and message.partition == chosen[0] and message.offset < chosen[1].end:
+            return True
+        if chosen and chosen[1].is_alone:
+            return False
+        return not is_record or case is None or message.offset < case.careful_from

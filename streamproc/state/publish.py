@@ -202,9 +202,7 @@ def _stamp(partition: Partition, target: int, dead: Collection[int]) -> Stamp:
         oldest = min((s.committed_generation(target).start_offset for s in partition.sessions.values()), default=target)
         told = {at: 0 if at in dead else deaths for at, deaths in stamp.poisoned.items()}
         stamp = replace(stamp, poisoned=told).after(min(oldest, target))
-    if target == partition.live_from:
-        return stamp
-    return Stamp(topic_id=stamp.topic_id, poisoned=stamp.poisoned)
+    return stamp if target == partition.live_from else stamp.moved(target)
 
 
 def settle(settlement: Settlement) -> list[Generation]:

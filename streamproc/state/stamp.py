@@ -1,16 +1,46 @@
 """What a committed offset of the records topic says beside its number: the offset's metadata, at most 4,096 bytes.
 
 An epoch writes it, and so does a worker that begins to restore a partition, or to process its records: so whoever owns
-the partition next can tell an owner that left from one that died, at what, and how often one died there.
+the partition next can tell an owner that left from one that died, which records it was at, and how often owners died
+at those.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-RESTORING, LIVE = "restoring", "live"  # what an owner is at; "" for nothing: it waits for records
+EVER = 2**63 - 1  # an offset that no record has
 MAX_POISONED = 64  # keeps the metadata far below the broker's limit
+MAX_SUSPECTS = 8  # likewise
+
+
+class Work(NamedTuple):
+    """The records [start, end) that an owner is at; `is_alone`: with nothing else under way in its process."""
+
+    start: int
+    end: int
+    is_alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """Records [start, end): `deaths` owners died while all of them were under way or may have been, so one may be the
+    cause; in `named` of these it was one record alone.
+    """
+
+    start: int
+    end: int
+    deaths: int
+    named: int = 0
+
+    def hold(self, start: int, end: int) -> bool:
+        return self.start <= start and end <= self.end
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,43 +50,55 @@ class Stamp:
     epoch: str = ""  # id of the epoch that committed the offset; empty: none has
     topic_id: str = ""  # of the records topic: another one may have its name
     left: bool = False  # the owner has let go of the partition by itself
-    stage: str = ""  # what the owner is at
-    restores: int = 0  # owners before it that died while they restored what is committed at this offset
-    attempts: int = 0  # owners before it that began at this offset and died before they had committed another
-    trying: int = -1  # offset of the one record that is under way, with nothing beside it
-    named: int = 0  # owners before it that died while this record was under way alone
+    work: Work | None = None  # None: it waits for records
+    suspects: tuple[Suspects, ...] = ()  # as its predecessors have left them, the newest last
     poisoned: dict[int, int] = field(default_factory=dict)  # records left out -> deaths, 0 once that has been told
 
     def succeeded(self) -> "Stamp":
         """What the next owner starts from: who has written this, and has not left, is dead."""
         if self.left:
             return Stamp(topic_id=self.topic_id, poisoned=self.poisoned)
-        return replace(
-            self,
-            epoch="",
-            stage="",
-            restores=self.restores + (self.stage == RESTORING),
-            attempts=self.attempts + (self.stage == LIVE),
-            named=self.named + (self.trying >= 0),
-        )
+        suspects = self.suspects if self.work is None else _after_a_death(self.suspects, self.work)
+        return replace(self, epoch="", work=None, suspects=suspects)
 
     @property
     def num_deaths(self) -> int:
-        """Owners in a row that died at this offset."""
-        return max(self.restores, self.attempts)
+        """Owners that died at what may be the work of one record."""
+        return max((each.deaths for each in self.suspects), default=0)
 
     def encode(self) -> str:
-        doc: dict[str, Any] = {"epoch": self.epoch, "topic": self.topic_id, "stage": self.stage}
+        doc: dict[str, Any] = {"epoch": self.epoch, "topic": self.topic_id}
         doc |= {"left": True} if self.left else {}
-        doc |= {"restores": self.restores} if self.restores else {}
-        doc |= {"attempts": self.attempts} if self.attempts else {}
-        doc |= {"trying": self.trying, "named": self.named} if self.trying >= 0 else {}
+        doc |= {"work": list(self.work)} if self.work else {}
+        doc |= {"suspects": [[s.start, s.end, s.deaths, s.named] for s in self.suspects]} if self.suspects else {}
         doc |= {"poisoned": {str(offset): times for offset, times in self.poisoned.items()}} if self.poisoned else {}
         return orjson.dumps(doc).decode()
+
+    def moved(self, offset: int) -> "Stamp":
+        """For this offset, which is committed: who died before it was has made progress after all, unless it is known
+        to have been at records behind it.
+        """
+        suspects = tuple(each for each in self.suspects if offset < each.end < EVER)
+        return Stamp(topic_id=self.topic_id, suspects=suspects, poisoned=self.poisoned)
 
     def after(self, offset: int) -> "Stamp":
         """With only those poisoned records that are at or after this offset."""
         return replace(self, poisoned={at: times for at, times in self.poisoned.items() if at >= offset})
+
+
+def smallest(suspects: Iterable[Suspects], start: int, end: int) -> Suspects | None:
+    """Those among which [start, end) has been narrowed down to the most; None: nobody died there."""
+    return min((each for each in suspects if each.hold(start, end)), key=lambda each: each.size, default=None)
+
+
+def _after_a_death(suspects: tuple[Suspects, ...], work: Work) -> tuple[Suspects, ...]:
+    """An owner died at this work. What holds it stays: the death may have been chance, and the cause beside it."""
+    around = smallest(suspects, work.start, work.end)
+    known = around if around and (around.start, around.end) == (work.start, work.end) else None
+    new = Suspects(
+        work.start, work.end, (around.deaths if around else 0) + 1, (known.named if known else 0) + work.is_alone
+    )
+    return (*(each for each in suspects if each is not known), new)[-MAX_SUSPECTS:]
 
 
 FRESH = Stamp(left=True)  # nobody has died
@@ -66,16 +108,14 @@ def decode_stamp(metadata: str) -> Stamp:
     """The inverse of `encode`; what somebody else wrote, a tool that moves offsets for example, says nothing."""
     try:
         doc = orjson.loads(metadata)
+        work = doc.get("work")
         return Stamp(
             str(doc["epoch"]),
             str(doc["topic"]),
             bool(doc.get("left", False)),
-            str(doc["stage"]),
-            int(doc.get("restores", 0)),
-            int(doc.get("attempts", 0)),
-            int(doc.get("trying", -1)),
-            int(doc.get("named", 0)),
+            None if work is None else Work(int(work[0]), int(work[1]), bool(work[2])),
+            tuple(Suspects(*map(int, each)) for each in doc.get("suspects", ())),
             {int(offset): int(times) for offset, times in doc.get("poisoned", {}).items()},
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, IndexError):
         return FRESH

@@ -1,90 +1,23 @@
 """Which record kills the worker: found on fakes, among innocent ones, whatever else dies meanwhile."""
 
-import random
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from fakes import FakeRenderer, FakeRunner
-from oracle import expected_answers
-from world import BLOCK, CONTEXT, KEEP, World, make_config, random_record
+from dying import POISON, Mortal
+from world import random_record
 
-from streamproc.config import Config
 from streamproc.errors import StreamprocError
 from streamproc.messages import Query
-from streamproc.records import Record, Trade
-from streamproc.schedule.plan import Plan
-from streamproc.state.care import Care
+from streamproc.records import Trade
+from streamproc.state.blocks import BlockPool
+from streamproc.state.care import MOST_HELD, PART, Care
 from streamproc.state.partition import Partition, Recovery
 from streamproc.state.session import Shape
-from streamproc.state.stamp import LIVE, MAX_POISONED, Stamp
+from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Suspects, Work, decode_stamp
+from streamproc.state.workload import Workload
 
 QUERY = Query("q", "how is {last}?", every=2, max_tokens=5)
 IDLE = Query("idle", "now {last}?", max_tokens=4)
-POISON, DEADLY = "666", 1
-
-
-class Death(BaseException):
-    """The process is gone: nothing after it happens."""
-
-
-class DeadlyRenderer(FakeRenderer):
-    def record_ids(self, records: Sequence[Record]) -> list[tuple[int, ...]]:
-        if any(getattr(record, "px", "") == POISON for record in records):
-            raise Death
-        return super().record_ids(records)
-
-
-class MarkingRenderer(FakeRenderer):
-    """A token that no answer has stands for the poison, however a record is cut into chunks."""
-
-    @staticmethod
-    def text(record: Record) -> str:
-        return FakeRenderer.text(record).replace(f" {POISON} ", chr(DEADLY))
-
-
-class DeadlyRunner(FakeRunner):
-    def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
-        if any(DEADLY in chunk.token_ids for chunk in plan.chunks):
-            raise Death
-        return super().run(plan)
-
-
-def make(poison_after: int = 3) -> Config:
-    config = make_config()
-    return replace(config, worker=replace(config.worker, poison_after=poison_after))
-
-
-class Mortal(World):
-    """A world whose workers die and are started again."""
-
-    def __init__(self, seed: int, where: str, poison_after: int = 3) -> None:
-        self.where = where
-        super().__init__(random.Random(seed), make(poison_after), num_partitions=2, num_blocks=400)
-        self.rebalance_share = 0
-        self.num_deaths = 0
-
-    def start(self):  # type: ignore[no-untyped-def]
-        self.renderer = DeadlyRenderer() if self.where == "renderer" else MarkingRenderer()
-        processor = super().start()
-        if self.where == "runner":
-            processor.device.runner = DeadlyRunner(self.num_blocks, BLOCK)
-        return processor
-
-    def live(self, what: Callable[[], object], most: int = 20) -> None:
-        """Do this, with a new worker after each death."""
-        for _ in range(most):
-            try:
-                what()
-            except Death:
-                self.num_deaths += 1
-                self.crash()
-            else:
-                return
-        raise AssertionError(f"{most} deaths")
-
-    def letters(self) -> list[dict[str, bytes]]:
-        return [headers for message, headers in self.log.headers if message.topic == self.config.topics.dead]
 
 
 @pytest.mark.parametrize("where", ["renderer", "runner"])
@@ -98,24 +31,16 @@ def test_a_record_that_kills_is_set_aside_and_all_others_are_answered(seed: int,
         if rng.random() < 0.5:
             world.live(world.step)
     for _ in range(rng.choice((1, 1, 2))):
-        number = rng.randrange(2)
-        poison.add((number, world.log.produce(number, Trade(rng.choice("ABC"), 5, POISON, "1"))))
+        poison.add(world.produce_poison(rng.randrange(2)))
         for _ in range(rng.randrange(1, 30)):
             world.log.produce(rng.randrange(2), random_record(rng, rng.choice("ABC")))
     world.live(world.drain)
     world.crash()
     world.live(world.drain)
-    letters = [(int(letter["partition"]), int(letter["offset"])) for letter in world.letters()]
-    assert sorted(letters) == sorted(poison)
+    assert world.dead() == sorted(poison)
     assert all(letter["code"] == b"POISON_RECORD" and int(letter["deaths"]) >= 3 for letter in world.letters())
     assert world.num_deaths <= 5 * len(poison)  # one is not counted, and one may be blamed on the other partition
-    found = sorted((a.session, a.as_of.partition, a.as_of.offset, a.text) for a in world.answers() if a.as_of)
-    expected = []
-    for number in range(2):
-        messages = [m for m in world.log.read(world.config.topics.records, number) if (number, m.offset) not in poison]
-        for answer in expected_answers(FakeRenderer(), messages, [QUERY], CONTEXT, KEEP):
-            expected.append((answer.session, number, answer.offset, answer.text))
-    assert found == sorted(expected)
+    assert world.found() == world.expected(QUERY, poison)
 
 
 @pytest.mark.parametrize("poison_after", [2, 3, 5])
@@ -171,15 +96,115 @@ def test_a_clean_end_counts_no_death_and_an_owner_that_makes_progress_forgets_th
         world.drain()
         world.processor.close()
         world.crash()
-    stamp = Stamp(stage=LIVE, attempts=9)
-    assert stamp.succeeded().num_deaths == 10
+    stamp = Stamp(work=Work(0, EVER)).succeeded()
+    assert replace(stamp, work=Work(0, EVER)).succeeded().num_deaths == 2
     recovery = world.source.recover(0)
     assert recovery.stamp.left
     assert recovery.stamp.succeeded().num_deaths == 0
 
 
+def fill(world: Mortal, count: int, number: int = 0) -> None:
+    for _ in range(count):
+        world.log.produce(number, random_record(world.rng, world.rng.choice("ABC")))
+
+
+def count_stamps(world: Mortal) -> list[dict[int, tuple[int, Stamp]]]:
+    """Offsets that are committed again from now on, by this worker."""
+    written: list[dict[int, tuple[int, Stamp]]] = []
+    stamp = world.source.stamp
+    world.source.stamp = lambda stamps: written.append(dict(stamps)) or stamp(stamps)  # type: ignore[method-assign]
+    return written
+
+
+@pytest.mark.parametrize("in_backlog", [0, 63, 64, 599])
+@pytest.mark.parametrize("where", ["renderer", "runner"])
+def test_wherever_the_record_is_in_a_long_backlog_four_deaths_find_it(where: str, in_backlog: int) -> None:
+    world = Mortal(1, where)
+    world.register(QUERY)
+    fill(world, 30)
+    world.drain()
+    fill(world, in_backlog)
+    poison = world.produce_poison(0)
+    fill(world, 600 - in_backlog)
+    world.live(world.drain)
+    assert world.dead() == [poison]
+    assert world.num_deaths <= 4
+    assert world.found() == world.expected(QUERY, {poison})
+
+
+def test_two_innocent_deaths_cost_a_long_backlog_an_offset_commit_for_each_part_and_for_each_record_of_one() -> None:
+    world = Mortal(1, "nothing")
+    world.register(QUERY)
+    fill(world, 1_000)
+    stamp = Stamp(work=Work(0, PART), suspects=(Suspects(0, EVER, 1),))
+    world.log.committed[world.config.topics.records, 0] = (0, stamp.encode())
+    world.crash()
+    written = count_stamps(world)
+    world.drain()
+    assert len(written) <= 1_000 / PART + PART + 5
+    assert world.letters() == []
+    assert len(world.answers()) > 450
+
+
+def test_other_partitions_go_on_while_a_part_is_under_way() -> None:
+    world = Mortal(1, "nothing")
+    world.register(QUERY)
+    fill(world, 20)
+    fill(world, 20, 1)
+    world.drain()
+    world.processor.close()
+    fill(world, 1_000)
+    world.crash()
+    world.log.committed[world.config.topics.records, 0] = (20, Stamp(work=Work(20, EVER)).encode())
+    world.crash()
+    world.source.batch = 50
+    fill(world, 30, 1)
+    partitions = world.processor.partitions
+    while partitions[1].committed[0] < 50:
+        world.step()
+    assert world.processor.care.is_holding
+    assert partitions[0].committed[0] < 200
+
+
+def test_at_rest_nobody_is_named() -> None:
+    world = Mortal(1, "nothing")
+    world.register(IDLE)
+    fill(world, 20)
+    fill(world, 20, 1)
+    world.drain()
+    for number in range(2):
+        stamp = Stamp(work=Work(0, 20))
+        world.log.committed[world.config.topics.records, number] = (20, stamp.encode())
+    world.crash()
+    written = count_stamps(world)
+    world.drain()
+    world.step()
+    named = {(number, stamp.work) for stamps in written for number, (_, stamp) in stamps.items() if stamp.work}
+    starts = [world.source.recover(number).rebuild_from for number in range(2)]
+    assert named == {(number, Work(at, at + 1, True)) for number in range(2) for at in range(starts[number], 20)}
+    for number in range(2):
+        assert decode_stamp(world.log.committed[world.config.topics.records, number][1]) == Stamp(topic_id="first")
+    alone = [sum(bool(stamp.work and stamp.work.is_alone) for _, stamp in stamps.values()) for stamps in written]
+    assert max(alone) == 1
+
+
+def test_messages_that_wait_stop_the_fetching_until_most_of_them_are_gone() -> None:
+    world = Mortal(1, "nothing")
+    fill(world, MOST_HELD + 1_000)
+    world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
+    world.crash()
+    world.source.batch = MOST_HELD + 100
+    care = world.processor.care
+    world.step()
+    assert care.is_full
+    while care.is_full:
+        assert world.source.is_paused
+        world.step()
+    assert len(care._held) < MOST_HELD // 2
+
+
 def test_too_many_poisoned_records_stop_the_worker_with_one_line() -> None:
-    care = Care("records", 3)
+    care = Care("records", 3, Workload(BlockPool(1, 1)), lambda partition: None)
     shape = Shape((1,), 100, 10)
     recovery = Recovery(0, 0, {}, 0, stamp=Stamp(poisoned=dict.fromkeys(range(MAX_POISONED + 1), 0)))
     with pytest.raises(StreamprocError, match="65 records have killed the worker, the newest at offset 64") as problem:
@@ -190,9 +215,7 @@ def test_too_many_poisoned_records_stop_the_worker_with_one_line() -> None:
 def test_nothing_is_written_for_a_record() -> None:
     world = Mortal(1, "nothing")
     world.register(QUERY)
-    written: list[object] = []
-    stamp = world.source.stamp
-    world.source.stamp = lambda stamps: written.append(stamps) or stamp(stamps)  # type: ignore[method-assign]
+    written = count_stamps(world)
     for turn in range(100):
         world.log.produce(turn % 2, random_record(world.rng, "A"))
         world.step()

@@ -13,7 +13,7 @@ from streamproc.messages import Ask, Head, Mark, Query
 from streamproc.state.lifecycle import ACTS, NEXT, Act, Event, Phase
 from streamproc.state.pace import Pace
 from streamproc.state.pressure import Pressure
-from streamproc.state.stamp import FRESH, LIVE, RESTORING, Stamp, decode_stamp
+from streamproc.state.stamp import EVER, FRESH, Stamp, Suspects, Work, decode_stamp
 
 QUERY = Query("q", "how is {last}?", every=1, max_tokens=5)
 
@@ -196,15 +196,30 @@ def test_polling_goes_on_while_records_wait_for_cells() -> None:
 
 
 def test_a_stamp_says_to_the_next_owner_how_many_died_and_at_what() -> None:
-    stamp = Stamp("w 1 2", "id", False, LIVE, 0, 1, 17, 1, {5: 3, 9: 0})
+    stamp = Stamp("w 1 2", "id", False, Work(17, 18, True), (Suspects(10, 74, 2), Suspects(17, 18, 3, 1)), {5: 3, 9: 0})
     assert decode_stamp(stamp.encode()) == stamp
     after = stamp.succeeded()
-    assert (after.attempts, after.restores, after.named, after.trying, after.epoch) == (2, 0, 2, 17, "")
-    assert replace(stamp, stage=RESTORING).succeeded().restores == 1
+    assert (after.epoch, after.work, after.num_deaths) == ("", None, 4)
+    assert after.suspects == (Suspects(10, 74, 2), Suspects(17, 18, 4, 2))
     assert replace(stamp, left=True).succeeded() == Stamp(topic_id="id", poisoned={5: 3, 9: 0})
+    assert replace(stamp, work=None).succeeded() == replace(stamp, work=None, epoch="")
     assert decode_stamp("") == decode_stamp("moved by hand") == FRESH
     assert FRESH.succeeded().num_deaths == 0
     assert stamp.after(6).poisoned == {9: 0}
+
+
+def test_deaths_narrow_down_the_records_that_may_be_the_cause() -> None:
+    works = [Work(5, EVER), Work(10, 74), Work(20, 21, True), Work(30, 31, True), Work(30, 31, True)]
+    stamp = Stamp()
+    for work in works:
+        stamp = replace(stamp, work=work).succeeded()
+    narrowed = (Suspects(20, 21, 3, 1), Suspects(30, 31, 4, 2))
+    assert stamp.suspects == (Suspects(5, EVER, 1), Suspects(10, 74, 2), *narrowed)
+    assert stamp.moved(21).suspects == (Suspects(10, 74, 2), Suspects(30, 31, 4, 2))
+    assert stamp.moved(74).suspects == ()
+    for start in range(100, 200):
+        stamp = replace(stamp, work=Work(start, start + 1, True)).succeeded()
+    assert len(replace(stamp, poisoned=dict.fromkeys(range(10**12, 10**12 + 64), 10)).encode()) < 4_096
 
 
 def find(**changes: object) -> str:
