@@ -77,6 +77,9 @@ class Ownership:
                 self._returning.begin(number, self._loop.work_done)
             else:
                 self._loop.intake.go_live(partition)
+        for origin in {recovery.origin for recovery in recoveries.values()}:  # one: what all of this worker's have
+            for partition in self.partitions.values():  # the topic has grown under those that stay, too
+                partition.sign(origin)
 
     def revoked(self, numbers: Sequence[int]) -> None:
         """Answer what was asked of these partitions while there is time, commit it, let go of them."""

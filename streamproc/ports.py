@@ -112,6 +112,11 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def model(self) -> str:
+        """Digest of weights, dtype and configuration."""
+        ...
+
     def why_not(self, grammar: str) -> str | None:
         """The reason why answers cannot be held to this grammar (AnswerType.grammar), or None."""
         ...

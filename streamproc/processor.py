@@ -78,6 +78,7 @@ class StreamProcessor:
             settings.max_record_bytes,
             settings.max_question_tokens,
             settings.max_answer_tokens,
+            settings.on_gap,
         )
         self.intake = Intake(self.workload, self.renderer, self.queries, self.rules, engine.why_not)
         self.publisher = Publisher(config.topics, settings.group, engine.fingerprint, settings.slot)

@@ -59,6 +59,6 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     control = ControlTopic(config)
     sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", warn)
     processor = StreamProcessor(config, engine, sink, control, Clock())
-    source = Source(config, processor, warn, instance_id)
+    source = Source(config, processor, warn, instance_id, engine.model)
     processor.connect(source, keeper)
     return Worker(processor, engine, control)

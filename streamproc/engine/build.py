@@ -42,6 +42,11 @@ class Engine:
         facts = (self.runner.fingerprint, self.renderer.fingerprint, self.constrainer.facts)
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
+    @property
+    def model(self) -> str:
+        """Of weights, dtype and configuration alone: the same on every machine; 16 hex digits."""
+        return self.loaded.fingerprint
+
     def why_not(self, grammar: str) -> str | None:
         """The reason why answers cannot be held to this grammar (AnswerType.grammar), or None."""
         return self.constrainer.why_not(grammar)

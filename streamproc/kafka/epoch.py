@@ -8,7 +8,7 @@ A call that does not return in time is given up with its producer.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -43,6 +43,12 @@ PROPERTIES = {
     "compression.type": "lz4",
     "partitioner": "murmur2_random",
 }
+ABORT_S = 20.0  # the broker looks for transactions that are open too long every 10 s, and then has to write
+
+
+def longest_open_s(properties: Mapping[str, Any]) -> float:
+    """How long a transaction of a worker that has died may hold up who waits for its end."""
+    return int({**PROPERTIES, **properties}["transaction.timeout.ms"]) / 1e3 + ABORT_S
 
 
 class EpochSink:

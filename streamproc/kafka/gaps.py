@@ -1,12 +1,13 @@
 """Whether the log still fits what was committed from it. Pure: what Kafka says comes in, a reason comes out.
 
     start over      the log is another one, or nobody knows how far this one was read: no session of it means anything
-    go on           a part of it is missing: go on from what there is
+    go on           a part of it is missing, or it is processed in another way now: go on from what there is
 """
 
 from dataclasses import dataclass
 
 from streamproc.messages import Head
+from streamproc.state.origin import UNKNOWN, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Found:
     committed: int
     committed_topic_id: str
     heads: dict[str, Head]
+    before: Origin = UNKNOWN  # what it was processed with
+    origin: Origin = UNKNOWN  # what it is to be processed with
 
     @property
     def where(self) -> str:
@@ -68,6 +71,26 @@ def find_gap(found: Found) -> Gap | None:
         return Gap(
             f"{found.where}: offset {found.committed} is committed, the log ends at {found.high}: records were lost",
             "it goes on from the log's end",
+            False,
+        )
+    return _other_origin(found)
+
+
+def _other_origin(found: Found) -> Gap | None:
+    """The log is whole, but it is processed, or filled, in another way."""
+    before, now = found.before, found.origin
+    if before.model and now.model and before.model != now.model:
+        return Gap(
+            f"{found.where}: group {found.group} has processed it with model {before.model}, this worker's is "
+            f"{now.model} (a digest of its weights)",
+            "contexts are computed again with this one, and it answers from here on",
+            False,
+        )
+    if before.num_partitions and now.num_partitions and before.num_partitions != now.num_partitions:
+        return Gap(
+            f"{found.where}: the topic had {before.num_partitions} partitions when group {found.group} read it, it has "
+            f"{now.num_partitions} now: keys may have moved to other partitions",
+            "it goes on, and a key that has moved begins a new session where it is now",
             False,
         )
     return None

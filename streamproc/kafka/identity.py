@@ -43,3 +43,19 @@ class Identities:
                 kind = Refused if error.code() in UNKNOWN_TOPIC else Unavailable
                 raise kind(f"topics {', '.join(topics)}: {error.str()}") from None
             return [Identity(str(item.topic_id).replace(NO_ID, ""), len(item.partitions)) for item in found]
+
+
+def not_as_many(found: Mapping[str, Identity], records: str, asks: str) -> str | None:
+    """What to do where topics that go together have not as many partitions, in one line; None where they have.
+
+    Range assignment gives partition n of the asks to who has partition n of the records only if both topics have the
+    same number. Of the others more than that do no harm.
+    """
+    most = max(found[records].num_partitions, found[asks].num_partitions)
+    short = {topic: each.num_partitions for topic, each in found.items() if each.num_partitions < most}
+    if not short:
+        return None
+    largest = records if found[records].num_partitions == most else asks
+    missing = ", ".join(f"{topic} has {count}" for topic, count in short.items())
+    alter = " and ".join(f"`kafka-topics.sh --alter --topic {topic} --partitions {most}`" for topic in short)
+    return f"{largest} has {most} partitions, {missing}: they must have as many; do {alter}, then start again"

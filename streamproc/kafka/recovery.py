@@ -1,95 +1,130 @@
-"""What the log and the group's committed offsets say of a partition: where its owner has to begin."""
+"""What the log and the group's committed offsets say of partitions: where their owner has to begin."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamproc.config import Config
 from streamproc.errors import Refused, Unavailable
-from streamproc.kafka.gaps import Found, Gap, find_gap
+from streamproc.kafka.committed import Committed, Place, read_committed
+from streamproc.kafka.epoch import longest_open_s
+from streamproc.kafka.gaps import Found, find_gap
 from streamproc.kafka.heads import read_heads
-from streamproc.kafka.identity import Identities, Identity
+from streamproc.kafka.identity import Identities, Identity, not_as_many
 from streamproc.kafka.positions import watermarks
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.tailing import Tail
 from streamproc.messages import Head
+from streamproc.state.origin import Origin, decode_origin
 from streamproc.state.partition import Recovery
 from streamproc.state.registrar import OWNER
 from streamproc.state.stamp import FRESH, decode_stamp
 
 TIMEOUT_S = 15.0
-ASK_S = 5.0
-OPEN_S = 45.0  # more than a transaction may stay open (epoch.py), and what the broker takes to abort it
+ASK_S = 5.0  # beyond what a transaction may stay open
 PAUSE_S = 0.2
+NO_ONE = Committed(-1, "")
 
 
 class GroupLog:
     """Reads through the group's consumer; changes nothing."""
 
-    def __init__(self, config: Config, consumer: Consumer, identities: Identities, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        consumer: Consumer,
+        identities: Identities,
+        warn: Callable[[str], None],
+        model: str = "",
+    ) -> None:
+        """model: digest of the one that processes; empty: not known, and not looked at."""
         self._config, self._consumer, self._identities, self._warn = config, consumer, identities, warn
+        self._model = model
         self._records, self._asks = config.topics.records, config.topics.asks
+        self._patience_s = longest_open_s(client_properties(config)) + ASK_S
 
-    def recover(self, number: int) -> Recovery:
-        """What a new owner of a partition finds. Raises Refused at a gap, unless the settings say to go on."""
-        identity = self._identity(number)
-        committed, metadata = self.committed(self._records, number)
+    def recover(self, numbers: Collection[int]) -> dict[int, Recovery]:
+        """What a new owner of partitions finds. Raises Refused at a gap, unless the settings say to go on."""
+        identity = self._identity()
+        if not numbers:
+            return {}
+        places = [(topic, number) for number in numbers for topic in (self._records, self._asks)]
+        if OWNER in numbers:
+            places.append((self._config.topics.control, 0))
+        committed, heads = self._committed(places), read_heads(self._config, numbers)
+        known = self._partitions_known(numbers, committed, heads)
+        return {number: self._recover(number, identity, committed, heads[number], known) for number in numbers}
+
+    def _recover(
+        self,
+        number: int,
+        identity: Identity,
+        offsets: dict[Place, Committed],
+        heads: dict[str, Head],
+        partitions_known: int,
+    ) -> Recovery:
+        committed, metadata = offsets[self._records, number]
         low, high = self._watermarks(self._records, number)
-        heads, stamp = read_heads(self._config, number), decode_stamp(metadata) if committed >= 0 else FRESH
+        stamp = decode_stamp(metadata) if committed >= 0 else FRESH
+        before, origin = decode_origin(metadata), Origin(self._model, identity.num_partitions)
+        if committed < 0 and not heads and partitions_known <= number:
+            before = Origin("", partitions_known)
         found = Found(
-            self._records, number, self._config.worker.group, identity.id, low, high, committed, stamp.topic_id, heads
-        )
+            self._records, number, self._config.worker.group, identity.id, low, high, committed, stamp.topic_id, heads,
+            before, origin,
+        )  # fmt: skip
         stale: tuple[str, ...] = ()
+        cut = frozenset(session for session, head in heads.items() if head.start_offset < low)
         if gap := find_gap(found):
-            self._judge(gap)
-            stamp = FRESH
+            if self._config.worker.on_gap == "fail":
+                raise Refused(gap.line("fail"))
+            self._warn(gap.line("rebuild"))
             if gap.starts_over:
-                committed, stale, heads = -1, tuple(heads), {}
-            else:
-                committed, heads = min(max(committed, low), high), _below(heads, high)
+                committed, stale, heads, stamp, cut = -1, tuple(heads), {}, FRESH, frozenset()
+            elif not low <= committed <= high:
+                committed, heads, stamp, cut = min(max(committed, low), high), _below(heads, high), FRESH, frozenset()
         if committed < 0:
             committed = low if self._config.worker.start == "earliest" else high
-        asks_from, asks_metadata = self.asks_from(number)
-        control_from = max(self.committed(self._config.topics.control, 0)[0], 0) if number == OWNER else 0
-        start = self._start(number, low, committed, heads)
+        asks = self._asks_from(number, offsets[self._asks, number])
+        control_from = max(offsets.get((self._config.topics.control, 0), NO_ONE).offset, 0)
+        first = min((head.start_offset for head in heads.values()), default=committed)
         return Recovery(
-            start, committed, heads, asks_from, asks_metadata, control_from, stamp, identity.id, high, stale
-        )
+            min(max(first, low), committed), committed, heads, *asks, control_from, stamp, identity.id, high, stale,
+            cut, origin, is_signed=offsets[self._records, number].offset < 0 or before == origin,
+        )  # fmt: skip
 
-    def _judge(self, gap: Gap) -> None:
-        policy = self._config.worker.on_gap
-        if policy == "fail":
-            raise Refused(gap.line(policy))
-        self._warn(gap.line(policy))
+    def _partitions_known(
+        self, numbers: Collection[int], offsets: dict[Place, Committed], heads: dict[int, dict[str, Head]]
+    ) -> int:
+        """How many the group has known of, for those of which it knows nothing; 0: nobody says."""
+        new = [n for n in numbers if offsets[self._records, n].offset < 0 and not heads[n]]
+        asked = dict(offsets)
+        if new and min(numbers) > OWNER:  # whoever owns that one commits, if anybody does
+            asked |= self._committed([(self._records, OWNER)])
+        metadata = [found.metadata for place, found in asked.items() if place[0] == self._records]
+        return max((decode_origin(each).num_partitions for each in metadata), default=0)
 
-    def _start(self, number: int, low: int, committed: int, heads: dict[str, Head]) -> int:
-        """The first record to be read again."""
-        start = min((head.start_offset for head in heads.values()), default=committed)
-        if start < low:
-            self._warn(
-                f"{self._records} partition {number}: records {start} to {low - 1} are deleted; "
-                "sessions that began in them are rebuilt without"
-            )
-        return min(max(start, low), committed)
-
-    def _identity(self, number: int) -> Identity:
-        """The records topic. Waits a moment for a partition that others were given too; raises Refused without it."""
+    def _identity(self) -> Identity:
+        """The records topic. Waits a moment for the others to have as many partitions; raises Refused without."""
         topics, deadline = self._config.topics, time.monotonic() + TIMEOUT_S
+        names = (topics.records, topics.asks, topics.sessions)
         while True:
-            records, asks, sessions = self._identities.of(topics.records, topics.asks, topics.sessions)
-            short = {topics.asks: asks, topics.sessions: sessions}
-            short = {topic: found for topic, found in short.items() if found.num_partitions <= number}
-            if not short:
-                return records
+            found = dict(zip(names, self._identities.of(*names), strict=True))
+            problem = not_as_many(found, topics.records, topics.asks)
+            if problem is None:
+                return found[topics.records]
             if time.monotonic() > deadline:
-                raise Refused(_unequal(topics.records, records.num_partitions, short))
+                raise Refused(problem)
             time.sleep(PAUSE_S)
 
     def asks_from(self, number: int) -> tuple[int, str]:
         """Where the asks go on, and which are answered beyond. Asks that are gone are told, and left."""
-        offset, metadata = self.committed(self._asks, number)
+        return self._asks_from(number, self._committed([(self._asks, number)])[self._asks, number])
+
+    def _asks_from(self, number: int, committed: Committed) -> tuple[int, str]:
+        offset, metadata = committed
         low, high = self._watermarks(self._asks, number)
         if low <= offset <= high:
             return offset, metadata
@@ -102,31 +137,14 @@ class GroupLog:
 
     def rewound(self, number: int, fallback: int) -> Recovery:
         """The committed offsets now, after an epoch of unknown fate; the fallback where none was ever committed."""
-        committed, metadata = self.committed(self._records, number)
+        committed, metadata = self._committed([(self._records, number)])[self._records, number]
         offset = committed if committed >= 0 else fallback
         asks_from, asks_metadata = self.asks_from(number)
         stamp = decode_stamp(metadata) if committed >= 0 else FRESH
         return Recovery(offset, offset, {}, asks_from, asks_metadata, stamp=stamp)
 
-    def committed(self, topic: str, number: int) -> tuple[int, str]:
-        """The group's offset and its metadata; -1 where there is none.
-
-        Waits for the end of a transaction that an owner before us has left open: it may have moved the offset.
-        """
-        deadline = time.monotonic() + OPEN_S
-        while True:
-            try:
-                found = self._consumer.committed([TopicPartition(topic, number)], ASK_S)[0]
-                error = found.error
-            except KafkaException as problem:
-                error = problem.args[0]
-            if error is None:
-                has_one = found.offset != OFFSET_INVALID and found.offset >= 0
-                return (found.offset, found.metadata or "") if has_one else (-1, "")
-            is_passing = error.retriable() or error.code() == KafkaError._TIMED_OUT
-            if not is_passing or time.monotonic() > deadline:
-                raise Unavailable(f"committed offset of {topic} partition {number}: {error.str()}")
-            time.sleep(PAUSE_S)  # a coordinator that moves, or a member that has just got another epoch
+    def _committed(self, places: Collection[Place]) -> dict[Place, Committed]:
+        return read_committed(self._consumer, places, self._patience_s)
 
     def _watermarks(self, topic: str, number: int) -> tuple[int, int]:
         try:
@@ -156,9 +174,3 @@ def _below(heads: dict[str, Head], end: int) -> dict[str, Head]:
         for session, head in heads.items()
         if head.start_offset < end
     }
-
-
-def _unequal(records: str, num_partitions: int, short: dict[str, Identity]) -> str:
-    missing = ", ".join(f"{topic} has {found.num_partitions}" for topic, found in short.items())
-    alter = " and ".join(f"`kafka-topics.sh --alter --topic {topic} --partitions {num_partitions}`" for topic in short)
-    return f"{records} has {num_partitions} partitions, {missing}: they must have as many; do {alter}, then start again"

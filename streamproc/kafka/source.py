@@ -24,6 +24,7 @@ from streamproc.kafka.recovery import GroupLog
 from streamproc.kafka.slot import Slot
 from streamproc.kafka.watchdog import Watchdog
 from streamproc.state.epoch import Message
+from streamproc.state.origin import UNKNOWN
 from streamproc.state.partition import Recovery
 from streamproc.state.stamp import Stamp
 
@@ -58,10 +59,18 @@ class Source:
     """A consumer of the records and asks topics."""
 
     def __init__(
-        self, config: Config, listener: Listener, warn: Callable[[str], None], instance_id: str | None = None
+        self,
+        config: Config,
+        listener: Listener,
+        warn: Callable[[str], None],
+        instance_id: str | None = None,
+        model: str = "",
     ) -> None:
-        """instance_id: a static member's; the group keeps its partitions for it while it restarts."""
-        self._config, self._listener, self._warn = config, listener, warn
+        """instance_id: a static member's; the group keeps its partitions for it while it restarts.
+
+        model: its digest (ports.Engine); empty: another one than before is not noticed.
+        """
+        self._config, self._listener, self._warn, self._model = config, listener, warn, model
         self._properties = client_properties(config)
         self._incremental = is_incremental(self._properties)
         self._records, self._asks = config.topics.records, config.topics.asks
@@ -71,6 +80,7 @@ class Source:
         self._watchdog = Watchdog(self._properties, self._records, config.worker.stall_s)
         self._owned: set[int] = set()  # partitions of the records topic
         self._starts: dict[int, int] = {}  # where they were begun
+        self._origin = UNKNOWN  # of all that is committed
         self._moved: dict[Place, int] = {}  # where partitions go on that moved in the newest poll
         self._seeks: dict[Place, int] = {}  # where the next poll begins
         self._ends: dict[int, int] = {}  # of the records topic's logs that the newest poll has read to their ends
@@ -80,7 +90,7 @@ class Source:
 
     def _open(self) -> None:
         self._consumer = connect(Consumer, self._member)
-        self._log = GroupLog(self._config, self._consumer, self._identities, self._warn)
+        self._log = GroupLog(self._config, self._consumer, self._identities, self._warn, self._model)
         self._consumer.subscribe(
             [self._records, self._asks], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -186,7 +196,7 @@ class Source:
             return
         self._slot.joined()
         numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
-        recoveries = {number: self._log.recover(number) for number in numbers}
+        recoveries = self._log.recover(numbers) if partitions else {}
         for tp in partitions:
             tp.offset = self._start_of(tp, recoveries)
             self._moved[tp.topic, tp.partition] = tp.offset
@@ -200,6 +210,7 @@ class Source:
         self._owned.update(recoveries)
         self._starts.update({number: recovery.rebuild_from for number, recovery in recoveries.items()})
         if recoveries:
+            self._origin = recoveries[numbers[0]].origin
             self._listener.assigned(recoveries)
         self._hold(consumer)
 
@@ -278,7 +289,8 @@ class Source:
 
     def stamp(self, stamps: Mapping[int, tuple[int, Stamp]]) -> None:
         """Commit these offsets again, with other stamps; fails where a rebalance is under way, and that is told."""
-        offsets = [TopicPartition(self._records, n, offset, stamp.encode()) for n, (offset, stamp) in stamps.items()]
+        sign = self._origin.sign
+        offsets = [TopicPartition(self._records, n, offset, sign(stamp)) for n, (offset, stamp) in stamps.items()]
         try:
             done = self._consumer.commit(offsets=offsets, asynchronous=False) or []
             error = next((found.error for found in done if found.error), None)

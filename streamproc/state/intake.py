@@ -12,6 +12,7 @@ from streamproc.errors import BadRecord, PoisonRecord
 from streamproc.messages import Ask, AsOf, Query
 from streamproc.past import Past
 from streamproc.records import Record, decode_record
+from streamproc.state.cuts import judge_cuts
 from streamproc.state.ending import Decoder
 from streamproc.state.epoch import Bad, Message
 from streamproc.state.fork import Call, Fork, Question
@@ -55,6 +56,7 @@ class Rules:
     max_record_bytes: int
     max_question_tokens: int
     max_answer_tokens: int
+    on_gap: str = "fail"
 
 
 class Parsed(NamedTuple):
@@ -120,7 +122,11 @@ class Intake:
             return Parsed(message, None, str(problem))
 
     def go_live(self, partition: Partition) -> None:
-        """The partition has seen its committed offset again: compute its sessions, answer from here on."""
+        """The partition has seen its committed offset again: compute its sessions, answer from here on.
+
+        Raises Refused where contexts are cut and the settings say to stop there.
+        """
+        judge_cuts(partition, self.rules.records_topic, self.rules.on_gap)
         partition.enter(Phase.LIVE)
         for key, session in partition.sessions.items():
             self._compute(session)

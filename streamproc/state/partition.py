@@ -8,6 +8,7 @@ from streamproc.state.asklog import AskLog
 from streamproc.state.epoch import Bad, Outgoing
 from streamproc.state.fork import Fork
 from streamproc.state.lifecycle import NEXT, Phase
+from streamproc.state.origin import UNKNOWN, Origin
 from streamproc.state.session import Session, Shape
 from streamproc.state.stamp import FRESH, Stamp
 
@@ -26,6 +27,9 @@ class Recovery:
     topic_id: str = ""  # of the records topic, now
     end: int = 0  # of the log, now
     stale: tuple[str, ...] = ()  # sessions whose heads mean nothing any more
+    cut: frozenset[str] = frozenset()  # sessions whose context began in records that are deleted
+    origin: Origin = UNKNOWN  # this owner's
+    is_signed: bool = True  # the committed offset says the same
 
     @property
     def committed(self) -> tuple[int, int, str]:
@@ -71,6 +75,10 @@ class Partition:
     committed: tuple[int, int, str] = (0, 0, "")  # records offset, asks offset and its metadata
     stamp: Stamp = FRESH  # what this owner has to say beside the offset, as long as it is `live_from`
     stale: tuple[str, ...] = ()  # sessions whose heads are to be removed
+    cut: frozenset[str] = frozenset()  # sessions whose context began in deleted records, until that is judged
+    rebuild_from: int = 0  # the first record that was read again
+    origin: Origin = UNKNOWN  # goes with every offset that is committed
+    is_signed: bool = True  # the committed offset says so
     is_begun: bool = False  # its stamp says that this owner is at work
     is_suspect: bool = False  # one of its records may be killing the worker: each is computed at once
 
@@ -86,7 +94,16 @@ class Partition:
             committed=recovery.committed,
             stamp=Stamp(topic_id=recovery.topic_id, poisoned=recovery.stamp.poisoned),
             stale=recovery.stale,
+            cut=recovery.cut,
+            rebuild_from=recovery.rebuild_from,
+            origin=recovery.origin,
+            is_signed=recovery.is_signed,
         )
+
+    def sign(self, origin: Origin) -> None:
+        """The records topic, or what processes it, is another one now: the next epoch says so."""
+        if origin != self.origin:
+            self.origin, self.is_signed = origin, False
 
     def enter(self, phase: Phase) -> None:
         assert phase in NEXT[self.phase], f"{self.phase} -> {phase}"

@@ -58,6 +58,7 @@ class Publisher:
                 num_before = len(messages)
                 settlement = self._settle(partition, messages)
                 changed = len(messages) > num_before or settlement.positions != partition.committed
+                changed |= not partition.is_signed
                 left = partition.number in leaving
                 if changed or partition.number in also or (left and partition.is_begun):
                     settlements.append(settlement)
@@ -120,8 +121,9 @@ class Publisher:
     def _positions(self, settlement: Settlement, stamp: Stamp) -> list[Position]:
         number = settlement.partition.number
         offset, asks_offset, metadata = settlement.positions
+        origin = settlement.partition.origin
         return [
-            Position(self.topics.records, number, offset, stamp.encode()),
+            Position(self.topics.records, number, offset, origin.sign(stamp)),
             Position(self.topics.asks, number, asks_offset, metadata),
         ]
 
@@ -215,5 +217,6 @@ def settle(settlement: Settlement) -> list[Generation]:
         partition.sessions[key].head = head
     partition.stamp = replace(partition.stamp, poisoned=settlement.stamp.poisoned)
     partition.stale = ()
+    partition.is_signed = True
     partition.committed = settlement.positions
     return [generation for session in partition.sessions.values() for generation in session.settle(target)]

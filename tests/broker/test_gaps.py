@@ -1,5 +1,6 @@
 """Where the log no longer fits what was committed: told in one line, and stopped or gone on from as the user says."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +9,15 @@ from dataclasses import replace
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
-from workers import Site, ThreadWorker, make_config, until
+from fakes import FakeEngine
+from workers import Site, ThreadWorker, fake_engine, make_config, until
 
 from streamproc.config import Config, Topics
 from streamproc.errors import Refused
 from streamproc.kafka import recovery
 from streamproc.messages import Ask, Query
 from streamproc.records import Trade, encode_record
+from streamproc.state.origin import Origin
 
 pytestmark = pytest.mark.broker
 
@@ -49,9 +52,9 @@ def work(site: Site, start: int, count: int, config: Config | None = None) -> li
     return worker.warnings
 
 
-def refusal(site: Site) -> str:
+def refusal(site: Site, engine: FakeEngine | None = None) -> str:
     """The line with which a worker stops."""
-    worker = ThreadWorker(with_policy(site.config, "fail"))
+    worker = ThreadWorker(with_policy(site.config, "fail"), engine)
     until(lambda: worker.has_ended, "the end of the worker")
     with pytest.raises(Refused) as problem:
         worker.stop()
@@ -194,7 +197,7 @@ def add_partitions(admin: AdminClient, topics: list[str], count: int) -> None:
 
 def test_partitions_that_are_added_are_picked_up(site: Site, admin: AdminClient) -> None:
     topics = site.config.topics
-    with ThreadWorker(site.config) as worker:
+    with ThreadWorker(with_policy(site.config, "rebuild")) as worker:
         site.send_records(trades(0, 20))
         site.settle()
         add_partitions(admin, [topics.answers, topics.sessions, topics.asks, topics.records], 2)
@@ -205,6 +208,137 @@ def test_partitions_that_are_added_are_picked_up(site: Site, admin: AdminClient)
         site.settle()
     assert {answer.as_of.partition for answer in site.answers() if answer.as_of} == {0, 1}
     assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+    (line,) = [line for line in worker.warnings if "worker.on_gap = rebuild" in line]
+    assert f"{topics.records} partition 1: the topic had 1 partitions when group {site.config.worker.group}" in line
+    with ThreadWorker(site.config) as worker:  # both offsets say so now
+        until(lambda: worker.owned == [0, 1], "its partitions")
+    assert worker.warnings == []
+
+
+def test_partitions_added_while_nobody_was_there_are_a_gap(site: Site, admin: AdminClient) -> None:
+    work(site, 0, 20)
+    topics = site.config.topics
+    add_partitions(admin, [topics.answers, topics.sessions, topics.asks, topics.records], 3)
+    line = refusal(site)
+    assert f"{topics.records} partition 0: the topic had 1 partitions" in line
+    assert "it has 3 now" in line
+    with ThreadWorker(with_policy(site.config, "rebuild")) as worker:
+        until(lambda: worker.owned == [0, 1, 2], "its partitions")
+        until(lambda: all(partition.is_signed for partition in worker.processor.partitions.values()), "an epoch")
+    assert [line for line in worker.warnings if "a new session where it is now" in line] == worker.warnings
+    assert len(worker.warnings) == 3
+    site = Site(site.config, 3)
+    assert work(site, 20, 20) == []  # an epoch without a record has said how many there are
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+
+
+def test_more_asks_than_records_partitions_are_refused(
+    site: Site, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "TIMEOUT_S", 1.0)
+    topics = site.config.topics
+    add_partitions(admin, [topics.asks, topics.sessions], 2)
+    worker = ThreadWorker(site.config)
+    until(lambda: worker.has_ended, "the end of the worker")
+    with pytest.raises(Refused) as problem:
+        worker.stop()
+    assert str(problem.value) == (
+        f"{topics.asks} has 2 partitions, {topics.records} has 1: they must have as many; do "
+        f"`kafka-topics.sh --alter --topic {topics.records} --partitions 2`, then start again"
+    )
+
+
+def with_model(model: str) -> FakeEngine:
+    return replace(fake_engine(), model=model)
+
+
+def test_another_model_is_a_gap_without_snapshots_too(site: Site) -> None:
+    work(site, 0, 20)
+    line = refusal(site, with_model("b" * 16))
+    assert f"group {site.config.worker.group} has processed it with model fake-model, this worker's is bbbb" in line
+    site.send_records(trades(20, 20))
+    with ThreadWorker(with_policy(site.config, "rebuild"), with_model("b" * 16)) as worker:
+        site.settle()
+    assert len(worker.warnings) == 1
+    assert "contexts are computed again with this one" in worker.warnings[0]
+    site.send_records(trades(40, 20))
+    with ThreadWorker(site.config, with_model("b" * 16)) as worker:
+        site.settle()
+    assert worker.warnings == []
+    assert "bbbb" in refusal(site)
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+
+
+def test_offsets_of_an_older_version_say_nothing_of_model_and_partitions(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Origin, "sign", lambda self, stamp: stamp.encode())
+        work(site, 0, 20)
+    with ThreadWorker(site.config, with_model("c" * 16)) as worker:
+        until(lambda: worker.owned and worker.processor.partitions[0].is_signed, "an epoch")
+    assert worker.warnings == []
+    assert "model cccccccccccccccc" in refusal(site)
+
+
+def slow_and_fast(start: int, count: int, *, has_slow: bool) -> list[Trade]:
+    """Trades of FAST, and of SLOW every tenth."""
+    return [
+        Trade("SLOW" if has_slow and i % 10 == 0 else "FAST", 1_000 + i, f"{90 + i * 7 % 23}.{i % 10}", "1")
+        for i in range(start, start + count)
+    ]
+
+
+def test_a_context_that_retention_has_cut_is_a_gap(site: Site, admin: AdminClient) -> None:
+    """SLOW's records 0, 10, 20 and 30 are in one context; 0 and 10 are deleted."""
+    config = site.config
+    site.send_records(slow_and_fast(0, 40, has_slow=True))
+    with ThreadWorker(config):
+        site.settle()
+    delete_up_to(admin, site, 15)
+    line = refusal(site)
+    topic = config.topics.records
+    assert f"{topic} partition 0: records 0 to 14 are deleted, and with them the beginning of 1 sessions'" in line
+    assert "the first that of 'SLOW', which began at 0" in line
+    site.send_records(slow_and_fast(40, 11, has_slow=True))  # 40 and 50 are SLOW's
+    with ThreadWorker(with_policy(config, "rebuild")):
+        site.settle()
+    for start in (51, 71):  # later owners count alike, and have nothing to say
+        site.send_records(slow_and_fast(start, 20, has_slow=True))
+        with ThreadWorker(config) as worker:
+            site.settle()
+        assert worker.warnings == []
+    found = [item for item in site.triggered(TRIGGERED) if item.session == "SLOW" and item.offset >= 40]
+    expected = [item for item in site.expected(TRIGGERED) if item.session == "SLOW" and item.offset >= 40]
+    assert found == expected  # of an oracle that knows only what the log has
+    assert [item.offset for item in found] == [50, 70, 90]
+
+
+def test_a_session_whose_records_are_all_deleted_is_over_and_no_gap(
+    site: Site, admin: AdminClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "streamproc")
+    config = site.config
+    site.send_records([*slow_and_fast(0, 15, has_slow=True), *slow_and_fast(15, 45, has_slow=False)])
+    with ThreadWorker(config):
+        site.settle()
+    delete_up_to(admin, site, 12)  # 0 and 10 were SLOW's
+    site.send_records(slow_and_fast(60, 5, has_slow=False))
+    with ThreadWorker(config) as worker:
+        site.settle()
+    said = [line for line in caplog.messages if "are over" in line]
+    assert said == [
+        f"{config.topics.records} partition 0: 1 sessions are over, 'SLOW' the first by name: all their records are "
+        "deleted; a later record begins such a session anew"
+    ]
+    assert worker.warnings == []
+    site.send_records(slow_and_fast(65, 30, has_slow=True))
+    with ThreadWorker(config) as worker:
+        site.settle()
+    assert len([line for line in caplog.messages if "are over" in line]) == 1
+    found = [item for item in site.triggered(TRIGGERED) if item.session == "SLOW" and item.offset > 12]
+    assert found == [item for item in site.expected(TRIGGERED) if item.session == "SLOW" and item.offset > 12]
+    assert [item.offset for item in found] == [80]
 
 
 def test_partitions_added_to_the_records_alone_stop_the_worker_with_what_to_do(

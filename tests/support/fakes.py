@@ -164,6 +164,7 @@ class FakeEngine:
     renderer: FakeRenderer
     fingerprint: str = "fake"
     why_not: Callable[[str], str | None] = lambda grammar: None  # the fake model's answers are held to nothing
+    model: str = "fake-model"
 
 
 @dataclass

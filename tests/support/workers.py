@@ -72,7 +72,7 @@ class ThreadWorker:
         engine = engine or fake_engine()
         self.processor = StreamProcessor(config, engine, sink, self._control, Clock())
         keeper = make_keeper(config, engine, warn)
-        self.processor.connect(Source(config, self.processor, warn, instance_id), keeper)
+        self.processor.connect(Source(config, self.processor, warn, instance_id, engine.model), keeper)
         self._stopped = threading.Event()
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"worker-{config.worker.slot}")

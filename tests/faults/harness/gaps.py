@@ -89,10 +89,10 @@ def must_refuse(lab: Lab) -> Iterator[Anomaly]:
         yield Anomaly("silent-gap", f"worker.on_gap = fail: the worker said {said!r}")
 
 
-def must_tell(lab: Lab, log_words: str) -> Iterator[Anomaly]:
+def must_tell(lab: Lab, what: str, words: str = "") -> Iterator[Anomaly]:
     said = "\n".join(log.read_text(errors="replace") for log in lab.folder.glob("worker-*.log"))
-    if lab.topics.records not in said:
-        yield Anomaly("silent-gap", f"{log_words}: no worker has said so")
+    if not any(lab.topics.records in line and words in line for line in said.splitlines()):
+        yield Anomaly("silent-gap", f"{what}: no worker has said so")
 
 
 def retention(lab: Lab) -> Verdict:
@@ -129,7 +129,7 @@ def with_policy(lab: Lab, name: str) -> Lab:
 
 def growth(lab: Lab) -> Verdict:
     """Partitions added while records flow: they are found, and keys that move begin a session of their own there."""
-    lab.workers.start("a")
+    with_policy(lab, "rebuild").workers.start("a")
     lab.workers.start("b")
     assert lab.until_live(), "the workers do not come up"
     lab.drive()
@@ -145,7 +145,9 @@ def growth(lab: Lab) -> Verdict:
     lab.drive_no_more()
     lab.drive_again()  # a producer that knows of it
     lab.run(3.0)
-    return lab.finish()
+    verdict = lab.finish()
+    anomalies = list(must_tell(lab, "partitions added", "the topic had")) if KNOWS_POLICY else []
+    return replace(verdict, anomalies=[*verdict.anomalies, *anomalies])
 
 
 def judged(lab: Lab, anomalies: list[Anomaly]) -> Verdict:

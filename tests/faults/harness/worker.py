@@ -89,7 +89,8 @@ def run(config: Config, status: Path, orders: Orders) -> None:
     control = ControlTopic(config)
     sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", say)
     processor = StreamProcessor(config, engine, sink, control, Clock())
-    processor.connect(Source(config, processor, say, config.worker.slot), make_keeper(config, engine, say))
+    source = Source(config, processor, say, config.worker.slot, engine.model)
+    processor.connect(source, make_keeper(config, engine, say))
     with status.open("w", buffering=1) as file:
         loop(processor, lambda: bool(stopped), lambda **facts: print(json.dumps(facts), file=file), orders)
     control.close()
