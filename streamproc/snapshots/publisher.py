@@ -6,7 +6,9 @@ it took so long that this may have changed; collector.py says why that is enough
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from operator import attrgetter
+from typing import TypeVar
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Collector, Retention, marked, present, prune
@@ -27,12 +29,14 @@ from streamproc.snapshots.shelf import Shelf, Shelved
 
 Warn = Callable[[str], None]
 ShelfKey = tuple[str, str]  # fingerprint, scope
+Read = TypeVar("Read")
 
 FRESH = 1 / 4  # share of the grace period for which a segment need not be looked for again
 KNOWN = 1 / 8  # share of the grace period for which one that we name no more is known: it is fresh for some time yet
 MANY = 64  # segments that a shelf's manifests may name
 COPY_BYTES = 32 * 2**20  # most bytes that are put together at a time, beyond the memory for what is on its way
 DONE = 1 / 2  # share of the grace period within which a manifest is written
+TRIES = 2  # at a file of the store before it counts for nothing
 
 
 class Publisher:
@@ -56,6 +60,7 @@ class Publisher:
         self._reader = SnapshotReader(store, warn, num_threads=0)
         self._collectors: dict[str, Collector] = {}
         self._collected_s: dict[str, float] = {}
+        self._unread: dict[str, int] = {}  # by path: how often it could not be read
 
     def forget(self, identity: Identity) -> None:
         """The partition's newest manifest is no longer ours to know."""
@@ -70,12 +75,14 @@ class Publisher:
         return self._shelves.setdefault((identity.fingerprint, identity.scope), Shelf())
 
     def learn(self, identity: Identity) -> None:
-        """The blocks of the partition's newest manifest are stored: they need not be given again."""
+        """The blocks of the partition's newest manifest are stored: they need not be given again. A file that cannot be
+        read is tried again by the next call, then passed over: one of them must not keep all others from being written.
+        """
         for name in sorted(by_offset(self._store, identity.folder), key=attrgetter("created_ms"), reverse=True):
             if name.tag != identity.tag:
                 continue
             try:
-                manifest = read_manifest(self._store, name)
+                manifest = self._read(name.path, partial(read_manifest, self._store, name))
             except (Damaged, Unknown):
                 continue  # whoever restores says so
             if manifest and not misfit(manifest, name, identity):
@@ -84,12 +91,38 @@ class Publisher:
                 return
 
     def _learn_segments(self, manifest: Manifest) -> None:
+        """Raises Unavailable once all were tried, so that those that cannot be read have their second try together."""
+        scope, shelf = manifest.identity.scope, self.shelf(manifest.identity)
+        failed: Unavailable | None = None
         for segment in manifest.segments:
+            if segment.sha256 in shelf.digests:
+                continue
             try:
-                header = header_of(self._store, manifest.identity, segment)
+                path = segment_path(scope, segment.sha256)
+                header = self._read(path, partial(header_of, self._store, manifest.identity, segment))
             except Damaged:
                 continue
-            self.shelf(manifest.identity).learn(segment, tuple(block.name for block in header.blocks))
+            except Unavailable as problem:
+                failed = problem
+                continue
+            if header:
+                shelf.learn(segment, tuple(block.name for block in header.blocks))
+        if failed:
+            raise failed
+
+    def _read(self, path: str, read: Callable[[], Read]) -> Read | None:
+        """What `read` brings of this file; None where it has not come at the second try, which is said once."""
+        try:
+            content = read()
+        except Unavailable as problem:
+            num_tries = self._unread[path] = self._unread.get(path, 0) + 1
+            if num_tries < TRIES:
+                raise
+            if num_tries == TRIES:
+                self._warn(f"{problem}; it is passed over: what it holds may be stored again")
+            return None
+        self._unread.pop(path, None)
+        return content
 
     def write(self, identity: Identity, blocks: Sequence[tuple[bytes, Buffer]]) -> None:
         """Blocks of one size as a segment."""

@@ -52,25 +52,39 @@ class SnapshotReader:
         self._pool = ThreadPoolExecutor(num_threads, "snapshot-reader") if num_threads else None
 
     def find(self, identity: Identity, max_offset: int) -> Manifest | None:
-        """The newest manifest of this identity at or before the offset. Newer ones are passed over, each with its
-        reason in one line. Raises Unavailable where the store does not answer.
+        """The newest manifest of this identity at or before the offset that can be read. Newer ones are passed
+        over, each with its reason in one line. Raises Unavailable where the store does not answer.
         """
+        failed: Unavailable | None = None
         for name in by_offset(self.store, identity.folder):
-            if name.offset > max_offset:
-                self._pass_over(name, f"it is ahead of the committed offset {max_offset}")
-                continue
             try:
-                manifest = read_manifest(self.store, name)
-            except (Damaged, Unknown) as problem:
-                self._pass_over(name, str(problem))
-                continue
-            if manifest is None:  # collected since it was listed
-                continue
-            if reason := misfit(manifest, name, identity):
-                self._pass_over(name, reason)
-                continue
-            return manifest
+                if manifest := self._fitting(name, identity, max_offset):
+                    return manifest
+            except Unavailable as problem:
+                if failed:  # a store that is away is not asked for every one of them
+                    raise
+                failed = problem
+                self._pass_over(name, str(problem).removeprefix("snapshots: "))
+        if failed:
+            raise failed
         return None
+
+    def _fitting(self, name: ManifestName, identity: Identity, max_offset: int) -> Manifest | None:
+        """The manifest of this name if it is of this identity at or before the offset."""
+        if name.offset > max_offset:
+            self._pass_over(name, f"it is ahead of the committed offset {max_offset}")
+            return None
+        try:
+            manifest = read_manifest(self.store, name)
+        except (Damaged, Unknown) as problem:
+            self._pass_over(name, str(problem))
+            return None
+        if manifest is None:  # collected since it was listed
+            return None
+        if reason := misfit(manifest, name, identity):
+            self._pass_over(name, reason)
+            return None
+        return manifest
 
     def _pass_over(self, name: ManifestName, reason: str) -> None:
         self._warn(f"snapshots: {name.path} is passed over: {reason}")

@@ -3,7 +3,7 @@
 The writer's thread changes it. `in` and `doubt` are for any thread: each name is one step on one dict.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from streamproc.snapshots.manifest import SegmentRef
@@ -34,6 +34,11 @@ class Shelf:
 
     def __len__(self) -> int:
         return len(self._segments)
+
+    @property
+    def digests(self) -> Container[str]:
+        """Of the segments that are known."""
+        return self._segments.keys()
 
     def add(self, ref: SegmentRef, names: tuple[bytes, ...], seen_s: float) -> None:
         """This segment is stored; its blocks are taken from it from now on."""

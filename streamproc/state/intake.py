@@ -148,6 +148,7 @@ class Intake:
         except BadRecord as problem:
             self._refuse(partition, message, str(problem))
             return
+        partition.touched[key] = None
         if not partition.is_live:
             session.unused += session.settle(partition.live_from)
             self._drop_unused(session)

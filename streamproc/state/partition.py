@@ -66,6 +66,7 @@ class Partition:
     phase: Phase = Phase.RESTORING
     sessions: dict[str, Session] = field(default_factory=dict)
     dirty: dict[str, None] = field(default_factory=dict)  # sessions that advanced since idle queries saw them
+    touched: dict[str, None] = field(default_factory=dict)  # sessions that may have something to be committed
     forks: dict[int, Fork] = field(default_factory=dict)  # flash forks that have no answer yet
     finished: list[Fork] = field(default_factory=list)
     dead: list[Bad] = field(default_factory=list)
@@ -155,4 +156,5 @@ class Partition:
         self.replies, self.waiting_asks = [], []
         self.asks = AskLog(recovery.asks_from, recovery.asks_metadata)
         self.dirty = dict.fromkeys(self.sessions)
+        self.touched = dict.fromkeys(self.sessions)
         self.committed = recovery.committed

@@ -100,7 +100,9 @@ class Publisher:
     def _heads(
         self, partition: Partition, target: int, marks: dict[Session, dict[str, Mark]]
     ) -> Iterable[tuple[str, Head]]:
-        for session in partition.sessions.values():
+        """Of sessions that have changed since the last commit, or have new marks: those of all others stay."""
+        changed = dict.fromkeys((*partition.touched, *(session.key for session in marks)))
+        for session in [partition.sessions[key] for key in changed if key in partition.sessions]:
             generation = session.committed_generation(target)
             if generation.entries and generation.entries[0].offset < target:
                 old_marks = session.head.marks if session.head else {}
@@ -219,4 +221,13 @@ def settle(settlement: Settlement) -> list[Generation]:
     partition.stale = ()
     partition.is_signed = True
     partition.committed = settlement.positions
-    return [generation for session in partition.sessions.values() for generation in session.settle(target)]
+    return [generation for key in list(partition.touched) for generation in _settle_session(partition, key, target)]
+
+
+def _settle_session(partition: Partition, key: str, target: int) -> list[Generation]:
+    """Generations of a session that nobody can go back to; once all of it is settled it is left alone."""
+    session = partition.sessions.get(key)
+    gone = session.settle(target) if session else []
+    if session is None or (not session.retired and (session.last_offset or 0) < target):
+        del partition.touched[key]
+    return gone

@@ -19,6 +19,7 @@ from snapshot_world import (
     written,
 )
 
+from streamproc.errors import Unavailable
 from streamproc.snapshots import restore
 from streamproc.snapshots.restore import SnapshotReader
 from streamproc.snapshots.store import open_store
@@ -212,6 +213,31 @@ def test_a_block_that_lies_twice_is_lost_only_with_both(kept, damaged):
     numbers, said = restored(kept, [1, 2, 3])
     assert numbers == [1, 2, 3]
     assert len(said) <= 1
+
+
+def test_a_newest_manifest_that_cannot_be_read_is_passed_over_for_the_one_before(kept):
+    written(kept, 50, [20])
+    written(kept)
+    newest = kept.list(IDENTITY.folder)[-1].path
+
+    class Spoilt(Wrapped):
+        def step(self, deed, path):
+            if deed == "get" and path == newest:
+                raise Unavailable(f"snapshots: cannot read {path}: Input/output error")
+
+    assert restored(Spoilt(kept), [20, 1]) == (
+        [20],
+        [f"snapshots: {newest} is passed over: cannot read {newest}: Input/output error"],
+    )
+
+
+def test_a_store_of_which_no_manifest_can_be_read_is_not_taken_for_empty(kept):
+    for offset in (50, 60, 70, 80):
+        written(kept, offset)
+    store = Failing(kept, deeds=("get",))
+    with pytest.raises(Unavailable):
+        SnapshotReader(store, Said()).find(IDENTITY, 100)
+    assert store.num_refused == 2
 
 
 def test_a_store_that_stops_answering_leaves_blocks_out(kept):

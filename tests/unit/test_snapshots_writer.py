@@ -299,10 +299,61 @@ def test_a_partition_that_leaves_a_failing_store_does_not_leave_the_others_witho
     until(lambda: writer.room)
 
 
-@pytest.mark.parametrize("deeds", [("list",), ("get",)])
-def test_a_store_that_cannot_be_read_at_first_is_no_hindrance_later(kept, start, said, deeds):
+class Spoilt(Wrapped):
+    """Does not give the files whose path has this in it."""
+
+    def __init__(self, store, part):
+        super().__init__(store)
+        self.part = part
+
+    def step(self, deed, path):
+        if deed == "get" and self.part in path:
+            raise Unavailable(f"snapshots: cannot read {path}: Input/output error")
+
+
+@pytest.mark.parametrize("part", ["/segments/", "/manifests/3/"])
+def test_files_that_cannot_be_read_keep_no_partition_from_being_written(kept, start, said, part):
+    for offset, numbers in ((100, range(10)), (200, range(20))):
+        written(kept, offset, numbers)
+    num_spoilt = len([path for path in paths(kept) if part in path])
+    writer = start(Spoilt(kept, part))
+    for identity in (IDENTITY, other(partition=4)):
+        assert not writer.has(identity, name(50))
+    for identity in (IDENTITY, other(partition=4)):
+        writer.add(identity, blocks(1, 50))
+        writer.publish(identity, 300, [session(1, 50)])
+    assert writer.wait(PATIENT_S)
+    assert writer.room > 0
+    for identity in (IDENTITY, other(partition=4)):
+        assert restored(kept, [1, 50], identity=identity) == ([1, 50], [])
+    writer.forget(IDENTITY)
+    writer.has(IDENTITY, name(1))  # it comes back
+    assert writer.wait(PATIENT_S)
+    passed_over = [line for line in said if line.endswith("it is passed over: what it holds may be stored again")]
+    assert len(set(passed_over)) == len(passed_over) >= num_spoilt
+
+
+def test_a_file_that_can_be_read_at_the_second_try_is_known(kept, start, said):
     written(kept)
-    store = Failing(kept, deeds)
+    store = Failing(kept, ("get",))
+    fail = store.step
+
+    def step(deed, path):
+        store.is_failing = store.num_refused < 1
+        fail(deed, path)
+
+    store.step = step
+    writer = start(store)
+    writer.add(IDENTITY, blocks(*range(10)))
+    writer.publish(IDENTITY, 200, [session(*range(10))])
+    assert writer.wait(PATIENT_S)
+    assert len(segments(kept)) == 1
+    assert len(said) == 2
+
+
+def test_a_store_that_cannot_be_listed_at_first_is_no_hindrance_later(kept, start, said):
+    written(kept)
+    store = Failing(kept, ("list",))
     writer = start(store)
     writer.add(IDENTITY, blocks(*range(10)))
     writer.publish(IDENTITY, 200, [session(*range(10))])
