@@ -298,3 +298,85 @@ def test_the_group_forgets_the_offsets_of_a_topic_that_is_deleted(
         return member.consumer.committed([TopicPartition(topic, 0)], 10)[0].offset == OFFSET_INVALID
 
     until(is_forgotten, "no offset")
+
+
+def test_metadata_from_before_a_rebalance_still_commits_for_a_partition_that_did_not_move(
+    join: Callable[..., Member], bootstrap_servers: str, topic: str
+) -> None:
+    """On the mock it is refused, as on Kafka before KIP-1251: there every rebalance aborts an epoch."""
+    first = join()
+    until(lambda: first.consumer.poll(0.05) or len(first.owned) == 2, "both partitions")
+    old = first.consumer.consumer_group_metadata()
+    share(first, join())
+    (kept,) = first.owned
+    producer = begin(bootstrap_servers, topic)
+    producer.send_offsets_to_transaction([TopicPartition(topic, kept, 7)], old, 10)
+    assert said(lambda: producer.commit_transaction(10)) == "ok"
+
+
+def test_a_rebalance_takes_what_is_no_longer_ours_out_of_a_batch_that_is_being_consumed(
+    join: Callable[..., Member], bootstrap_servers: str, topic: str
+) -> None:
+    for partition in (0, 1):
+        fill(bootstrap_servers, topic, 2_000, partition)
+    first = join()
+    until(lambda: first.consumer.poll(0.05) or len(first.owned) == 2, "both partitions")
+    second, is_over = join(), threading.Event()
+    other = threading.Thread(target=lambda: [second.consumer.poll(0.05) for _ in iter(is_over.is_set, True)])
+    other.start()
+    foreign = []
+    deadline = time.monotonic() + 15
+    while len(first.owned) > 1 and time.monotonic() < deadline:
+        batch = first.consumer.consume(50_000, 3.0)
+        foreign += [m for m in batch if m.error() is None and m.partition() not in first.owned]
+    is_over.set()
+    other.join()
+    assert len(first.owned) == 1
+    assert foreign == []
+
+
+def said(call: Callable[[], Any]) -> str:
+    """What became of a transactional call: the error's name, and the flags that are set."""
+    try:
+        call()
+    except KafkaException as problem:
+        error = problem.args[0]
+        flags = {"fatal": error.fatal(), "retriable": error.retriable(), "abort": error.txn_requires_abort()}
+        return " ".join([error.name(), *(flag for flag, is_set in flags.items() if is_set)])
+    return "ok"
+
+
+def begun(address: str, topic: str, value: bytes = b"1", **properties: Any) -> Producer:
+    """A producer of its own with a message in its transaction."""
+    own = {"bootstrap.servers": address, "transactional.id": f"facts-{time.monotonic_ns()}", **properties}
+    producer = Producer(own)
+    producer.init_transactions(15)
+    producer.begin_transaction()
+    producer.produce(topic, value)
+    return producer
+
+
+def test_a_transaction_that_kafka_has_timed_out_cannot_be_committed_by_its_producer(
+    bootstrap_servers: str, topic: str
+) -> None:
+    """The mock says INVALID_TXN_STATE, fatal too."""
+    slow = begun(bootstrap_servers, topic, **{"transaction.timeout.ms": 1_000, "message.timeout.ms": 900})
+    slow.flush(5)
+    time.sleep(4)
+    assert said(lambda: slow.commit_transaction(10)) == "_FENCED fatal"
+
+
+def test_a_new_producer_of_the_same_transactional_id_fences_the_old_one(bootstrap_servers: str, topic: str) -> None:
+    old = begun(bootstrap_servers, topic, **{"transactional.id": f"same-{topic}"})
+    begun(bootstrap_servers, topic, **{"transactional.id": f"same-{topic}"})
+    assert said(lambda: old.commit_transaction(10)) == "_FENCED fatal"
+
+
+def test_a_producer_is_of_no_use_after_a_message_that_kafka_has_refused(bootstrap_servers: str, topic: str) -> None:
+    """It says that an abort will do, and carries it out; but the next transaction fails, as on the mock."""
+    producer = begun(bootstrap_servers, topic, b"1" * 3_000_000, **{"message.max.bytes": 4_000_000})
+    assert said(lambda: producer.commit_transaction(10)) == "MSG_SIZE_TOO_LARGE abort"
+    assert said(lambda: producer.abort_transaction(10)) == "ok"
+    producer.begin_transaction()
+    producer.produce(topic, b"1")
+    assert said(lambda: producer.commit_transaction(10)).startswith("OUT_OF_ORDER_SEQUENCE_NUMBER")
