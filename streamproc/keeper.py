@@ -6,19 +6,21 @@ given to the writer, which stores them from a thread of its own. Then the manife
 as of the offset that is committed by then. Full blocks never change and are named by their tokens, so nothing has to
 hold still meanwhile.
 
-For the tier (state/tier.py) all blocks of the newest manifests, restored or written, are a shelf.
+For the tier (state/tier.py) all that is stored of this worker's group and topic, as far as it is known, is a shelf: the
+blocks of the newest manifests, restored or written, and those that had to leave memory before a round came to them.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.config import Config
 from streamproc.ports import Engine
 from streamproc.snapshots.collector import Retention
+from streamproc.snapshots.fetcher import Fetcher
 from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.restore import Blocks, SnapshotReader
 from streamproc.snapshots.search import Search
@@ -33,7 +35,6 @@ from streamproc.state.tier import Tier
 
 STEP_BYTES = 8 * 2**20      # copied out in one step: a millisecond or two
 LOOKED_AT = 64              # sessions looked through in one step
-FETCHES = 2                 # at once
 
 Saves = list[tuple[int, bytes]]
 
@@ -76,7 +77,7 @@ class Keeper:
         self._saving: dict[bytes, Identity] = {}    # on their way out of the pool
         self._search = Search(reader, warn)
         self._standby: Standby | None = None
-        self._fetches = ThreadPoolExecutor(FETCHES, "snapshot-fetch")
+        self._fetcher = Fetcher(writer, reader, self._doubt)
         writer.on_published = self.learn
 
     def stand_by(self, standby: Standby) -> None:
@@ -85,6 +86,7 @@ class Keeper:
 
     def connect(self, pool: BlockPool, tier: Tier, block_bytes: int) -> None:
         self._pool, self._tier, self._block_bytes = pool, tier, block_bytes
+        self._reserved_bytes = min(STEP_BYTES, self._writer.room // 2)
         tier.shelf = self
         if self._standby:
             tier.share(self._standby.spare)
@@ -92,23 +94,35 @@ class Keeper:
 
     # A shelf
 
+    @property
+    def _ours(self) -> Identity | None:
+        """Of any partition: blocks are stored once for all of them."""
+        return next(iter(self._identities.values()), None)
+
     def has(self, name: bytes) -> bool:
-        return any(name in shelf.names for shelf in self._shelves.values())
+        ours = self._ours
+        is_named = any(name in shelf.names for shelf in self._shelves.values())
+        return is_named or (ours is not None and self._writer.look_up(ours, name) is not None)
 
     def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
-        return self._fetches.submit(self._fetch, list(self._shelves.items()), names)
+        assert self._ours is not None, "there is nothing without a partition"
+        return self._fetcher.fetch(self._ours, self._shelves.values(), names)
 
-    def _fetch(self, shelves: Iterable[tuple[int, Blocks]], names: Sequence[bytes]) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = {}
-        for number, shelf in shelves:
-            wanted = [name for name in names if name in shelf.names and name not in found]
-            if not wanted:
-                continue
-            found |= {name: bytes(data) for name, data in shelf.fetch(wanted).items()}     # views of larger pieces
-            lost, identity = [name for name in wanted if name not in found], self._identities.get(number)
-            if lost and identity and not shelf.failed:
-                self._writer.doubt(identity, lost)
-        return found
+    def _doubt(self, identity: Identity, names: Sequence[bytes]) -> None:
+        """These blocks cannot be read. From any thread."""
+        if self._identities.get(identity.partition) == identity:
+            self._writer.doubt(identity, names)
+
+    @property
+    def room(self) -> int:
+        """Blocks that the writer takes, less those on their way to it and what a round may always take."""
+        num_bytes = self._writer.room - self._reserved_bytes - len(self._saving) * self._block_bytes
+        return max(num_bytes // self._block_bytes, 0) if self._identities else 0
+
+    def put(self, name: bytes, data: Any) -> None:
+        """Store a block that had to leave memory."""
+        if self._ours:
+            self._writer.add(self._ours, [(name, data)])
 
     def learn(self, manifest: Manifest) -> None:
         """This manifest is stored: what it names can be read back. From any thread."""
@@ -119,7 +133,13 @@ class Keeper:
             identity, blocks = self._learned.popleft()
             if self._identities.get(identity.partition) == identity:
                 self._search.stop(identity.partition)
-                self._shelves[identity.partition] = blocks
+                self._put_up(identity.partition, blocks)
+
+    def _put_up(self, number: int, blocks: Blocks) -> None:
+        """These are what the newest manifest of the partition has."""
+        before = self._shelves.get(number)
+        self._shelves[number] = blocks
+        self._tier.retry(blocks.names, before.names if before else ())
 
     # Partitions that come and go
 
@@ -150,6 +170,8 @@ class Keeper:
             self._rounds.pop(number, None)
             self._search.stop(number)
             shelf = self._shelves.pop(number, None)
+            if shelf:
+                self._tier.retry(shelf.names)
             if shelf and self._standby:
                 self._tier.part_with(shelf.names)
             if identity := self._identities.pop(number, None):
@@ -174,7 +196,8 @@ class Keeper:
 
     def pick(self) -> Saves:
         """Blocks that the next step is to copy out. To be called between two steps: what has a name is computed."""
-        self._shelves.update(self._search.found())
+        for number, blocks in self._search.found():
+            self._put_up(number, blocks)
         self._take_learned()
         self._saving.clear()    # no step is out: what has not come by now does not come
         saves: Saves = []
@@ -245,7 +268,7 @@ class Keeper:
             self._standby.close()
         self._writer.close()
         self._search.close()
-        self._fetches.shutdown(wait=False, cancel_futures=True)
+        self._fetcher.close()
         self._reader.close()
 
 

@@ -67,7 +67,7 @@ class StreamProcessor:
         runner, self.renderer = engine.runner, engine.renderer
         self.pool = BlockPool(runner.num_blocks, runner.block_size)
         self.workload = Workload(self.pool)
-        self.tier = Tier(config.engine.host_bytes // runner.block_bytes)
+        self.tier = Tier.sized(config.engine.host_bytes, runner.block_bytes)
         self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3, self.tier)
         progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
         self.device = Device(runner, self.scheduler, progress, self.tier, self.counters)

@@ -56,9 +56,11 @@ class Cells:
         generation.block_table += self._some(step, generation, missing, younger)
         return min(end, len(generation.block_table) * self.pool.block_size)
 
-    def load(self, step: StepBuilder, generation: Generation, younger: Sequence[Generation] | None) -> bool:
+    def load(
+        self, step: StepBuilder, generation: Generation, younger: Sequence[Generation] | None, asks: bool
+    ) -> bool:
         """Give a generation blocks whose bytes are outside the pool -> whether its next block is one of those, and has
-        to wait for a later step: it would be computed in vain.
+        to wait for a later step: it would be computed in vain. asks: for what is further away than memory.
         """
         size, first = self.pool.block_size, generation.num_computed // self.pool.block_size
         num_full = generation.num_tokens // size - first
@@ -67,25 +69,29 @@ class Cells:
         self._forget_part(generation)
         if generation.num_computed != len(generation.block_table) * size:
             return False
-        most = min(num_full, self.tier.most_loads - len(step.loads))
-        if most < 1:
-            return self.tier.has(generation.name(first, size))
-        names = [generation.name(index, size) for index in range(first, first + most)]
-        found, is_coming = self.tier.offer(names)
+        most = max(self.tier.most_loads - len(step.loads), 0)
+        end = first + min(num_full, most + max(self.tier.most_coming, 1))
+        names = [generation.name(index, size) for index in range(first, end)]
+        found, is_waiting = self.tier.offer(names, most, asks)
         block_ids = self._some(step, generation, len(found), younger)
         for block_id, name, data in zip(block_ids, names, found, strict=False):
             self.pool.name(block_id, name)
             step.loads.append((block_id, data))
-        self.tier.num_loaded += len(block_ids)
+        self.tier.loaded(names[: len(block_ids)])
         generation.block_table += block_ids
         if block_ids:
             self.workload.advance(generation, len(block_ids) * size)
             self.workload.touch(generation)
             step.planned.add(generation.seq_id)     # nobody may save, as that of others, what is not there yet
-        if len(block_ids) < len(found):
-            return bool(block_ids)
-        is_next_outside = len(found) == most < num_full and self.tier.has(generation.name(first + most, size))
-        return is_coming or is_next_outside
+        return bool(block_ids) if len(block_ids) < len(found) else is_waiting
+
+    def expect(self, generation: Generation) -> bool:
+        """A later step comes to this generation: what it needs of the shelf is on its way by then -> whether there is
+        room for that of others.
+        """
+        size, first = self.pool.block_size, generation.num_computed // self.pool.block_size
+        end = min(generation.num_tokens // size, first + self.tier.most_coming)
+        return self.tier.expect([generation.name(index, size) for index in range(first, end)])
 
     def _forget_part(self, generation: Generation) -> None:
         """A partly filled block that would be a full one outside the pool is taken from there, unless somebody is about

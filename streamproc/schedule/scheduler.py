@@ -177,18 +177,29 @@ class Scheduler:
         """
         order, asked = self._by_need(), self._asked()
         step.hold_back(ASK_SHARE if self.workload.awaited else 0)
-        got_all = True
+        got_all = is_first = True
         for place, generation in enumerate(order):
             if step.room <= 0:
                 got_all = not self.is_short     # who came first may have taken all: the others are still to be seen to
+                self._expect(order[place:])
                 break
             most = self._share(step, generation.seq_id in asked, len(order) - place)
-            if not self._extend(step, generation, most, order[place + 1 :]):
+            asks = is_first or not self.is_short    # short of cells, others would ask in vain
+            if not self._extend(step, generation, most, order[place + 1 :], asks):
                 got_all = False
                 break
+            is_first &= generation.seq_id in self._held
         step.give_back()
         self.is_short = not got_all or step.took_from_growing
         self._take_turns(step)
+
+    def _expect(self, later: Iterable[Generation]) -> None:
+        """Generations that this step has no room for find what is stored of them at hand in their turn."""
+        if self.is_short or self.tier.shelf is None:
+            return      # what has come would wait for cells
+        for generation in later:
+            if not self.cells.expect(generation):
+                return
 
     def _share(self, step: StepBuilder, is_asked: bool, num_waiting: int) -> int:
         if self.is_short:
@@ -218,15 +229,18 @@ class Scheduler:
         for generation in list(self.workload.ahead.values()):
             if not step.room:
                 return
-            self._extend(step, generation, step.room, None)
+            self._extend(step, generation, step.room, None, asks=self.workload.pool.num_free > 0)
 
-    def _extend(self, step: StepBuilder, generation: Generation, most: int, younger: list[Generation] | None) -> bool:
+    def _extend(
+        self, step: StepBuilder, generation: Generation, most: int, younger: list[Generation] | None, asks: bool = True
+    ) -> bool:
         """The next tokens of a generation, `most` at most -> whether there were cells for any.
 
-        `younger`: generations whose cells it may take besides those that nobody waits for; None: nobody's.
+        `younger`: generations whose cells it may take besides those that nobody waits for; None: nobody's. `asks`: for
+        blocks that are outside memory.
         """
         self.cells.reuse(step, generation)
-        if self.cells.load(step, generation, younger) or generation.seq_id in self._held:
+        if self.cells.load(step, generation, younger, asks) or generation.seq_id in self._held:
             return True
         start = generation.num_computed
         end = start + min(most, step.tokens_at(start), generation.num_tokens - start)

@@ -7,19 +7,24 @@ from typing import NamedTuple
 
 from streamproc.snapshots.contract import Buffer
 from streamproc.snapshots.manifest import Identity, SessionPart
-from streamproc.snapshots.shelf import Shelf
+from streamproc.snapshots.shelf import Shelf, Shelved
 
 
 class Place(NamedTuple):
-    """The blocks of one model, group and topic: those that are stored, and the names of those on their way. A block is
-    on the shelf before it is no longer on its way, so whoever looks there first needs no lock.
+    """The blocks of one model, group and topic: those that are stored, and those on their way, by name. A block is on
+    the shelf before it is no longer on its way, so whoever looks there first needs no lock.
     """
 
     shelf: Shelf
-    coming: set[bytes]
+    coming: dict[bytes, Buffer]
 
     def has(self, name: bytes) -> bool:
         return name in self.coming or name in self.shelf
+
+    def look_up(self, name: bytes) -> Buffer | Shelved | None:
+        """The bytes of a block on its way, or the segment in which it lies."""
+        data = self.coming.get(name)
+        return self.shelf.where(name) if data is None else data
 
 
 class Given(NamedTuple):
@@ -91,7 +96,7 @@ class Inbox:
         while stored and self.blocks and self.blocks[0].seq <= stored[-1].seq:
             given = self.blocks.popleft()
             if given.seq in seqs:
-                given.place.coming.discard(given.name)
+                given.place.coming.pop(given.name, None)
                 self.num_bytes -= len(given.data)
             else:
                 left.append(given)

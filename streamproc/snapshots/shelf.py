@@ -1,6 +1,7 @@
 """What a writer knows to be stored, for one model, group and topic: block names by segment.
 
-The writer's thread changes it. `in` and `doubt` are for any thread: each name is one step on one dict.
+The writer's thread changes it. `in`, `where` and `doubt` are for any thread: each name is a step on one dict, or two
+of which the second may be in vain.
 """
 
 from collections.abc import Callable, Container, Iterable
@@ -54,6 +55,10 @@ class Shelf:
             for name in names:
                 if name not in self._doubted:
                     self._where.setdefault(name, ref.sha256)
+
+    def where(self, name: bytes) -> Shelved | None:
+        """The segment in which a block lies."""
+        return self._segments.get(self._where.get(name, ""))
 
     def of(self, names: Iterable[bytes]) -> list[Shelved]:
         """The segments in which these blocks lie; blocks that are not stored count for nothing."""

@@ -18,6 +18,7 @@ from streamproc.snapshots.contract import Buffer, Store
 from streamproc.snapshots.inbox import Given, Inbox, Place, Wish
 from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.publisher import Publisher
+from streamproc.snapshots.shelf import Shelved
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,19 @@ class SnapshotWriter:
         """
         return self._place(identity).has(name)
 
+    def look_up(self, identity: Identity, name: bytes) -> Buffer | Shelved | None:
+        """Where a block is of which it is known already that it has it: its bytes while it is on its way, then the
+        segment in which it lies.
+        """
+        place = self._shared.get((identity.fingerprint, identity.scope))
+        return place.look_up(name) if place else None
+
     def _place(self, identity: Identity) -> Place:
         """Where the partition's blocks go; at the first use the thread is told to read what is stored already."""
         if place := self._places.get(identity):
             return place
         with self._changed:
-            shared = Place(self._publisher.shelf(identity), set())
+            shared = Place(self._publisher.shelf(identity), {})
             place = self._places[identity] = self._shared.setdefault((identity.fingerprint, identity.scope), shared)
             self._inbox.to_learn[identity] = None
             self._changed.notify_all()
@@ -100,7 +108,7 @@ class SnapshotWriter:
                     return num_taken
                 self._seq += 1
                 self._inbox.blocks.append(Given(self._seq, identity, place, name, data))
-                place.coming.add(name)
+                place.coming[name] = data
                 self._inbox.num_bytes += len(data)
             if self._inbox.num_bytes >= self._segment_bytes:
                 self._changed.notify_all()

@@ -1,20 +1,31 @@
 """Blocks outside the pool, by name (blocks.py): those that had to leave it, in host memory, and those of a shelf that
-is further away, such as a snapshot.
+is further away, such as a snapshot store.
 
 leaving   the pool gives a named block to somebody else: the next step copies its bytes out before it writes there
 here      the bytes are in host memory: a step copies them into a block instead of computing it
-coming    asked of the shelf: whoever needs the block next waits for it, which is quicker than to compute it
+coming    asked of the shelf, until a step copies it in: whoever needs the block next waits for it, which is quicker
+          than to compute it
+missing   the shelf has promised it and could not read it: it is computed, until the shelf has something newer
 spare     of a partition that is somebody else's, in memory that is not needed for what is ours (spare.py)
+
+What leaves the pool goes to host memory; what has no room there, to the shelf, unless it lies there already.
 """
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from streamproc.state.spare import Spare
 
 Bytes = Any  # of one block, as a runner has copied them out; nobody looks inside
+
+COMING_BYTES = 64 * 2**20  # on their way from the shelf
+STEP_BYTES = 32 * 2**20  # that a step copies in, and as many out: some milliseconds
+PATIENCE = 4  # steps for which a block that has come waits for whoever asked for it, where others need its place
+PAUSE_S = (2.0, 5.0, 10.0, 30.0, 60.0)  # in which nothing is asked of a shelf that has not answered so often
 
 
 class Shelf(Protocol):
@@ -23,27 +34,67 @@ class Shelf(Protocol):
     def has(self, name: bytes) -> bool: ...
 
     def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Bytes]]":
-        """Those of these blocks that can be read; returns at once."""
+        """These blocks, None for one that cannot be read; those are left out for which there was no answer. Returns at
+        once.
+        """
         ...
+
+    @property
+    def room(self) -> int:
+        """Blocks that it takes now."""
+        ...
+
+    def put(self, name: bytes, data: Bytes) -> None:
+        """Keep this block too; one for which there is no room is not kept."""
+        ...
+
+
+@dataclass(slots=True)
+class Arrived:
+    """A block that the shelf has sent; `turn`: when somebody last looked for it."""
+
+    data: Bytes
+    turn: int
 
 
 class Tier:
     """`most_blocks` blocks that left the pool, the longest unused ones go first; 0: none are kept.
 
-    Of a shelf, at most `most_coming` blocks are on their way at a time; a step copies at most `most_loads` in.
+    Of a shelf, at most `most_coming` blocks are coming at a time; a step copies at most `most_loads` in, and as many
+    out for the shelf. `now`: seconds.
     """
 
-    def __init__(self, most_blocks: int = 0, shelf: Shelf | None = None, most_coming: int = 256, most_loads: int = 256):
+    def __init__(
+        self,
+        most_blocks: int = 0,
+        shelf: Shelf | None = None,
+        most_coming: int = 256,
+        most_loads: int = 256,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.shelf = shelf
         self._spare = Spare()
-        self.most_loads = most_loads
+        self.most_coming, self.most_loads = most_coming, most_loads
         self.num_loaded = 0  # blocks that were not computed thanks to this
-        self._most_blocks, self._most_coming = most_blocks, most_coming
+        self._most_blocks = most_blocks
+        self._now = now
         self._here: OrderedDict[bytes, Bytes] = OrderedDict()
-        self._coming: set[bytes] = set()
-        self._missing: set[bytes] = set()  # the shelf promised them, and could not read them
+        self._asked: set[bytes] = set()
+        self._arrived: dict[bytes, Arrived] = {}
+        self._missing: set[bytes] = set()
         self._fetches: list[tuple[frozenset[bytes], Future[Mapping[bytes, Bytes]]]] = []
         self._leaving: list[tuple[int, bytes]] = []
+        self._left: frozenset[bytes] = frozenset()  # with the plan that is out
+        self._turn = 0
+        self._num_silent = 0  # times in a row that the shelf did not answer
+        self._silent_until_s = float("-inf")
+        self._is_silent = False
+
+    @classmethod
+    def sized(cls, host_bytes: int, block_bytes: int) -> "Tier":
+        """With so much host memory, for blocks of this size."""
+        num_coming, num_loads = (max(most // block_bytes, 1) for most in (COMING_BYTES, STEP_BYTES))
+        return cls(host_bytes // block_bytes, most_coming=num_coming, most_loads=num_loads)
 
     @property
     def is_empty(self) -> bool:
@@ -51,20 +102,23 @@ class Tier:
 
     @property
     def num_coming(self) -> int:
-        return len(self._coming)
+        return len(self._asked) + len(self._arrived)
 
     def has(self, name: bytes) -> bool:
         """Whether this block need not be computed."""
-        return name in self._here or name in self._coming or name in self._spare or self._is_on_shelf(name)
+        return self.is_here(name) or name in self._asked or name in self._spare or self._is_on_shelf(name)
 
     def is_here(self, name: bytes) -> bool:
         """Whether it is in memory as one of ours. From any thread."""
-        return name in self._here
+        return name in self._here or name in self._arrived
 
     def get(self, name: bytes) -> Bytes | None:
         """The bytes, if they are in memory."""
-        data = self._here.get(name)
-        return self._spare.get(name) if data is None else data
+        if name in self._here:
+            return self._here[name]
+        return self._arrived[name].data if name in self._arrived else self._spare.get(name)
+
+    # Memory that is lent
 
     def forget(self, names: Iterable[bytes]) -> None:
         """Nobody needs these blocks again."""
@@ -86,73 +140,157 @@ class Tier:
 
     def part_with(self, names: Iterable[bytes]) -> None:
         """These blocks are somebody else's now."""
-        lent = {name: data for name in names if (data := self._here.pop(name, None)) is not None}
+        lent: dict[bytes, Bytes] = {}
+        for name in names:
+            if self.is_here(name):
+                lent[name] = self.get(name)
+                self._here.pop(name, None)
+                self._arrived.pop(name, None)
         self._give_rest()
         self._spare.lend(lent)
 
     def _give_rest(self) -> None:
         self._spare.give(self._most_blocks - len(self._here))
 
+    # Out of the pool
+
     def leave(self, block_id: int, name: bytes) -> None:
         """The pool gives this block to somebody else."""
-        if self._most_blocks and name not in self._here:
+        if name not in self._here and (self._most_blocks or self._is_wanted(name, len(self._leaving))):
             self._leaving.append((block_id, name))
 
     def take_leaving(self) -> list[tuple[int, bytes]]:
         """What the step that is being planned has to copy out first."""
         leaving, self._leaving = self._leaving, []
+        self._left = frozenset(name for _, name in leaving)
         return leaving
 
     def put(self, saved: Mapping[bytes, Bytes]) -> None:
         """A step has copied these out."""
-        if self._most_blocks:
-            for name, data in saved.items():
+        for name, data in saved.items():
+            if self._most_blocks:
                 self._keep(name, data)
-            self._give_rest()
+            elif name in self._left:
+                self._shelve(name, data)
+        self._give_rest()
 
-    def offer(self, names: Sequence[bytes]) -> tuple[list[Bytes], bool]:
-        """The bytes of the first of these blocks, of as many as are here; and whether the next one is coming.
+    def _keep(self, name: bytes, data: Bytes) -> None:
+        """In host memory; what that has no room for goes on to the shelf."""
+        self._here[name] = data
+        self._here.move_to_end(name)
+        while len(self._here) > self._most_blocks:
+            self._shelve(*self._here.popitem(last=False))
 
-        names: of a sequence's next blocks. What comes after those that are here is asked of the shelf.
+    def _shelve(self, name: bytes, data: Bytes) -> None:
+        if self.shelf and self._is_wanted(name, 0):
+            self.shelf.put(name, data)
+            self._missing.discard(name)
+
+    def _is_wanted(self, name: bytes, num_before: int) -> bool:
+        """Whether the shelf takes this block, after so many others."""
+        if not self.shelf or (self.shelf.has(name) and name not in self._missing):
+            return False
+        return num_before < min(self.shelf.room, self.most_loads)
+
+    # Into the pool
+
+    def offer(
+        self, names: Sequence[bytes], most: int | None = None, asks: bool = True
+    ) -> tuple[list[Bytes], bool]:
+        """The bytes of the first of these blocks, of as many as are here, `most` at most; and whether the next one has
+        to be waited for: it is here too, is coming, or will be when there is room for more.
+
+        names: of a sequence's next blocks. asks: what comes after those that are here is asked of the shelf; not for
+        whoever may get no cells: what came for it would be in the way of what others wait for.
         """
         found: list[Bytes] = []
-        for name in names:
+        for name in names[:most]:
             if name in self._spare:
                 self.adopt([name])
-            if name not in self._here:
+            if not self.is_here(name):
                 break
-            self._here.move_to_end(name)
-            found.append(self._here[name])
+            found.append(self.get(name))
         rest = names[len(found) :]
-        self._ask(rest)
-        return found, bool(rest) and rest[0] in self._coming
+        if asks:
+            self._touch(names[: len(found)])
+            self._ask(rest)
+        return found, bool(rest) and self.has(rest[0])
+
+    def expect(self, names: Sequence[bytes]) -> bool:
+        """A later step needs these: they are asked for now -> whether there is room to ask for more."""
+        self.offer(names)
+        return self._room > 0
+
+    def _touch(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            if name in self._arrived:
+                self._arrived[name].turn = self._turn
+            elif name in self._here:
+                self._here.move_to_end(name)
+
+    def loaded(self, names: Iterable[bytes]) -> None:
+        """The step that is being planned copies these in."""
+        for name in names:
+            self.num_loaded += 1
+            self._settle(name)
+        self._give_rest()
+
+    def _settle(self, name: bytes) -> None:
+        """What has come for somebody is like any other block from now on."""
+        arrived = self._arrived.pop(name, None)
+        if arrived and self._most_blocks:
+            self._keep(name, arrived.data)
 
     def collect(self) -> None:
-        """Take in what the shelf has sent."""
+        """Take in what the shelf has sent; once a step."""
+        self._turn += 1
         for names, future in [item for item in self._fetches if item[1].done()]:
             self._fetches.remove((names, future))
-            self._coming -= names
-            found = future.result()
-            self._missing |= names - found.keys()
-            for name, data in found.items():
-                self._keep(name, data)
-            self._give_rest()
+            self._asked -= names
+            self._take_in(names, future.result())
+        self._is_silent = self._now() < self._silent_until_s
+
+    def _take_in(self, names: frozenset[bytes], found: Mapping[bytes, Bytes]) -> None:
+        for name, data in found.items():
+            if data is None:
+                self._missing.add(name)
+            elif not self.is_here(name):
+                self._arrived[name] = Arrived(data, self._turn)
+        if names <= found.keys():
+            self._num_silent = 0
+        else:
+            self._silent_until_s = self._now() + PAUSE_S[min(self._num_silent, len(PAUSE_S) - 1)]
+            self._num_silent += 1
+
+    def retry(self, *names: Container[bytes]) -> None:
+        """What the shelf has of these is other than before: those that were missing may be there."""
+        self._missing = {name for name in self._missing if not any(name in each for each in names)}
 
     def _ask(self, names: Sequence[bytes]) -> None:
         wanted: list[bytes] = []
-        for name in names[: max(0, self._most_coming - len(self._coming))]:
-            if name in self._here or name in self._coming or not self._is_on_shelf(name):
+        for name in names:
+            if name in self._asked or self.is_here(name):
+                continue
+            if not self._is_on_shelf(name) or len(wanted) >= self._make_room(len(wanted) + 1):
                 break
             wanted.append(name)
         if wanted and self.shelf:
-            self._coming.update(wanted)
+            self._asked.update(wanted)
             self._fetches.append((frozenset(wanted), self.shelf.fetch(wanted)))
 
-    def _is_on_shelf(self, name: bytes) -> bool:
-        return self.shelf is not None and name not in self._missing and self.shelf.has(name)
+    @property
+    def _room(self) -> int:
+        return self.most_coming - self.num_coming
 
-    def _keep(self, name: bytes, data: Bytes) -> None:
-        self._here[name] = data
-        self._here.move_to_end(name)
-        while len(self._here) > max(self._most_blocks, self._most_coming):
-            self._here.popitem(last=False)
+    def _make_room(self, num_blocks: int) -> int:
+        """Room for so many blocks to come, or what there is; what nobody has looked for of late gives up its place."""
+        if self._room < num_blocks:
+            for name in [name for name, each in self._arrived.items() if each.turn < self._turn - PATIENCE]:
+                self._settle(name)
+            self._give_rest()
+        return self._room
+
+    def _is_on_shelf(self, name: bytes) -> bool:
+        if self.shelf is None or self._is_silent or not self.most_coming or name in self._missing:
+            return False
+        return self.shelf.has(name)

@@ -11,7 +11,7 @@ from world import World, make_config, random_record
 
 from streamproc.messages import Query
 from streamproc.state.session import Shape
-from streamproc.state.tier import Tier
+from streamproc.state.tier import COMING_BYTES, PATIENCE, STEP_BYTES, Tier
 
 PREFIX = tuple(range(10))
 BLOCK, CONTEXT = 4, 64
@@ -21,8 +21,10 @@ A, B, C, D = (bytes([i]) * 16 for i in range(4))
 class Shelf:
     """Answers when it is told to."""
 
-    def __init__(self, *names: bytes) -> None:
+    def __init__(self, *names: bytes, room: int = 0) -> None:
         self.names = set(names)
+        self.room = room
+        self.taken: dict[bytes, Any] = {}
         self.asked: list[tuple[Sequence[bytes], Future[Mapping[bytes, Any]]]] = []
 
     def has(self, name: bytes) -> bool:
@@ -31,6 +33,12 @@ class Shelf:
     def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
         self.asked.append((names, Future()))
         return self.asked[-1][1]
+
+    def put(self, name: bytes, data: Any) -> None:
+        assert self.room > 0
+        self.names.add(name)
+        self.taken[name] = data
+        self.room -= 1
 
 
 def test_what_leaves_the_pool_is_kept_the_longest_unused_go_first() -> None:
@@ -70,7 +78,7 @@ def test_what_the_shelf_cannot_read_is_computed() -> None:
     shelf = Shelf(A, B)
     tier = Tier(0, shelf)
     tier.offer([A, B])
-    shelf.asked[0][1].set_result({B: 2})
+    shelf.asked[0][1].set_result({A: None, B: 2})
     tier.collect()
     assert tier.offer([A, B]) == ([], False)
     assert not tier.has(A)
@@ -81,8 +89,163 @@ def test_no_more_is_on_its_way_than_there_is_room_for() -> None:
     shelf = Shelf(A, B, C)
     tier = Tier(0, shelf, most_coming=2)
     assert tier.offer([A, B, C]) == ([], True)
-    assert tier.offer([C]) == ([], False)
+    assert tier.offer([C]) == ([], True)        # it is waited for: to compute it takes longer
     assert [names for names, _ in shelf.asked] == [[A, B]]
+    shelf.asked[0][1].set_result({A: 1, B: 2})
+    tier.collect()
+    assert tier.offer([C]) == ([], True)        # what has come counts until a step copies it in
+    tier.loaded([A, B])
+    assert tier.offer([C]) == ([], True)
+    assert [names for names, _ in shelf.asked] == [[A, B], [C]]
+
+
+def test_what_came_for_somebody_who_is_gone_does_not_keep_others_waiting() -> None:
+    shelf = Shelf(A, B)
+    tier = Tier(0, shelf, most_coming=1)
+    tier.offer([A])
+    shelf.asked[0][1].set_result({A: 1})
+    for _ in range(PATIENCE + 1):
+        tier.collect()
+        assert tier.offer([B]) == ([], True)
+    assert len(shelf.asked) == 1
+    tier.collect()
+    assert tier.offer([B]) == ([], True)
+    assert [names for names, _ in shelf.asked] == [[A], [B]]
+    assert not tier.is_here(A)
+
+
+def test_who_may_get_no_cells_asks_for_nothing_and_keeps_nothing() -> None:
+    shelf = Shelf(A, B)
+    tier = Tier(0, shelf, most_coming=1)
+    assert tier.offer([A], asks=False) == ([], True)
+    assert shelf.asked == []
+    tier.offer([A])
+    shelf.asked[0][1].set_result({A: 1})
+    for _ in range(PATIENCE + 2):
+        tier.collect()
+        assert tier.offer([A], asks=False) == ([1], False)
+    tier.offer([B])
+    assert not tier.is_here(A)
+
+
+def test_budgets_are_in_bytes_and_without_host_memory_what_is_loaded_is_gone() -> None:
+    tier = Tier.sized(0, 8 * 2**20)
+    assert tier.most_coming * 8 * 2**20 == COMING_BYTES
+    assert tier.most_loads * 8 * 2**20 == STEP_BYTES
+    assert (Tier.sized(0, 2**40).most_coming, Tier.sized(0, 2**40).most_loads) == (1, 1)
+    tier.shelf = shelf = Shelf(*(bytes([i]) * 16 for i in range(100)))
+    names = sorted(shelf.names)
+    while names:
+        tier.offer(names)
+        for asked, future in shelf.asked:
+            future.set_result(dict.fromkeys(asked, 1))
+        shelf.asked.clear()
+        tier.collect()
+        found, _ = tier.offer(names, tier.most_loads)
+        assert len(found) == min(tier.most_loads, len(names))
+        assert tier.num_coming <= tier.most_coming
+        tier.loaded(names[: len(found)])
+        names = names[len(found) :]
+    assert (tier.num_coming, tier.num_loaded) == (0, 100)
+    assert not any(tier.is_here(name) for name in shelf.names)
+
+
+def test_what_leaves_goes_to_the_shelf_while_that_has_room_and_only_once() -> None:
+    shelf = Shelf(A, room=2)
+    tier = Tier(0, shelf)
+    for number, name in enumerate((A, B, C, D)):
+        tier.leave(number, name)
+    assert tier.take_leaving() == [(1, B), (2, C)]      # A is there, for D there is no room
+    tier.put({B: 2, C: 3, D: 4})        # D was copied out for somebody else
+    assert shelf.taken == {B: 2, C: 3}
+    shelf.room = 9
+    tier.leave(5, B)
+    assert tier.take_leaving() == []
+    tier = Tier(0, shelf, most_loads=1)     # and no more of them in one step than it copies in
+    tier.leave(1, D)
+    tier.leave(2, bytes(16))
+    assert tier.take_leaving() == [(1, D)]
+
+
+def test_what_drops_out_of_host_memory_goes_to_the_shelf() -> None:
+    shelf = Shelf(A, room=9)
+    tier = Tier(2, shelf)
+    tier.put({A: 1, B: 2, C: 3, D: 4})
+    assert shelf.taken == {B: 2}
+    shelf.room = 0
+    tier.put({bytes(16): 5})
+    assert shelf.taken == {B: 2}
+
+
+def test_what_could_not_be_read_is_asked_for_again_when_there_is_something_newer() -> None:
+    shelf = Shelf(A, B, room=1)
+    tier = Tier(0, shelf)
+    tier.offer([A])
+    tier.offer([B])
+    for (names, future) in shelf.asked:
+        future.set_result(dict.fromkeys(names))
+    tier.collect()
+    assert (tier.offer([A]), tier.offer([B])) == (([], False), ([], False))
+    tier.retry([A, C])
+    assert (tier.offer([A]), tier.offer([B])) == (([], True), ([], False))
+    tier.leave(3, B)        # it is put there once more
+    assert tier.take_leaving() == [(3, B)]
+    tier.put({B: 2})
+    assert tier.offer([B]) == ([], True)
+
+
+def test_a_shelf_that_does_not_answer_is_left_alone_ever_longer_and_asked_again() -> None:
+    now_s, shelf = [100.0], Shelf(A)
+    tier = Tier(0, shelf, now=lambda: now_s[0])
+
+    def times_asked(seconds: float) -> int:
+        before, end_s = len(shelf.asked), now_s[0] + seconds
+        while now_s[0] < end_s:
+            now_s[0] += 0.25
+            if tier.offer([A])[1]:
+                shelf.asked[-1][1].set_result({})
+            tier.collect()
+        return len(shelf.asked) - before
+
+    assert 2 <= times_asked(30.0) <= 5
+    assert times_asked(600.0) <= 11
+    now_s[0] += 60.0
+    tier.collect()
+    assert tier.offer([A]) == ([], True)
+    shelf.asked[-1][1].set_result({A: 1})
+    tier.collect()
+    assert tier.offer([A]) == ([1], False)
+
+
+def test_what_is_stored_is_not_computed_however_little_is_on_its_way_at_a_time() -> None:
+    shelf = Shelf()
+    tier = Tier(0, shelf, most_coming=8)
+    planning = Planning(400, BLOCK, 40, Shape(PREFIX, 2_000, 400), tier=tier)
+    for i in range(6):
+        session = planning.session()
+        for k in range(10):
+            planning.record(session, tuple((i * 31 + k * j) % 100 for j in range(4)))
+    planning.drain()
+    stored: dict[bytes, Any] = {}
+    for session in planning.sessions:
+        generation = session.current
+        for index in range(generation.num_tokens // BLOCK):
+            stored[generation.name(index, BLOCK)] = planning.runner._bytes_of(generation.block_table[index])
+        planning.workload.evict(generation)
+    planning.pool.release(planning.pool.allocate(planning.pool.num_free) or [])     # nothing is left in it
+    shelf.names = set(stored)
+    before = planning.num_tokens
+    for session in planning.sessions:
+        planning.workload.grow(session.current)
+
+    def answer() -> None:
+        for names, future in shelf.asked:
+            future.set_result({name: stored[name] for name in names})
+        shelf.asked.clear()
+
+    planning.drain(between=answer)
+    num_partly = sum(session.current.num_tokens % BLOCK for session in planning.sessions)
+    assert planning.num_tokens - before == num_partly
 
 
 def test_what_is_outside_the_pool_is_not_computed_where_a_step_cannot_take_all_of_it() -> None:

@@ -41,11 +41,18 @@ class SlowShelf:
         self.asked.append((names, Future()))
         return self.asked[-1][1]
 
+    @property
+    def room(self) -> int:
+        return self.rng.choice((0, 1, 50))
+
+    def put(self, name: bytes, data: Any) -> None:
+        self.blocks[name] = data
+
     def turn(self, saved: Mapping[bytes, Any]) -> None:
         self.blocks |= {name: data for name, data in saved.items() if self.rng.random() < 0.5}
-        while self.asked and self.rng.random() < 0.3:
+        while self.asked and self.rng.random() < 0.6:
             names, future = self.asked.pop(0)
-            future.set_result({name: self.blocks[name] for name in names if self.rng.random() < 0.9})
+            future.set_result({name: self.blocks[name] if self.rng.random() < 0.9 else None for name in names})
 
 
 class Walk(Planning):
