@@ -165,6 +165,7 @@ class Standby:
             return
         others = sum(len(f.known.manifest.names) for each, f in self._followed.items() if each != number)
         if others + len(manifest.names) > MOST_BLOCKS:
+            self._strange.add(name.path)  # not to be read again; the partition's next one may find room
             self._say("snapshots: not all partitions of others are followed: they are too many for one worker")
             return
         headers = {digest: header for f in self._followed.values() for digest, header in f.known.blocks.headers.items()}

@@ -365,10 +365,18 @@ def test_no_more_is_followed_than_there_is_room_for_to_know(tmp_path, monkeypatc
     for number in range(4):
         written(store, 100, range(10 * number, 10 * number + 10), identity=other(partition=number))
     monkeypatch.setattr(standbys, "MOST_BLOCKS", 25)
-    follower = Follower(store, 100)
-    follower.turn()
+    num_read = []
+
+    class Counting(Wrapped):
+        def step(self, deed, path):
+            num_read.extend([path] * (deed == "get" and "/manifests/" in path))
+
+    follower = Follower(Counting(store), 100)
+    for _ in range(4):
+        follower.turn()
     assert follower.turn() == list(range(20))
     assert len(follower.said) == 1
+    assert len(num_read) == 4
 
 
 def test_a_partition_whose_snapshots_are_gone_is_followed_no_longer(store):
@@ -379,6 +387,25 @@ def test_a_partition_whose_snapshots_are_gone_is_followed_no_longer(store):
         store.delete(found.path)
     assert follower.turn() == []
     assert follower.standby.known(IDENTITY, 500) is None
+
+
+def test_a_worker_says_that_it_stands_by_and_when_it_no_longer_does(tmp_path, caplog):
+    caplog.set_level("INFO", "streamproc")
+    broken = threading.Event()
+
+    class Broken(Wrapped):
+        def step(self, deed, path):
+            if broken.is_set():
+                raise ValueError("a fault of ours")
+
+    worker = Worker(Broken(open_store(str(tmp_path))), 100)
+    assert caplog.messages == [
+        "standing by: follows the snapshots of others' partitions, with memory for 100 of their blocks "
+        "(engine.host_bytes)"]  # fmt: skip
+    broken.set()
+    until(lambda: worker.said)
+    assert worker.said == ["snapshots: this worker stands by no longer: ValueError: a fault of ours"]
+    worker.close()
 
 
 def test_the_loop_is_not_held_up_while_the_store_is_slow(tmp_path):
