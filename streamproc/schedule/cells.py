@@ -93,6 +93,16 @@ class Cells:
         end = min(generation.num_tokens // size, first + self.tier.most_coming)
         return self.tier.expect([generation.name(index, size) for index in range(first, end)])
 
+    def gap_end(self, generation: Generation, start: int, end: int) -> int:
+        """Where, from `start` to `end`, the next block begins that need not be computed: one that could not be read is
+        no reason to compute those behind it.
+        """
+        size = self.pool.block_size
+        if self.tier.is_empty:
+            return end
+        behind = range(start // size + 1, min(-(-end // size), generation.num_tokens // size))
+        return next((index * size for index in behind if self.tier.has(generation.name(index, size))), end)
+
     def _forget_part(self, generation: Generation) -> None:
         """A partly filled block that would be a full one outside the pool is taken from there, unless somebody is about
         to read it: while records are read again, contexts grow by pieces that are no whole blocks.

@@ -246,6 +246,7 @@ class Scheduler:
         end = start + min(most, step.tokens_at(start), generation.num_tokens - start)
         if end == start:
             return True
+        end = self.cells.gap_end(generation, start, end)
         end = self.cells.give_generation(step, generation, end, younger)
         if end == start:
             return False

@@ -329,3 +329,44 @@ def test_contexts_that_nobody_can_go_back_to_take_no_memory(num_blocks: int) -> 
     assert sum(s.current.records_before for s in sessions) > 300      # they have hopped often
     assert len(set(processor.tier._here) - live) <= 3     # blocks with the system prefix in them
     assert processor.pool.num_free
+
+
+class Stored:
+    """A shelf that has all of these blocks, and cannot read some of them."""
+
+    def __init__(self, blocks: Mapping[bytes, Any], damaged: set[bytes]) -> None:
+        self.blocks, self.damaged = blocks, damaged
+
+    def has(self, name: bytes) -> bool:
+        return name in self.blocks
+
+    def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
+        found: Future[Mapping[bytes, Any]] = Future()
+        found.set_result({name: self.blocks[name] for name in names if name not in self.damaged})
+        return found
+
+
+@pytest.mark.parametrize("damaged", [{0}, {7}, {24}, {3, 4, 11}, {0, 2, 4}, set(range(25))])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_behind_blocks_that_the_shelf_cannot_read_nothing_is_computed_that_it_can(
+    damaged: set[int], at_once: bool
+) -> None:
+    ids = tuple(range(91))      # with the prefix 25 full blocks, and a token
+    first = Planning(100, BLOCK, 400, Shape(PREFIX, 10 * CONTEXT, CONTEXT))
+    session = first.session()
+    first.record(session, ids)
+    first.drain()
+    names = [session.current.name(index, BLOCK) for index in range(25)]
+    blocks = {name: first.runner._bytes_of(session.current.block_table[i]) for i, name in enumerate(names)}
+    shelf = Stored(blocks, {names[index] for index in damaged})
+    second = Planning(100, BLOCK, 400, Shape(PREFIX, 10 * CONTEXT, CONTEXT), tier=Tier(0, shelf))
+    again = second.session()
+    for part in (ids,) if at_once else (ids[:33], ids[33:]):
+        second.record(again, part)
+        if not at_once:
+            second.step()
+    second.ask(again, Query("q", "q", max_tokens=2), (7, 8, 9))
+    second.drain()
+    assert second.scheduler.tier.num_loaded == 25 - len(damaged)
+    num_question = 3 + 1
+    assert second.num_tokens == BLOCK * len(damaged) + 1 + num_question

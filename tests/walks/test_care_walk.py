@@ -31,4 +31,5 @@ def test_every_record_that_kills_is_set_aside_and_no_other_one(seed: int) -> Non
     assert world.dead() == sorted(poison)
     assert all(int(letter["deaths"]) >= max(poison_after, 3) for letter in world.letters())
     assert world.found() == world.expected(QUERY, poison)
-    assert world.num_deaths - world.num_chance <= (max(poison_after, 3) + 2) * len(poison)
+    num_more = world.num_chance // 10  # a death by chance may be taken for one at a record
+    assert world.num_deaths - world.num_chance <= (max(poison_after, 3) + 2) * len(poison) + num_more

@@ -86,8 +86,7 @@ class Lab:
 
     def _config(self) -> Config:
         config = make_config(self.topics, "", context_tokens=self.shape.context_tokens)
-        # Workers are killed more often than any record deserves, and who is looked for is taken one by one, slowly.
-        worker = replace(config.worker, **{"poison_after": 1_000, **self.shape.settings})
+        worker = replace(config.worker, **self.shape.settings)
         snapshots = Snapshots(url=str(self.store.path), interval_s=1, keep=self.shape.kept)
         return replace(config, worker=worker, snapshots=snapshots)
 

@@ -45,7 +45,7 @@ class Thrown(Exception):
 class Orders:
     """Failures that the worker is told to have."""
 
-    throw_after: int = 0  # records; 0: never
+    throw_after: int = 0  # records, from half to twice as many: always at the same one would be poison; 0: never
     oom_share: float = 0.0  # of the steps that compute something
     seed: int = 0
     num_blocks: int = 6_000
@@ -99,12 +99,13 @@ def run(config: Config, status: Path, orders: Orders) -> None:
 def loop(processor: StreamProcessor, is_stopped: Callable[[], bool], tell: Callable[..., Any], orders: Orders) -> None:
     """The product's own loop, with a look at its books and a word on how it goes."""
     turn, told_at = 0, 0.0
+    throw_after = random.Random(orders.seed).randint(orders.throw_after // 2, orders.throw_after * 2)
     while not is_stopped():
         processor.step()
         turn += 1
         if turn % CHECK_EVERY == 0:
             processor.check()
-        if orders.throw_after and processor.counters.records >= orders.throw_after:
+        if throw_after and processor.counters.records >= throw_after:
             raise Thrown(f"after {processor.counters.records} records")
         if (now := time.monotonic()) - told_at >= STATUS_S:
             told_at = now
