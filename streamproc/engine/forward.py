@@ -13,6 +13,7 @@ import transformers
 from streamproc.engine import exact
 from streamproc.engine.attention import KEY_TILE
 from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch
+from streamproc.engine.chip import kernel_facts
 from streamproc.engine.constrain import Masks, unpacked
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import library
@@ -40,7 +41,9 @@ class Forward(Protocol):
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """Everything of the computation, besides the model, that a cell's bits depend on."""
+        """Everything of the computation, besides the model, that a cell's bits depend on; asked in a thread that
+        computes.
+        """
         ...
 
     def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
@@ -90,7 +93,8 @@ class TorchForward:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        return (torch.__version__, transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple))
+        return (torch.__version__, transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple),
+                *kernel_facts(self.loaded.device.type))
 
     def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
         geometry = Geometry(self.loaded.shapes.num_heads, frozenset(self.loaded.shapes.windows), self.row_multiple)

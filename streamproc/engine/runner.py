@@ -86,7 +86,7 @@ class ModelRunner:
         if not self.exact and self._helpers:    # rows may depend on their company: all threads work on one part
             self.close_lanes()
             self.call(lambda: torch.set_num_threads(threads * lanes))
-        self.fingerprint = self._fingerprint()
+        self.fingerprint = self.call(self._fingerprint)
 
     @property
     def num_lanes(self) -> int:

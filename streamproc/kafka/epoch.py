@@ -6,6 +6,7 @@ transactional id aborts what was open and fences what is still on its way; then 
 A call that does not return in time is given up with its producer.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from streamproc.state.epoch import Epoch, Outgoing
 STEP_TIMEOUT_S = 15.0
 START_TIMEOUT_S = 30.0
 LEAST_STEP_S = 0.1
+FENCED_AGAIN_S = 45.0  # two workers in one slot fence each other at every epoch; what is longer apart is chance
 MOST_REFUSALS = 3  # in a row, for a reason that does not go away by itself
 REFUSALS = frozenset({
     KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD,
@@ -48,7 +50,11 @@ ABORT_S = 20.0  # the broker looks for transactions that are open too long every
 
 def longest_open_s(properties: Mapping[str, Any]) -> float:
     """How long a transaction of a worker that has died may hold up who waits for its end."""
-    return int({**PROPERTIES, **properties}["transaction.timeout.ms"]) / 1e3 + ABORT_S
+    return _transaction_s({**PROPERTIES, **properties}) + ABORT_S
+
+
+def _transaction_s(properties: Mapping[str, Any]) -> float:
+    return int(properties["transaction.timeout.ms"]) / 1e3
 
 
 class EpochSink:
@@ -60,13 +66,14 @@ class EpochSink:
         transactional_id: str,
         warn: Callable[[str], None],
         step_timeout_s: float = STEP_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._warn = warn
+        self._warn, self._clock = warn, clock
         self._properties = {**PROPERTIES, **properties, "transactional.id": transactional_id}
         self._step_timeout_s = step_timeout_s
-        self._times_fenced = self._num_refusals = 0
+        self._num_refusals, self._fenced_at = 0, -math.inf
         self._caller = Caller()
-        self._producer = self._new_producer()
+        self._producer = self._new_producer(clock() + START_TIMEOUT_S)
 
     def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
         """Commit an epoch; `membership` is the consumer's group metadata, taken with the newest batch.
@@ -75,7 +82,7 @@ class EpochSink:
         Raises EpochAborted if it did not commit for sure, Fenced if another process uses our transactional id,
         Unavailable where Kafka refuses what the epoch holds, again and again.
         """
-        left_s = _countdown(timeout_s, self._step_timeout_s)
+        left_s, opened_at = _countdown(timeout_s, self._step_timeout_s), self._clock()
         try:
             # Step 1. Open the transaction: the device is done, so it stays open for milliseconds.
             self._producer.begin_transaction()
@@ -89,14 +96,14 @@ class EpochSink:
             # Step 4. Both or nothing.
             self._call(left_s(), self._producer.commit_transaction)
         except (KafkaException, BufferError, GivenUp) as problem:
-            raise self._start_over(problem) from None
-        self._times_fenced = self._num_refusals = 0
+            raise self._start_over(problem, opened_at) from None
+        self._num_refusals, self._fenced_at = 0, -math.inf
 
     def _call(self, timeout_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """A step that Kafka answers. Raises GivenUp where it outlasts its timeout."""
         self._caller.call(function.__name__, lambda: function(*arguments, timeout_s), timeout_s)
 
-    def _start_over(self, problem: Exception) -> EpochAborted | Fenced | Unavailable:
+    def _start_over(self, problem: Exception, opened_at: float) -> EpochAborted | Fenced | Unavailable:
         error = problem.args[0] if problem.args else problem
         self._num_refusals += isinstance(error, KafkaError) and error.code() in REFUSALS
         if self._num_refusals >= MOST_REFUSALS:
@@ -105,10 +112,11 @@ class EpochSink:
                 "`streamproc topics check` may say more"
             )
         is_fenced = isinstance(error, KafkaError) and error.code() in FENCED
-        self._times_fenced += is_fenced
-        name = f"the transactional id {self._properties['transactional.id']!r}"
-        if self._times_fenced > 1:
-            return Fenced(f"another worker uses {name}: give each worker its own worker.slot")
+        now, name = self._clock(), f"the transactional id {self._properties['transactional.id']!r}"
+        if is_fenced and now - opened_at < _transaction_s(self._properties):  # what is open longer, Kafka itself ends
+            if now - self._fenced_at < FENCED_AGAIN_S:
+                return Fenced(f"another worker uses {name}: give each worker its own worker.slot")
+            self._fenced_at = now
         doubtful = [self._producer]
         self._producer = self._new_producer()
         _drop(doubtful)
@@ -118,22 +126,27 @@ class EpochSink:
         self._warn(reason)
         return EpochAborted(reason)
 
-    def _new_producer(self) -> Producer:
-        """A producer whose predecessor's open transaction is aborted. Waits while the coordinator starts."""
-        producer = connect(Producer, self._properties)
-        deadline = time.monotonic() + START_TIMEOUT_S
+    def _new_producer(self, deadline: float = math.inf) -> Producer:
+        """A producer whose predecessor's open transaction is aborted.
+
+        Waits while the coordinator is only out of reach, as everything else does that asks Kafka; says so once.
+        """
+        producers, has_told = [connect(Producer, self._properties)], False
         while True:
             try:
-                self._call(self._step_timeout_s, producer.init_transactions)
-                return producer
-            except GivenUp as problem:
-                raise Unavailable(f"no transactions at {self._properties['bootstrap.servers']}: {problem}") from None
-            except KafkaException as problem:
+                self._call(self._step_timeout_s, producers[0].init_transactions)
+                return producers[0]
+            except (GivenUp, KafkaException) as problem:
                 error = problem.args[0]
-                if error.fatal() or not error.retriable() or time.monotonic() > deadline:
-                    raise Unavailable(
-                        f"no transactions at {self._properties['bootstrap.servers']}: {_text(error)}"
-                    ) from None
+            reason = f"no transactions at {self._properties['bootstrap.servers']}: {_text(error)}"
+            if (isinstance(error, KafkaError) and (error.fatal() or not error.retriable())) or self._clock() > deadline:
+                raise Unavailable(reason)
+            if deadline == math.inf and not has_told:
+                self._warn(f"{reason}; trying until there are")
+                has_told = True
+            if not isinstance(error, KafkaError):
+                _drop(producers)
+                producers = [connect(Producer, self._properties)]
 
     def close(self) -> None:
         """Let go of the producer; nothing is open between two epochs."""

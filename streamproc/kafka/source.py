@@ -22,6 +22,7 @@ from streamproc.kafka.member import is_incremental, member_properties
 from streamproc.kafka.properties import client_properties, connect
 from streamproc.kafka.recovery import GroupLog
 from streamproc.kafka.slot import Slot
+from streamproc.kafka.stamps import Stamps
 from streamproc.kafka.watchdog import Watchdog
 from streamproc.state.epoch import Message
 from streamproc.state.origin import UNKNOWN
@@ -81,6 +82,7 @@ class Source:
         self._owned: set[int] = set()  # partitions of the records topic
         self._starts: dict[int, int] = {}  # where they were begun
         self._origin = UNKNOWN  # of all that is committed
+        self._stamps = Stamps()
         self._moved: dict[Place, int] = {}  # where partitions go on that moved in the newest poll
         self._seeks: dict[Place, int] = {}  # where the next poll begins
         self._ends: dict[int, int] = {}  # of the records topic's logs that the newest poll has read to their ends
@@ -98,7 +100,11 @@ class Source:
 
     @property
     def membership(self) -> Any:
-        """Group metadata that knows of no more than the listener does: a commit fails if we have lost our place."""
+        """Group metadata that knows of no more than the listener does: a commit fails if we have lost our place.
+
+        Asked for an epoch, which must not overtake a stamp.
+        """
+        self._stamps.settle()
         return self._membership
 
     def poll(self, timeout_s: float) -> list[Message]:
@@ -291,13 +297,8 @@ class Source:
         """Commit these offsets again, with other stamps; fails where a rebalance is under way, and that is told."""
         sign = self._origin.sign
         offsets = [TopicPartition(self._records, n, offset, sign(stamp)) for n, (offset, stamp) in stamps.items()]
-        try:
-            done = self._consumer.commit(offsets=offsets, asynchronous=False) or []
-            error = next((found.error for found in done if found.error), None)
-        except KafkaException as problem:
-            error = problem.args[0]
-        if error:
-            self._warn(f"{self._records}: a death of this worker would not be counted: {error.str()}")
+        if problem := self._stamps.write(self._consumer, offsets):
+            self._warn(f"{self._records}: a death of this worker would not be counted: {problem}")
 
     def pause(self) -> None:
         """Stop fetching records; asks go on."""

@@ -40,6 +40,37 @@ def test_two_workers_in_one_slot_are_told_so_at_the_first_epoch_that_fails(
     second.close()
 
 
+class Steps:
+    """A clock that goes on by `step_s` whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now_s, self.step_s = 0.0, 0.0
+
+    def __call__(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+
+@pytest.mark.parametrize(("apart_s", "open_s"), [(60.0, 0.0), (1.0, 25.0)])
+def test_transactions_that_kafka_has_ended_now_and_then_are_no_second_worker(
+    bootstrap_servers: str, make_topics: Callable[..., Topics], apart_s: float, open_s: float
+) -> None:
+    """A frozen broker ends what was open for too long, with the error of a second worker: twice is chance."""
+    topics, clock = make_topics(1), Steps()
+    epoch = Epoch((Outgoing(topics.answers, b"key", b"{}"),), ())
+    properties = {"bootstrap.servers": bootstrap_servers}
+    sink = EpochSink(properties, f"{topics.answers}-slot", lambda text: None, clock=clock)
+    for _ in range(3):
+        EpochSink(properties, f"{topics.answers}-slot", lambda text: None).close()  # ends what the other one has open
+        clock.now_s += apart_s
+        clock.step_s = open_s
+        with pytest.raises(EpochAborted):
+            sink.commit(epoch, None)
+        clock.step_s = 0.0
+    sink.commit(epoch, None)
+    sink.close()
+
+
 def test_what_kafka_refuses_again_and_again_ends_the_worker_in_one_line(
     bootstrap_servers: str, make_topics: Callable[..., Topics]
 ) -> None:

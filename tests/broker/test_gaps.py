@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -15,6 +16,7 @@ from workers import Site, ThreadWorker, fake_engine, make_config, until
 from streamproc.config import Config, Topics
 from streamproc.errors import Refused
 from streamproc.kafka import recovery
+from streamproc.kafka.identity import Identities
 from streamproc.messages import Ask, Query
 from streamproc.records import Trade, encode_record
 from streamproc.state.origin import Origin
@@ -357,3 +359,24 @@ def test_partitions_added_to_the_records_alone_stop_the_worker_with_what_to_do(
         f"`kafka-topics.sh --alter --topic {topics.asks} --partitions 2` and "
         f"`kafka-topics.sh --alter --topic {topics.sessions} --partitions 2`, then start again"
     )
+
+
+def test_kafka_is_asked_once_for_all_partitions_of_an_assignment(
+    bootstrap_servers: str, make_topics: Callable[..., Topics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(make_config(make_topics(4), bootstrap_servers), 4)
+    site.register(TRIGGERED)
+    work(site, 0, 40)
+    asked: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: asked.append(name) or function(*given)
+
+    monkeypatch.setattr(recovery, "read_heads", counted("heads", recovery.read_heads))
+    monkeypatch.setattr(recovery, "read_committed", counted("committed", recovery.read_committed))
+    monkeypatch.setattr(Identities, "of", counted("topics", Identities.of))
+    with ThreadWorker(site.config) as worker:
+        until(lambda: worker.owned == [0, 1, 2, 3], "its partitions")
+    assert sorted(asked) == ["committed", "heads", "topics"]
+    assert work(site, 40, 40) == []
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)

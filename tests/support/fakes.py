@@ -186,6 +186,7 @@ class Log:
     committed: dict[tuple[str, int], tuple[int, str]] = field(default_factory=dict)
     headers: list[tuple[Outgoing, dict[str, bytes]]] = field(default_factory=list)
     topic_id: str = "first"
+    lows: dict[int, int] = field(default_factory=dict)  # first offset that retention has left, by partition of records
 
     def append(self, topic: str, partition: int, key: bytes | None, value: bytes | None) -> int:
         messages = self.topics.setdefault((topic, partition), [])
@@ -239,12 +240,15 @@ class FakeSource:
         asks_from, metadata = self.log.committed.get((topics.asks, number), (0, ""))
         control_from, _ = self.log.committed.get((topics.control, 0), (0, ""))
         heads = self.log.heads(number)
-        rebuild_from = min([offset, *(head.start_offset for head in heads.values())])
+        low = self.log.lows.get(number, 0)
+        rebuild_from = max(low, min([offset, *(head.start_offset for head in heads.values())]))
+        cut = frozenset(key for key, head in heads.items() if head.start_offset < low)
         control_from = control_from if number == OWNER else 0
         end = len(self.log.read(topics.records, number))
         return Recovery(
-            rebuild_from, offset, heads, asks_from, metadata, control_from, decode_stamp(stamp), self.log.topic_id, end
-        )
+            rebuild_from, offset, heads, asks_from, metadata, control_from, decode_stamp(stamp), self.log.topic_id, end,
+            cut=cut,
+        )  # fmt: skip
 
     def poll(self, timeout_s: float) -> list[Message]:
         if self.rebalances:
