@@ -91,7 +91,11 @@ def run(config: Config, status: Path, orders: Orders) -> None:
     processor = StreamProcessor(config, engine, sink, control, Clock())
     processor.connect(Source(config, processor, say, config.worker.slot), make_keeper(config, engine, say))
     with status.open("w", buffering=1) as file:
-        loop(processor, lambda: bool(stopped), lambda **facts: print(json.dumps(facts), file=file), orders)
+        try:
+            loop(processor, lambda: bool(stopped), lambda **facts: print(json.dumps(facts), file=file), orders)
+        except StreamprocError:
+            processor.source.abandon()  # as the product's worker does: others need not wait for the session timeout
+            raise
     control.close()
 
 
