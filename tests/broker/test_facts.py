@@ -372,11 +372,13 @@ def test_a_new_producer_of_the_same_transactional_id_fences_the_old_one(bootstra
     assert said(lambda: old.commit_transaction(10)) == "_FENCED fatal"
 
 
-def test_a_producer_is_of_no_use_after_a_message_that_kafka_has_refused(bootstrap_servers: str, topic: str) -> None:
-    """It says that an abort will do, and carries it out; but the next transaction fails, as on the mock."""
+def test_after_a_message_that_kafka_has_refused_it_is_chance_whether_the_producer_can_go_on(
+    bootstrap_servers: str, topic: str
+) -> None:
+    """It says that an abort will do, and carries it out; the next transaction may fail, as it does on the mock."""
     producer = begun(bootstrap_servers, topic, b"1" * 3_000_000, **{"message.max.bytes": 4_000_000})
     assert said(lambda: producer.commit_transaction(10)) == "MSG_SIZE_TOO_LARGE abort"
     assert said(lambda: producer.abort_transaction(10)) == "ok"
     producer.begin_transaction()
     producer.produce(topic, b"1")
-    assert said(lambda: producer.commit_transaction(10)).startswith("OUT_OF_ORDER_SEQUENCE_NUMBER")
+    assert said(lambda: producer.commit_transaction(10)) in ("ok", "OUT_OF_ORDER_SEQUENCE_NUMBER abort")

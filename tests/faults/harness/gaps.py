@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka.admin import NewPartitions
 
 from harness.anomalies import Anomaly
 from harness.checker import Outcome, Verdict, outcome
@@ -40,7 +40,7 @@ def settle_and_stop(lab: Lab) -> None:
     lab.workers.start("a")
     assert lab.until_live(), "the worker does not come up"
     lab.drive()
-    lab.run(3.0)
+    lab.run(2.0)
     lab.drive_no_more()
     lab.settle()
     lab.workers.stop("a")
@@ -57,8 +57,7 @@ def cut(lab: Lab) -> None:
     committed, ends = lab.committed(lab.topics.records), lab.site.ends(lab.topics.records)
     before = {number: (committed[number] + ends[number]) // 2 + 1 for number in ends}
     wanted = [TopicPartition(lab.topics.records, number, offset) for number, offset in before.items()]
-    admin = AdminClient(lab.admin)
-    for future in admin.delete_records(wanted, request_timeout=10.0).values():
+    for future in lab.admin.delete_records(wanted, request_timeout=10.0).values():
         future.result()
     lab.history.fault("records deleted", before=before)
     lab.history.add("cut", topic="records", before=before)
@@ -66,11 +65,10 @@ def cut(lab: Lab) -> None:
 
 def recreate(lab: Lab) -> None:
     """The topic of the same name is another one now; its records begin at 0 again."""
-    admin = AdminClient(lab.admin)
-    admin.delete_topics([lab.topics.records])[lab.topics.records].result()
+    lab.admin.delete_topics([lab.topics.records])[lab.topics.records].result()
     deadline = time.monotonic() + 20
     specs = [replace(s, partitions=partitions_of(lab.shape)[s.role]) for s in load_specs(lab.topics)]
-    while [made for made in create(admin, [s for s in specs if s.role == "records"]) if made.state != "created"]:
+    while [made for made in create(lab.admin, [s for s in specs if s.role == "records"]) if made.state != "created"]:
         assert time.monotonic() < deadline, "the topic cannot be made again"
         time.sleep(0.2)
     lab.history.fault("topic made anew")
@@ -98,11 +96,11 @@ def must_tell(lab: Lab, what: str, words: str = "") -> Iterator[Anomaly]:
 def retention(lab: Lab) -> Verdict:
     """Records deleted before they were processed."""
     settle_and_stop(lab)
-    send_more(lab, 2.0)
+    send_more(lab, 1.0)
     cut(lab)
     anomalies = list(must_refuse(with_policy(lab, "fail"))) if KNOWS_POLICY else []
     with_policy(lab, "rebuild").workers.start("a")
-    send_more(lab, 2.0)
+    send_more(lab, 1.0)
     lab.write_end()
     return judged(lab, [*anomalies, *must_tell(lab, "records deleted before they were processed")])
 
@@ -114,7 +112,7 @@ def recreation(lab: Lab) -> Verdict:
     send_more(lab, 1.0)
     anomalies = list(must_refuse(with_policy(lab, "fail"))) if KNOWS_POLICY else []
     with_policy(lab, "rebuild").workers.start("a")
-    send_more(lab, 2.0)
+    send_more(lab, 1.0)
     lab.write_end()
     if KNOWS_POLICY:
         anomalies += must_tell(lab, "topic made anew")
@@ -133,18 +131,17 @@ def growth(lab: Lab) -> Verdict:
     lab.workers.start("b")
     assert lab.until_live(), "the workers do not come up"
     lab.drive()
-    lab.run(2.0)
+    lab.run(1.0)
     count = lab.shape.num_partitions + 1
     topics = (lab.topics.sessions, lab.topics.asks, lab.topics.records)
-    admin = AdminClient(lab.admin)
-    for future in admin.create_partitions([NewPartitions(name, count) for name in topics]).values():
+    for future in lab.admin.create_partitions([NewPartitions(name, count) for name in topics]).values():
         future.result()
     lab.history.fault("partitions added")
     lab.grow(count)
     assert lab.until_live(60), f"the new partition is not taken: {lab.workers.owned()}"
     lab.drive_no_more()
     lab.drive_again()  # a producer that knows of it
-    lab.run(3.0)
+    lab.run(2.0)
     verdict = lab.finish()
     anomalies = list(must_tell(lab, "partitions added", "the topic had")) if KNOWS_POLICY else []
     return replace(verdict, anomalies=[*verdict.anomalies, *anomalies])

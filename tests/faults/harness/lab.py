@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka.admin import AdminClient
 from workers import Site, make_config
 
 from harness.checker import Verdict, check_file
@@ -63,14 +64,14 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         self.history = History(folder / "history.jsonl")
         self.store = Store(folder / "snapshots", self.history, shape.store_bytes)
-        self.topics = make_topics(cluster.address, name, partitions_of(shape))
+        self.admin = AdminClient(admin_properties(cluster.address))
+        self.topics = make_topics(self.admin, name, partitions_of(shape))
         self.config = self._config()
         self.site = Site(replace(self.config, kafka={"bootstrap.servers": cluster.address}), shape.num_partitions)
         self.workers = Workers(self.config, cluster.lane_address, folder, self.history)
         self.reader = Reader(cluster.address, self.topics.answers, shape.num_answers, self.history)
         group = self.config.worker.group
         self.sampler = Sampler(cluster.address, group, self.topics.records, self.reader, self.history)
-        self.admin = admin_properties(cluster.address)
         self.driver = self._new_driver(0)
         self._is_driving = False
         engine = self.config.engine
@@ -104,7 +105,7 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         with ExitStack() as deeds:  # from the last to the first, each of them whatever becomes of the others
-            deeds.callback(delete_topics, self.cluster.address, self.topics)
+            deeds.callback(delete_topics, self.admin, self.topics)
             deeds.callback(self.history.close)
             deeds.callback(self.reader.stop)
             deeds.callback(self.sampler.stop)

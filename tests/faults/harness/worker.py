@@ -92,7 +92,11 @@ def run(config: Config, status: Path, orders: Orders) -> None:
     source = Source(config, processor, say, config.worker.slot, engine.model)
     processor.connect(source, make_keeper(config, engine, say))
     with status.open("w", buffering=1) as file:
-        loop(processor, lambda: bool(stopped), lambda **facts: print(json.dumps(facts), file=file), orders)
+        try:
+            loop(processor, lambda: bool(stopped), lambda **facts: print(json.dumps(facts), file=file), orders)
+        except StreamprocError:
+            processor.source.abandon()  # as the product's worker does: others need not wait for the session timeout
+            raise
     control.close()
 
 
