@@ -342,8 +342,12 @@ class Stored:
 
     def fetch(self, names: Sequence[bytes]) -> "Future[Mapping[bytes, Any]]":
         found: Future[Mapping[bytes, Any]] = Future()
-        found.set_result({name: self.blocks[name] for name in names if name not in self.damaged})
+        found.set_result({name: None if name in self.damaged else self.blocks[name] for name in names})
         return found
+
+    @property
+    def room(self) -> int:
+        return 0
 
 
 @pytest.mark.parametrize("damaged", [{0}, {7}, {24}, {3, 4, 11}, {0, 2, 4}, set(range(25))])
