@@ -14,6 +14,8 @@ from streamproc.state.generation import Generation
 from streamproc.state.tier import Tier
 from streamproc.state.workload import Workload
 
+LEAST_RUN = 4  # blocks: to wait for fewer takes longer than to compute them
+
 
 class Cells:
     """The only writer of block tables."""
@@ -94,14 +96,17 @@ class Cells:
         return self.tier.expect([generation.name(index, size) for index in range(first, end)])
 
     def gap_end(self, generation: Generation, start: int, end: int) -> int:
-        """Where, from `start` to `end`, the next block begins that need not be computed: one that could not be read is
-        no reason to compute those behind it.
+        """Where, from `start` to `end`, blocks begin that need not be computed, `LEAST_RUN` in a row: one that could
+        not be read is no reason to compute those behind it, and fewer are computed sooner than they come.
         """
-        size = self.pool.block_size
+        size, num_full, num_stored = self.pool.block_size, generation.num_tokens // self.pool.block_size, 0
         if self.tier.is_empty:
             return end
-        behind = range(start // size + 1, min(-(-end // size), generation.num_tokens // size))
-        return next((index * size for index in behind if self.tier.has(generation.name(index, size))), end)
+        for index in range(start // size + 1, min(-(-end // size) + LEAST_RUN - 1, num_full)):
+            num_stored = num_stored + 1 if self.tier.has(generation.name(index, size)) else 0
+            if num_stored == LEAST_RUN:
+                return min((index + 1 - LEAST_RUN) * size, end)
+        return end
 
     def _forget_part(self, generation: Generation) -> None:
         """A partly filled block that would be a full one outside the pool is taken from there, unless somebody is about
