@@ -68,8 +68,8 @@ def test_with_fail_it_stops_with_a_line(seed: int) -> None:
     produce(world, random.Random(seed), 60)
     world.drain()
     key = cut_one(world)
+    world.crash()
     with pytest.raises(Refused, match=f"the beginning of 1 sessions' contexts, the first that of '{key}'"):
-        world.crash()
         world.drain()
 
 
