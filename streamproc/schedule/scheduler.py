@@ -246,7 +246,8 @@ class Scheduler:
         end = start + min(most, step.tokens_at(start), generation.num_tokens - start)
         if end == start:
             return True
-        end = self.cells.gap_end(generation, start, end)
+        if not self.is_short:   # else whoever waits for what is stored keeps others waiting for its cells
+            end = self.cells.gap_end(generation, start, end)
         end = self.cells.give_generation(step, generation, end, younger)
         if end == start:
             return False

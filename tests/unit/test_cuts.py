@@ -68,13 +68,9 @@ def test_with_fail_it_stops_with_a_line(seed: int) -> None:
     produce(world, random.Random(seed), 60)
     world.drain()
     key = cut_one(world)
-
-    def come_back() -> None:
-        world.crash()
-        world.drain()
-
+    world.crash()
     with pytest.raises(Refused, match=f"the beginning of 1 sessions' contexts, the first that of '{key}'"):
-        come_back()
+        world.drain()
 
 
 @pytest.mark.parametrize("seed", range(5))
