@@ -146,6 +146,8 @@ class Keeper:
     @property
     def sought(self) -> frozenset[int]:
         """Partitions of which it is not known yet what is stored: too early to compute."""
+        for number, blocks in self._search.found():
+            self._put_up(number, blocks)
         return self._search.sought
 
     def assigned(self, committed: Mapping[int, tuple[str, int]]) -> None:
@@ -196,8 +198,6 @@ class Keeper:
 
     def pick(self) -> Saves:
         """Blocks that the next step is to copy out. To be called between two steps: what has a name is computed."""
-        for number, blocks in self._search.found():
-            self._put_up(number, blocks)
         self._take_learned()
         self._saving.clear()    # no step is out: what has not come by now does not come
         saves: Saves = []

@@ -141,9 +141,14 @@ class StreamProcessor:
         """Blocks that the next step is to copy out, and sequences that it is too early to compute."""
         if not self.keeper:
             return (), ()
-        saves = self.keeper.pick()
-        sought = [self.partitions[number] for number in self.keeper.sought if number in self.partitions]
-        return saves, {g.seq_id for partition in sought for s in partition.sessions.values() for g in s.all_generations}
+        held = self._held()
+        return self.keeper.pick(), held
+
+    def _held(self) -> Collection[int]:
+        """Generations that it is too early to compute: what is stored of them is being looked for."""
+        numbers = self.keeper.sought if self.keeper else ()
+        sought = [self.partitions[number] for number in numbers if number in self.partitions]
+        return {g.seq_id for partition in sought for s in partition.sessions.values() for g in s.all_generations}
 
     def _offer(self) -> None:
         """Questions that can be asked now."""
@@ -172,7 +177,7 @@ class StreamProcessor:
 
     def turn(self) -> None:
         """One step without anything new, to its end."""
-        self.device.launch(self.scheduler.plan())
+        self.device.launch(self.scheduler.plan((), self._held()))
         self.land()
 
     @property
