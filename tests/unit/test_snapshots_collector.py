@@ -290,22 +290,19 @@ def test_a_block_waits_unnamed_for_its_first_manifest_as_long_as_the_grace_perio
 
 
 def test_whoever_collects_waits_as_long_as_any_writer_of_the_store_needs(world):
-    """A worker with a long interval has reason to count on a segment; a prune with default settings comes by."""
-    slow = world.publisher(grace_s=8 * GRACE_S)
-    quick = world.publisher()
+    """A worker with a long interval has reason to count on a segment for long; a prune with other settings comes by."""
+    quick, slow = world.publisher(), world.publisher(grace_s=8 * GRACE_S)
     quick.write(IDENTITY, blocks(1))
     publish(world, quick, 100)
+    world.now += 2 * GRACE_S
     slow.learn(IDENTITY)
-    publish(world, slow, 101, identity=other(partition=4))  # has seen it, names it
-    publish(world, quick, 102, [])
-    prune(world.store, other(partition=4).folder, IDENTITY.tag, Retention(keep=1))
-    for found in world.store.list(other(partition=4).folder) + world.store.list(IDENTITY.folder):
-        world.store.delete(found.path)  # set back by hand: nobody names it now
-    for _ in range(5):
-        world.now += GRACE_S / 4
+    publish(world, slow, 101, identity=other(partition=4))  # it has seen the segment
+    for found in world.store.list("desk/ticks/manifests"):
+        world.store.delete(found.path)  # nobody names it any more
+    for _ in range(3):
         world.collect()
-    world.now += GRACE_S / 4
-    publish(world, slow, 103)  # still fresh, by its own measure
+        world.now += GRACE_S / 2
+    publish(world, slow, 102)  # has no need to look again
     world.collect()
     assert restored(world.store, [1]) == ([1], [])
 
