@@ -75,8 +75,7 @@ class Rig:
 
     def append(self, session: Session, offset: int) -> None:
         """A record; all of its session is computed."""
-        ids = tuple(hash((session.key, offset, i)) % 1000 for i in range(SIZE))
-        session.append(offset, RECORD, ids, self.ids.__next__)
+        session.append(offset, RECORD, tuple(next(self.ids) for _ in range(SIZE)), self.ids.__next__)
         generation = session.current
         for index in range(len(generation.block_table), generation.num_tokens // SIZE):
             (block_id,) = self.pool.allocate(1) or ()
