@@ -15,7 +15,7 @@ from streamproc.state.partition import Partition
 from streamproc.state.session import Session
 
 LOOKED_AT = 64  # sessions in a step
-MANY_NAMES = 2048  # of blocks, in a step: to make one takes a microsecond or two
+MANY_NAMES = 1024  # of blocks, in a step: to make one takes a microsecond or two
 
 
 class Look(NamedTuple):
