@@ -2,9 +2,8 @@
 
 A snapshot is taken in rounds. After a commit that is due for one, a partition's sessions are looked through, some in
 every step: full blocks of their committed generations that are not stored yet are copied out by the next steps and
-given to the writer, which stores them from a thread of its own. Then the manifest names what the sessions consist of,
-as of the offset that is committed by then. Full blocks never change and are named by their tokens, so nothing has to
-hold still meanwhile.
+given to the writer, which stores them from a thread of its own. Then the manifest names what the sessions consisted of
+when the round began (snapshots/rounds.py).
 
 For the tier (state/tier.py) all that is stored of this worker's group and topic, as far as it is known, is a shelf: the
 blocks of the newest manifests, restored or written, and those that had to leave memory before a round came to them.
@@ -14,43 +13,38 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from streamproc.config import Config
 from streamproc.ports import Engine
 from streamproc.snapshots.collector import Retention
 from streamproc.snapshots.fetcher import Fetcher
-from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
+from streamproc.snapshots.manifest import Identity, Manifest
 from streamproc.snapshots.restore import Blocks, SnapshotReader
+from streamproc.snapshots.rounds import Round
 from streamproc.snapshots.search import Search
 from streamproc.snapshots.standby import Standby
 from streamproc.snapshots.store import open_store
 from streamproc.snapshots.writer import SnapshotWriter
 from streamproc.state.blocks import BlockPool
-from streamproc.state.generation import Generation
 from streamproc.state.partition import Partition
-from streamproc.state.session import Session
 from streamproc.state.tier import Tier
 
 STEP_BYTES = 8 * 2**20      # copied out in one step: a millisecond or two
-LOOKED_AT = 64              # sessions looked through in one step
+LEAVING_BYTES = 32 * 2**20  # likewise, of partitions that are about to go
+HAND_OVER_S = 1.0           # a partition that goes is silent for as long
+COPYING = 0.6               # share of it for what is not copied out yet; then the rest is to be stored
+LAST_S = 1.0                # for what the writer is doing when it is closed
 
 Saves = list[tuple[int, bytes]]
 
 
-@dataclass(slots=True)
-class Round:
-    """A snapshot of one partition in the making."""
+class Kept(NamedTuple):
+    """What the last round of a partition came to: its offset, and how many blocks were nowhere."""
 
-    identity: Identity
-    partition: Partition
-    sessions: deque[Session]
-    missing: deque[bytes] = field(default_factory=deque)    # blocks to be copied out
-
-    @property
-    def is_done(self) -> bool:
-        return not self.sessions and not self.missing
+    offset: int
+    num_lost: int
 
 
 class Keeper:
@@ -74,6 +68,8 @@ class Keeper:
         self._learned: deque[tuple[Identity, Blocks]] = deque()     # from the writer's thread
         self._rounds: dict[int, Round] = {}
         self._due_s: dict[int, float] = {}
+        self._unkept: dict[int, None] = {}      # partitions that may have something to be stored
+        self._kept: dict[int, Kept] = {}
         self._saving: dict[bytes, Identity] = {}    # on their way out of the pool
         self._search = Search(reader, warn)
         self._standby: Standby | None = None
@@ -84,8 +80,9 @@ class Keeper:
         """Follow the partitions of others with this; to be called before `connect`."""
         self._standby = standby
 
-    def connect(self, pool: BlockPool, tier: Tier, block_bytes: int) -> None:
-        self._pool, self._tier, self._block_bytes = pool, tier, block_bytes
+    def connect(self, pool: BlockPool, tier: Tier, block_bytes: int, partitions: Mapping[int, Partition]) -> None:
+        """partitions: those that are ours, at any time."""
+        self._pool, self._tier, self._block_bytes, self._partitions = pool, tier, block_bytes, partitions
         self._reserved_bytes = min(STEP_BYTES, self._writer.room // 2)
         tier.shelf = self
         if self._standby:
@@ -126,7 +123,8 @@ class Keeper:
 
     def learn(self, manifest: Manifest) -> None:
         """This manifest is stored: what it names can be read back. From any thread."""
-        self._learned.append((manifest.identity, self._reader.open(manifest)))
+        known = {digest: header for shelf in list(self._shelves.values()) for digest, header in shelf.headers.items()}
+        self._learned.append((manifest.identity, self._reader.open(manifest, known)))
 
     def _take_learned(self) -> None:
         while self._learned:
@@ -156,6 +154,7 @@ class Keeper:
         for number, (topic_id, offset) in committed.items():
             identity = self._identities[number] = self._make_identity(number, topic_id)
             self._due_s[number] = now + self._interval_s
+            self._unkept[number] = None
             known = self._standby.known(identity, offset) if self._standby else None
             if known:
                 self._reader.take_over(known.blocks)
@@ -170,6 +169,8 @@ class Keeper:
         self._take_learned()
         for number in numbers:
             self._rounds.pop(number, None)
+            self._unkept.pop(number, None)
+            self._kept.pop(number, None)
             self._search.stop(number)
             shelf = self._shelves.pop(number, None)
             if shelf:
@@ -184,89 +185,121 @@ class Keeper:
     # Rounds
 
     def committed(self, partitions: Iterable[Partition]) -> None:
-        """These partitions' offsets have moved: begin the rounds that are due."""
+        """These partitions' offsets have moved."""
+        numbers = (partition.number for partition in partitions)
+        self._unkept.update({number: None for number in numbers if number in self._identities})
+
+    def _begin_due(self) -> None:
+        """A round of every partition that has something to be stored, at its time; also where nothing comes any more,
+        for as long as some of its blocks are nowhere.
+        """
         now = time.monotonic()
-        for partition in partitions:
-            number = partition.number
-            if number in self._identities and number not in self._rounds and now >= self._due_s[number]:
+        for number in [number for number in self._unkept if now >= self._due_s[number]]:
+            partition = self._partitions.get(number)
+            if partition and partition.is_live and number not in self._rounds:
                 self._begin(partition)
 
-    def _begin(self, partition: Partition) -> None:
+    def _begin(self, partition: Partition) -> Round:
         number = partition.number
         self._due_s[number] = time.monotonic() + self._interval_s
-        self._rounds[number] = Round(self._identities[number], partition, deque(partition.sessions.values()))
+        self._unkept.pop(number, None)
+        round_ = self._rounds[number] = Round(self._identities[number], partition)
+        return round_
 
     def pick(self) -> Saves:
         """Blocks that the next step is to copy out. To be called between two steps: what has a name is computed."""
         self._take_learned()
+        self._begin_due()
+        return self._go_on(list(self._rounds.values()), STEP_BYTES)
+
+    def _go_on(self, rounds: Iterable[Round], most_bytes: int, is_leaving: bool = False) -> Saves:
+        """One step of these rounds -> blocks to be copied out."""
         self._saving.clear()    # no step is out: what has not come by now does not come
         saves: Saves = []
-        for round_ in list(self._rounds.values()):
-            self._look(round_)
-            room = min(STEP_BYTES, self._writer.room - len(self._saving) * self._block_bytes)
-            while round_.missing and len(saves) < max(1, room // self._block_bytes) and room > 0:
-                self._take_out(round_, round_.missing.popleft(), saves)
-            if round_.is_done and not saves:
-                self._publish(round_)
+        for round_ in rounds:
+            stored = partial(self._writer.has, round_.identity)
+            round_.look(stored, self._pool.block_size, most_bytes // self._block_bytes)
+            self._take_out(round_, most_bytes, saves)
+            if not saves and round_.is_done():
+                self._publish(round_, is_leaving)
         return saves
 
-    def _look(self, round_: Round) -> None:
-        """Which blocks of some more of its sessions are not stored yet."""
-        offset = round_.partition.committed[0]
-        for _ in range(min(LOOKED_AT, len(round_.sessions))):
-            if len(round_.missing) * self._block_bytes > STEP_BYTES:
+    def _take_out(self, round_: Round, most_bytes: int, saves: Saves) -> None:
+        """Missing blocks of a round, as many as the writer takes, up to so many bytes."""
+        room = min(most_bytes, self._writer.room - len(self._saving) * self._block_bytes)
+        most = max(1, room // self._block_bytes) if room > 0 else 0
+        while round_.missing and len(saves) < most:
+            if not self._take_out_one(round_, round_.missing[0], saves):
                 return
-            session = round_.sessions.popleft()
-            names = names_before(session.committed_generation(offset), offset, self._pool.block_size)[1]
-            round_.missing += [name for name in names if not self._writer.has(round_.identity, name)]
+            round_.missing.popleft()
 
-    def _take_out(self, round_: Round, name: bytes, saves: Saves) -> None:
-        """A block by its name, from wherever it is; one that is nowhere is computed when somebody needs it."""
+    def _take_out_one(self, round_: Round, name: bytes, saves: Saves) -> bool:
+        """A block by its name, from wherever it is -> whether the round is done with it. One that is nowhere is
+        computed when somebody needs it.
+        """
         if name in self._saving or self._writer.has(round_.identity, name):
-            return
+            return True
         block_id, data = self._pool.look_up(name), self._tier.get(name)
         if data is not None:
-            self._writer.add(round_.identity, [(name, data)])
-        elif block_id is not None:
+            return self._give(round_.identity, name, data)
+        if block_id is not None:
             self._saving[name] = round_.identity
             saves.append((block_id, name))
+        else:
+            round_.num_lost += 1
+        return True
+
+    def _give(self, identity: Identity, name: bytes, data: Any) -> bool:
+        """A block to the writer -> whether it was taken."""
+        is_taken = self._writer.add(identity, [(name, data)]) == 1
+        if is_taken and (round_ := self._rounds.get(identity.partition)):
+            round_.num_given += 1
+        return is_taken
 
     def take(self, saved: Mapping[bytes, Any]) -> None:
-        """What a step has copied out."""
+        """What a step has copied out; what the writer does not take is missing still."""
         for name, data in saved.items():
-            if identity := self._saving.pop(name, None):
-                self._writer.add(identity, [(name, data)])
+            identity = self._saving.pop(name, None)
+            if identity and not self._give(identity, name, data) and (round_ := self._rounds.get(identity.partition)):
+                round_.missing.append(name)
 
-    def _publish(self, round_: Round) -> None:
-        partition = round_.partition
-        del self._rounds[partition.number]
-        self._writer.publish(round_.identity, partition.committed[0], parts(partition, self._pool.block_size))
+    def _publish(self, round_: Round, is_leaving: bool = False) -> None:
+        """The manifest of a round, unless it would say what the one before it says."""
+        number, kept = round_.number, Kept(round_.offset, round_.num_lost)
+        del self._rounds[number]
+        if kept.num_lost:
+            self._unkept[number] = None
+        if round_.num_given or kept != self._kept.get(number):
+            self._kept[number] = kept
+            self._writer.publish(round_.identity, round_.offset, round_.parts, is_leaving)
 
     def hand_over(self, partitions: Sequence[Partition], copy_out: Callable[[Saves], None], deadline_s: float) -> None:
-        """These partitions go to somebody else, who need not compute what is stored within so many seconds.
+        """These partitions go to somebody else, who need not compute what is stored within so many seconds, or a second
+        if that is less. What is on its way by then is stored all the same.
 
-        copy_out: copies these blocks out at once, and calls `take`.
+        copy_out: copies these blocks out, and calls `take`; what else there is to do may be done in it.
         """
-        started = time.monotonic()
-        for partition in partitions:
-            if partition.number in self._identities:
-                self._rounds.pop(partition.number, None)
-                self._begin(partition)
-        numbers = {partition.number for partition in partitions}
-        while numbers & self._rounds.keys() and time.monotonic() - started < deadline_s / 2:
-            saves = self.pick()
+        started, within_s = time.monotonic(), min(deadline_s, HAND_OVER_S)
+        rounds = [self._begin(partition) for partition in partitions if partition.number in self._identities]
+        while left := [round_ for round_ in rounds if self._rounds.get(round_.number) is round_]:
+            if time.monotonic() - started >= within_s * COPYING:
+                break
+            saves = self._go_on(left, LEAVING_BYTES, is_leaving=True)
             copy_out(saves)
             if not saves and not self._writer.room:
                 time.sleep(0.005)
-        for number in numbers & self._rounds.keys():    # what there was no time for is computed again
-            self._publish(self._rounds[number])
-        self._writer.wait(max(0.0, started + deadline_s - time.monotonic()))
+        for round_ in left:
+            round_.look_at_rest(self._pool.block_size)
+            self._publish(round_, is_leaving=True)
+        identities = [round_.identity for round_ in rounds]
+        self._writer.wait_for_manifests(identities, max(0.0, started + within_s - time.monotonic()))
 
-    def close(self) -> None:
-        """What is still on its way to the store is dropped."""
+    def close(self, deadline_s: float = 0.0) -> None:
+        """What is on its way to the store gets so many seconds. May be called again."""
         if self._standby:
             self._standby.close()
-        self._writer.close()
+        self._writer.wait(deadline_s)
+        self._writer.close(max(deadline_s, LAST_S))
         self._search.close()
         self._fetcher.close()
         self._reader.close()
@@ -295,22 +328,3 @@ def make_keeper(config: Config, engine: Engine, warn: Callable[[str], None]) -> 
     if settings.standby:
         keeper.stand_by(Standby(store, identity(-1, ""), settings.interval_s, warn))
     return keeper
-
-
-def parts(partition: Partition, block_size: int) -> list[SessionPart]:
-    """The sessions of a partition as of its committed offset."""
-    offset, found = partition.committed[0], []
-    for session in partition.sessions.values():
-        generation = session.committed_generation(offset)
-        num_tokens, names = names_before(generation, offset, block_size)
-        if num_tokens:
-            start, before = generation.start_offset, generation.records_before
-            found.append(SessionPart(session.key, start, before, num_tokens, names))
-    return found
-
-
-def names_before(generation: Generation, offset: int, block_size: int) -> tuple[int, tuple[bytes, ...]]:
-    """Tokens of a generation up to the last record below the offset, and the names of its full blocks up to there."""
-    num_entries = generation.num_entries_before(offset)
-    num_tokens = generation.entries[num_entries - 1].end if num_entries else 0
-    return num_tokens, tuple(generation.name(index, block_size) for index in range(num_tokens // block_size))

@@ -90,7 +90,7 @@ class Ownership:
         left_s = deadline - self._loop.clock.now()
         self._loop.commit([partition.number for partition in leaving], max(left_s, LEAST_COMMIT_S))
         if self.keeper:
-            self.keeper.hand_over(leaving, self._loop.copy_out, max(deadline - self._loop.clock.now(), 0.0))
+            self.keeper.hand_over(leaving, self._copy_out, max(deadline - self._loop.clock.now(), 0.0))
         self._let_go(numbers)
 
     def _finish(self, leaving: Sequence[Partition], deadline: float) -> None:
@@ -99,6 +99,12 @@ class Ownership:
             partition.enter(Phase.LEAVING)
             rollback.drop_forks(self._loop.workload, partition, lambda fork: not fork.question.is_due)
         while any(partition.is_asked for partition in leaving) and self._loop.clock.now() < deadline:
+            self._loop.turn()
+
+    def _copy_out(self, saves: Sequence[tuple[int, bytes]]) -> None:
+        """Blocks of partitions that go; the work of those that stay goes on."""
+        self._loop.copy_out(saves)
+        if not self._loop.workload.is_idle:
             self._loop.turn()
 
     def lost(self, numbers: Sequence[int]) -> None:

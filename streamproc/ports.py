@@ -61,7 +61,9 @@ class Control(Protocol):
 class Keeper(Protocol):
     """Snapshots of this worker's partitions (keeper.py)."""
 
-    def connect(self, pool: BlockPool, tier: Tier, block_bytes: int) -> None: ...
+    def connect(self, pool: BlockPool, tier: Tier, block_bytes: int, partitions: Mapping[int, Partition]) -> None:
+        """partitions: those that are ours, at any time."""
+        ...
 
     def assigned(self, committed: Mapping[int, tuple[str, int]]) -> None:
         """These partitions are ours: topic id and committed offset of each."""
@@ -97,7 +99,9 @@ class Keeper(Protocol):
         """These partitions are somebody else's."""
         ...
 
-    def close(self) -> None: ...
+    def close(self, deadline_s: float = 0.0) -> None:
+        """What is on its way to the store gets so many seconds. May be called again."""
+        ...
 
 
 class Engine(Protocol):

@@ -41,6 +41,7 @@ from streamproc.state.workload import Workload
 
 IDLE_POLL_S = 0.01
 ATTEND_S = 0.0005  # between looks at what comes in, while the device works
+LAST_SNAPSHOT_S = 2.0  # for snapshots on their way to the store when a worker stops
 MAX_IDLE_FORKS = 64  # idle queries queued ahead: enough to fill a step, few enough to be fresh
 
 
@@ -108,7 +109,7 @@ class StreamProcessor:
         self._source, self.keeper = source, keeper
         self.device.keeper = self.ownership.keeper = keeper
         if keeper:
-            keeper.connect(self.pool, self.tier, self.runner.block_bytes)
+            keeper.connect(self.pool, self.tier, self.runner.block_bytes, self.partitions)
         self._take_queries()
 
     @property
@@ -328,7 +329,7 @@ class StreamProcessor:
         self.source.close()
         self._sink.close()
         if self.keeper:
-            self.keeper.close()
+            self.keeper.close(LAST_SNAPSHOT_S)
 
     def check(self) -> None:
         """Every block and every fork is accounted for."""

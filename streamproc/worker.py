@@ -34,6 +34,8 @@ class Worker:
         finally:
             self.processor.calls.close()    # whoever waits is told, whatever has happened
             self.processor.source.abandon()     # after a failure others need not wait for the session timeout
+            if self.processor.keeper:
+                self.processor.keeper.close()
         self.control.close()
         self.engine.close()
 

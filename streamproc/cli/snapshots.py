@@ -89,7 +89,7 @@ def prune(call: Call, keep: int | None, dry_run: bool, now: bool) -> None:
     retention = replace(retention, keep=keep or retention.keep, grace_s=0.0 if now else retention.grace_s)
     manifests = [found for folder in folders(store, scope)
                  for found in prune(store, folder, None, retention, dry_run).manifests]  # fmt: skip
-    collector = Collector(store, scope, retention.grace_s)
+    collector = Collector(store, scope, retention.grace_s, is_alone=now)
     swept = collector.would_collect(manifests) if dry_run else collector.collect()
     segments, marked = swept.segments, swept.condemned
     if now:  # what was marked goes at once

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.contract import Found, Store
+from streamproc.snapshots.grace import GRACE_S, longest
 from streamproc.snapshots.manifest import (
     Damaged,
     ManifestName,
@@ -33,14 +34,13 @@ from streamproc.snapshots.manifest import (
 from streamproc.snapshots.restore import read_manifest
 
 FOREIGN_S = 86_400.0  # how long the newest manifests of another model or topic id are kept: a way back
-GRACE_S = 600.0
 CLOCK = "clock"  # the file that a pass puts to know the store's time
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
     """How many manifests of a partition are kept, and those younger than an age (0: no others); `grace_s`: how long a
-    segment may be on its way into a manifest, the same for all who use a store.
+    segment may be on its way into a manifest (grace.py).
     """
 
     keep: int = 2
@@ -102,10 +102,11 @@ class Collector:
     never change.
     """
 
-    def __init__(self, store: Store, scope: str, grace_s: float) -> None:
+    def __init__(self, store: Store, scope: str, grace_s: float, is_alone: bool = False) -> None:
+        """is_alone: nobody else writes here, who might need a longer grace period."""
         self._store = store
         self._scope = scope
-        self._grace_s = grace_s
+        self._grace_s, self._is_alone = grace_s, is_alone
         self._named: dict[str, frozenset[str]] = {}  # manifest's path: digests of its segments
 
     def collect(self) -> Swept:
@@ -137,9 +138,11 @@ class Collector:
         self, marks: Mapping[str, Found], named: Container[str], segments: Mapping[str, Found], now: float
     ) -> Swept:
         """What to condemn and what to delete at this time."""
-        swept = Swept()
+        swept, grace_s = Swept(), self._grace_s
+        if not self._is_alone:
+            grace_s = longest(self._store, self._scope, grace_s, now)
         for digest, found in segments.items():
-            if digest not in named and now - marks.get(digest, found).modified_s >= self._grace_s:
+            if digest not in named and now - marks.get(digest, found).modified_s >= grace_s:
                 (swept.segments if digest in marks else swept.condemned).append(found)
         return swept
 

@@ -7,13 +7,14 @@ The last may be deleted at any time (collector.py): such a block is computed lik
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from streamproc.snapshots.contract import Buffer
 from streamproc.snapshots.manifest import Identity, Manifest, SessionPart
 from streamproc.snapshots.restore import Blocks, SnapshotReader
 from streamproc.snapshots.shelf import Shelved
+from streamproc.snapshots.threads import Threads
 from streamproc.snapshots.writer import SnapshotWriter
 
 FETCHES = 2  # at once
@@ -29,7 +30,7 @@ class Fetcher:
         self, writer: SnapshotWriter, reader: SnapshotReader, doubt: Callable[[Identity, Sequence[bytes]], None]
     ) -> None:
         self._writer, self._reader, self._doubt = writer, reader, doubt
-        self._threads = ThreadPoolExecutor(FETCHES, "snapshot-fetch")
+        self._threads = Threads(FETCHES, "snapshot-fetch")
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Blocks] = OrderedDict()  # segments by digest, the longest unused first
 
@@ -87,4 +88,4 @@ class Fetcher:
         return blocks
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()

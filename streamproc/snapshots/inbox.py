@@ -1,7 +1,7 @@
 """What waits for the writer's thread, and what is known to whoever asks."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,6 +56,10 @@ class Inbox:
     to_learn: dict[Identity, None] = field(default_factory=dict)
     to_tidy: dict[Identity, None] = field(default_factory=dict)
 
+    def awaits(self, identities: Collection[Identity]) -> bool:
+        """Whether a manifest of these partitions is still to be written."""
+        return any(wish.identity in identities for waiting in self.wishes.values() for wish in waiting)
+
     @property
     def is_empty(self) -> bool:
         return not (self.blocks or self.wishes or self.to_learn)
@@ -67,13 +71,24 @@ class Inbox:
         waiting = self.wishes.setdefault(wish.identity.folder, [])
         waiting[1:] = [wish]
 
+    def hurry(self, wish: Wish, place: Place) -> None:
+        """This wish comes before all others, and its blocks before all others; it replaces those of its partition."""
+        names = frozenset(name for session in wish.sessions for name in session.names)
+        end = self.blocks[0].seq if self.blocks else 1
+        urgent = [given for given in self.blocks if given.place is place and given.name in names]
+        rest = [given for given in self.blocks if not (given.place is place and given.name in names)]
+        first = [given._replace(seq=seq) for seq, given in enumerate(urgent, end - len(urgent))]
+        self.blocks = deque([*first, *rest])
+        self.wishes.pop(wish.identity.folder, None)
+        self.wishes = {wish.identity.folder: [wish._replace(seq=end - 1)], **self.wishes}
+
     def granted(self, last_seq: int) -> Wish | None:
         """A wish whose blocks are all stored; `last_seq`: of all that was given."""
         first = self.blocks[0].seq if self.blocks else last_seq + 1
         return next((waiting[0] for waiting in self.wishes.values() if waiting[0].seq < first), None)
 
     def fulfil(self, wish: Wish) -> None:
-        """This wish is a manifest now; it may have been forgotten meanwhile."""
+        """This wish is a manifest now; it may have been replaced meanwhile."""
         folder = wish.identity.folder
         left = [other for other in self.wishes.pop(folder, []) if other is not wish]
         if left:
@@ -90,14 +105,14 @@ class Inbox:
                 num_bytes += len(given.data)
         return together
 
-    def take_out(self, stored: Sequence[Given]) -> None:
-        """These blocks, in their order, are stored."""
-        left, seqs = list[Given](), {given.seq for given in stored}
-        while stored and self.blocks and self.blocks[0].seq <= stored[-1].seq:
-            given = self.blocks.popleft()
-            if given.seq in seqs:
+    def take_out(self, stored: Iterable[Given]) -> None:
+        """These blocks are stored."""
+        gone = {(id(given.place), given.name) for given in stored}
+        left = deque[Given]()
+        for given in self.blocks:
+            if (id(given.place), given.name) in gone:
                 given.place.coming.pop(given.name, None)
                 self.num_bytes -= len(given.data)
             else:
                 left.append(given)
-        self.blocks.extendleft(reversed(left))
+        self.blocks = left

@@ -3,6 +3,7 @@
     <group>/<topic>/manifests/<partition>/<offset>-<created_ms>-<tag>-<digest>.json
     <group>/<topic>/segments/<digest>.safetensors
     <group>/<topic>/condemned/<digest>            see collector.py
+    <group>/<topic>/grace/<seconds>               see grace.py
 
 `tag` stands for the model and the topic's id: manifests of others are told apart without being read. `digest` is the
 start of the SHA-256 of the file: a manifest that was changed after it was written is known as damaged.

@@ -13,6 +13,7 @@ from typing import TypeVar
 from streamproc.errors import Unavailable
 from streamproc.snapshots.collector import Collector, Retention, marked, present, prune
 from streamproc.snapshots.contract import Buffer, Store
+from streamproc.snapshots.grace import tell
 from streamproc.snapshots.manifest import (
     Damaged,
     Identity,
@@ -78,6 +79,7 @@ class Publisher:
         """The blocks of the partition's newest manifest are stored: they need not be given again. A file that cannot be
         read is tried again by the next call, then passed over: one of them must not keep all others from being written.
         """
+        tell(self._store, identity.scope, self._retention.grace_s)
         for name in sorted(by_offset(self._store, identity.folder), key=attrgetter("created_ms"), reverse=True):
             if name.tag != identity.tag:
                 continue
@@ -191,6 +193,7 @@ class Publisher:
         scope, now, grace_s = identity.scope, self._now(), self._retention.grace_s
         if now - self._collected_s.get(scope, float("-inf")) >= grace_s * FRESH:
             self._collected_s[scope] = now
+            tell(self._store, scope, grace_s)
             self._put_together(identity)
             self._collectors.setdefault(scope, Collector(self._store, scope, grace_s)).collect()
 

@@ -6,7 +6,6 @@ checksum. What does not pass is said in one line and left out; the caller comput
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from streamproc.errors import Unavailable
@@ -23,6 +22,7 @@ from streamproc.snapshots.manifest import (
     segment_path,
 )
 from streamproc.snapshots.segment import Header, Stored, opened, read_header
+from streamproc.snapshots.threads import Threads
 
 Warn = Callable[[str], None]
 
@@ -49,7 +49,7 @@ class SnapshotReader:
     def __init__(self, store: Store, warn: Warn, num_threads: int = NUM_THREADS) -> None:
         self.store = store
         self._warn = warn
-        self._pool = ThreadPoolExecutor(num_threads, "snapshot-reader") if num_threads else None
+        self._pool = Threads(num_threads, "snapshot-reader") if num_threads else None
 
     def find(self, identity: Identity, max_offset: int) -> Manifest | None:
         """The newest manifest of this identity at or before the offset that can be read. Newer ones are passed
@@ -103,7 +103,7 @@ class SnapshotReader:
 
     def close(self) -> None:
         if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.close()
 
 
 class Blocks:

@@ -6,12 +6,13 @@ partition is *sought* until its search is done or its time is over. A search tha
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from streamproc.errors import Unavailable
 from streamproc.snapshots.manifest import Identity, Manifest
 from streamproc.snapshots.restore import Blocks, SnapshotReader
+from streamproc.snapshots.threads import Threads
 
 FIND_S = 10.0  # then a partition is computed
 NEWER_S = 1.0  # likewise, where a snapshot is known already: a newer one saves no more than an interval
@@ -42,7 +43,7 @@ class Search:
 
     def __init__(self, reader: SnapshotReader, warn: Callable[[str], None]) -> None:
         self._reader, self._warn = reader, warn
-        self._threads = ThreadPoolExecutor(SEARCHES, "snapshot-search")
+        self._threads = Threads(SEARCHES, "snapshot-search")
         self._under_way: dict[int, Sought] = {}
 
     @property
@@ -89,7 +90,7 @@ class Search:
         return self._reader.open(manifest, known.blocks.headers if known else {})
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
 
 def age(manifest: Manifest) -> tuple[int, int]:

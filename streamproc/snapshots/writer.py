@@ -9,7 +9,7 @@ before it; of those of one partition that wait, the first and the newest are wri
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from streamproc.errors import Unavailable
@@ -114,11 +114,19 @@ class SnapshotWriter:
                 self._changed.notify_all()
             return len(blocks)
 
-    def publish(self, identity: Identity, offset: int, sessions: Sequence[SessionPart]) -> None:
-        """A manifest of the partition as of this offset, once the blocks given so far are stored."""
-        self._place(identity)
+    def publish(
+        self, identity: Identity, offset: int, sessions: Sequence[SessionPart], is_urgent: bool = False
+    ) -> None:
+        """A manifest of the partition as of this offset, once the blocks given so far are stored; an urgent one waits
+        for those of its own sessions alone, which are stored before all others.
+        """
+        place = self._place(identity)
         with self._changed:
-            self._inbox.wish(Wish(self._seq, identity, offset, tuple(sessions)))
+            wish = Wish(self._seq, identity, offset, tuple(sessions))
+            if is_urgent:
+                self._inbox.hurry(wish, place)
+            else:
+                self._inbox.wish(wish)
             self._changed.notify_all()
 
     def doubt(self, identity: Identity, names: Iterable[bytes]) -> None:
@@ -126,11 +134,10 @@ class SnapshotWriter:
         self._place(identity).shelf.doubt(names)
 
     def forget(self, identity: Identity) -> None:
-        """The partition is somebody else's: a manifest of it that still waits is not written. Blocks on their way are:
-        other partitions may count on them.
+        """The partition is somebody else's. A manifest of it that still waits is written all the same: what it says is
+        right whoever writes it, and its new owner may be in need of it.
         """
         with self._changed:
-            self._inbox.wishes.pop(identity.folder, None)
             self._inbox.to_learn.pop(identity, None)
             self._places.pop(identity, None)
             self._publisher.forget(identity)
@@ -142,19 +149,25 @@ class SnapshotWriter:
             self._num_waiting += 1
             self._changed.notify_all()
             try:
-                return self._changed.wait_for(self._is_done, deadline_s) and not self._broken
+                return self._wait_for(lambda: self._inbox.is_empty, deadline_s)
             finally:
                 self._num_waiting -= 1
 
-    def _is_done(self) -> bool:
-        return self._inbox.is_empty or bool(self._broken)
+    def wait_for_manifests(self, identities: Collection[Identity], deadline_s: float) -> bool:
+        """Wait until those that were given so far of these partitions are stored -> whether they are."""
+        with self._changed:
+            return self._wait_for(lambda: not self._inbox.awaits(identities), deadline_s)
 
-    def close(self) -> None:
-        """Stop the thread after what it is doing; what still waits is dropped."""
+    def _wait_for(self, is_done: Callable[[], bool], deadline_s: float) -> bool:
+        self._changed.wait_for(lambda: is_done() or self._broken or self._is_closed, deadline_s)
+        return is_done() and not self._broken
+
+    def close(self, deadline_s: float = CLOSE_S) -> None:
+        """Stop the thread after what it is doing, at most so many seconds; what still waits is dropped."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._thread.join(CLOSE_S)
+        self._thread.join(deadline_s)
 
     def _run(self) -> None:
         try:
@@ -214,10 +227,17 @@ class SnapshotWriter:
             self._changed.notify_all()
 
     def _publish(self, wish: Wish) -> None:
-        self.on_published(self._publisher.publish(wish.identity, wish.offset, wish.sessions))
+        manifest = self._publisher.publish(wish.identity, wish.offset, wish.sessions)
+        with self._changed:
+            is_ours = wish.identity in self._places
+            if not is_ours:
+                self._publisher.forget(wish.identity)
+        if is_ours:
+            self.on_published(manifest)
         with self._changed:
             self._inbox.fulfil(wish)
-            self._inbox.to_tidy[wish.identity] = None
+            if is_ours:
+                self._inbox.to_tidy[wish.identity] = None
             self._changed.notify_all()
 
     def _tidy(self, identity: Identity) -> None:

@@ -291,6 +291,9 @@ class FakeSource:
         self.listener.revoked(sorted({number for _, number in self.positions}))
         self.positions.clear()
 
+    def abandon(self) -> None:
+        self.positions.clear()
+
     @property
     def is_drained(self) -> bool:
         return all(position >= len(self.log.read(*where)) for where, position in self.positions.items())

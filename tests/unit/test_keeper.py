@@ -27,7 +27,7 @@ def identity(number: int, topic_id: str) -> Identity:
 def make_keeper(store: Store, notes: list[str]) -> Keeper:
     writer, reader = SnapshotWriter(store, notes.append), SnapshotReader(store, notes.append)
     keeper = Keeper(identity, writer, reader, 1000.0, notes.append)
-    keeper.connect(BlockPool(8, 4), Tier(), len(BLOCK))
+    keeper.connect(BlockPool(8, 4), Tier(), len(BLOCK), {})
     return keeper
 
 

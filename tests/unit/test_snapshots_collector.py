@@ -289,6 +289,44 @@ def test_a_block_waits_unnamed_for_its_first_manifest_as_long_as_the_grace_perio
     assert restored(world.store, [1]) == ([1], [])
 
 
+def test_whoever_collects_waits_as_long_as_any_writer_of_the_store_needs(world):
+    """A worker with a long interval has reason to count on a segment for long; a prune with other settings comes by."""
+    quick, slow = world.publisher(), world.publisher(grace_s=8 * GRACE_S)
+    quick.write(IDENTITY, blocks(1))
+    publish(world, quick, 100)
+    world.now += 2 * GRACE_S
+    slow.learn(IDENTITY)
+    publish(world, slow, 101, identity=other(partition=4))  # it has seen the segment
+    for found in world.store.list("desk/ticks/manifests"):
+        world.store.delete(found.path)  # nobody names it any more
+    for _ in range(3):
+        world.collect()
+        world.now += GRACE_S / 2
+    publish(world, slow, 102)  # has no need to look again
+    world.collect()
+    assert restored(world.store, [1]) == ([1], [])
+
+
+def test_a_longer_grace_period_counts_until_nobody_needs_it_any_more(world):
+    slow = world.publisher(grace_s=8 * GRACE_S)
+    slow.learn(IDENTITY)
+    slow.write(IDENTITY, blocks(1))
+    assert len(world.of("grace")) == 1
+    world.now += 7 * GRACE_S
+    assert (world.collect().condemned, world.of("segments") != []) == ([], True)
+    world.now += 10 * GRACE_S  # it is gone for good
+    assert len(world.collect().condemned) == 1
+    world.now += GRACE_S
+    assert len(world.collect().segments) == 1
+
+
+def test_whoever_is_alone_need_not_wait_for_others(world):
+    world.publisher(grace_s=8 * GRACE_S).learn(IDENTITY)
+    world.publisher().write(IDENTITY, blocks(1))
+    alone = Collector(world.store, IDENTITY.scope, 0.0, is_alone=True)
+    assert (len(alone.collect().condemned), len(alone.collect().segments)) == (1, 1)
+
+
 @pytest.mark.parametrize(("interval_s", "grace_s"), [(1, 600), (30, 600), (600, 4800)])
 def test_the_grace_period_is_many_intervals_long(interval_s, grace_s):
     assert Retention.every(interval_s, 3, 9) == Retention(3, 9, grace_s)

@@ -392,7 +392,7 @@ def until(holds):
         time.sleep(0.01)
 
 
-def test_a_forgotten_partition_gets_no_manifest_but_blocks_that_others_count_on(kept, start):
+def test_a_forgotten_partition_gets_the_manifest_that_it_was_left_with(kept, start):
     store = Held(kept)
     writer = start(store)
     writer.add(IDENTITY, blocks(1))
@@ -403,8 +403,9 @@ def test_a_forgotten_partition_gets_no_manifest_but_blocks_that_others_count_on(
     writer.forget(IDENTITY)
     store.go.set()
     assert writer.wait(PATIENT_S)
-    assert [path.split("/")[3] for path in manifests(kept)] == ["4"]
-    assert restored(kept, [1], identity=mine) == ([1], [])
+    assert [path.split("/")[3] for path in manifests(kept)] == ["3", "4"]
+    assert restored(kept, [1]) == restored(kept, [1], identity=mine) == ([1], [])
+    assert writer.newest(IDENTITY) is None  # it is somebody else's
 
 
 def test_a_partition_that_comes_back_is_read_again(kept, start):

@@ -101,7 +101,7 @@ class Worker:
         self.standby = Standby(store, self.identity(-1, ""), interval_s, self.said)
         self.tier = Tier(most_blocks)
         self.keeper.stand_by(self.standby)
-        self.keeper.connect(BlockPool(8, 16), self.tier, BLOCK_BYTES)
+        self.keeper.connect(BlockPool(8, 16), self.tier, BLOCK_BYTES, {})
 
     @staticmethod
     def identity(number, topic_id):

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from oracle import expected_answers
@@ -139,4 +140,32 @@ def test_a_worker_that_takes_over_computes_nothing_but_partly_filled_blocks(tmp_
     num_ahead = sum(generation.num_tokens for generation in ahead)      # is made again, while there is time
     assert world.processor.runner.num_tokens <= len(before) * (BLOCK - 1) + num_ahead
     assert world.processor.tier.num_loaded >= sum(num_tokens // BLOCK for num_tokens in before.values()) - 8 * 3
+    assert not notes
+
+
+def test_the_work_of_partitions_that_stay_goes_on_while_others_are_handed_over(tmp_path, monkeypatch) -> None:
+    rng = random.Random(5)
+    store, notes = open_store(f"file://{tmp_path}"), list[str]()
+    config = make_config(step_tokens=16, backlog_tokens=10_000)
+    world = World(rng, config, 2, 400, keeper=lambda: make_keeper(store, 1_000.0, noted(notes)))
+    world.rebalance_share = 0.0
+    for _ in range(40):
+        world.log.produce(0, random_record(rng, "S0"))
+    world.drain()
+    for _ in range(40):
+        world.log.produce(1, random_record(rng, "S1"))
+    world.step()
+    processor, meanwhile = world.processor, list[int]()
+    hand_over = Keeper.hand_over
+
+    def noting(keeper: Keeper, partitions: Any, copy_out: Any, deadline_s: float) -> None:
+        before = processor.runner.num_tokens
+        hand_over(keeper, partitions, copy_out, deadline_s)
+        meanwhile.append(processor.runner.num_tokens - before)
+
+    monkeypatch.setattr(Keeper, "hand_over", noting)
+    processor.revoked([0])
+    assert sum(meanwhile) > 0
+    assert SnapshotReader(store, print).find(Identity("fake", "group", "records", "first", 0), 10**9)
+    processor.close()
     assert not notes
