@@ -128,10 +128,10 @@ class Cells:
             return self._allocate(step, min(num_blocks, most), victims) or []
         return self.pool.allocate(max(num_blocks, 0)) or []
 
-    def _forgotten(self, block_id: int, name: bytes) -> None:
+    def _forgotten(self, block_id: int, name: bytes, is_spent: bool) -> None:
         if block_id in self._passing:
             self._passing.remove(block_id)
-        else:
+        elif not is_spent:
             self.tier.leave(block_id, name)
 
     def reuse(self, step: StepBuilder, generation: Generation) -> None:

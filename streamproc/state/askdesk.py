@@ -35,6 +35,7 @@ class AskDesk:
                 partition.replies.append(Reply(message.offset, self._publisher.refusal(ask, reason)))
             else:
                 partition.waiting_asks.append(WaitingAsk(message.offset, ask, now))
+                self._intake.prepare(partition, ask.session)
         except BadAsk as problem:
             letter = Bad(message, problem.code, str(problem)).letter(self._publisher.topics.dead)
             partition.replies.append(Reply(message.offset, letter))

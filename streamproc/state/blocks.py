@@ -32,9 +32,11 @@ class BlockPool:
         self._num_holders = [0] * num_blocks
         self._blank = list(range(num_blocks - 1, -1, -1))  # free, without content
         self._kept: OrderedDict[int, None] = OrderedDict()  # free, named; the longest free first
+        self._spent: set[int] = set()  # of those
         self._names: dict[int, bytes] = {}
         self._blocks: dict[bytes, int] = {}
-        self.on_forget: Callable[[int, bytes], None] = lambda block_id, name: None  # a named block is somebody else's
+        # a named block is somebody else's; whether it was spent
+        self.on_forget: Callable[[int, bytes, bool], None] = lambda block_id, name, is_spent: None
 
     @property
     def num_free(self) -> int:
@@ -57,7 +59,8 @@ class BlockPool:
         block_id, _ = self._kept.popitem(last=False)
         name = self._names.pop(block_id)
         del self._blocks[name]
-        self.on_forget(block_id, name)
+        self.on_forget(block_id, name, block_id in self._spent)
+        self._spent.discard(block_id)
         return block_id
 
     def num_enough(self, num_blocks: int, tables: Iterable[Sequence[int]]) -> int | None:
@@ -95,6 +98,15 @@ class BlockPool:
                 else:
                     self._blank.append(block_id)
 
+    def spend(self, block_ids: Iterable[int]) -> None:
+        """Those of these blocks that are free and named are not likely to be needed again: they are the first to be
+        somebody else's, and then they are said to be spent.
+        """
+        for block_id in block_ids:
+            if block_id in self._kept:
+                self._kept.move_to_end(block_id, last=False)
+                self._spent.add(block_id)
+
     def name(self, block_id: int, name: bytes) -> bool:
         """This held block has, or will have when the next step is done, its final content -> whether it got the name:
         the first block of a name keeps it.
@@ -117,6 +129,7 @@ class BlockPool:
         assert block_id in self._names, f"block {block_id} has no name"
         if not self._num_holders[block_id]:
             del self._kept[block_id]
+            self._spent.discard(block_id)
         self._num_holders[block_id] += 1
 
     def unname(self, block_ids: Iterable[int]) -> None:
@@ -126,6 +139,7 @@ class BlockPool:
                 del self._blocks[name]
                 if not self._num_holders[block_id]:
                     del self._kept[block_id]
+                    self._spent.discard(block_id)
                     self._blank.append(block_id)
 
     def forget(self, names: Iterable[bytes]) -> None:
@@ -143,4 +157,5 @@ class BlockPool:
         free = sorted([*self._blank, *self._kept])
         assert free == [b for b, n in enumerate(expected) if not n], "free list differs from the counts"
         assert all(block_id in self._names for block_id in self._kept), "a block is kept without a name"
+        assert self._spent <= self._kept.keys(), "a block is spent that is not free"
         assert {block: name for name, block in self._blocks.items()} == self._names, "names and blocks differ"

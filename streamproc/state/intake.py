@@ -92,7 +92,7 @@ class Intake:
         for message, record, reason in parsed:
             partition = partitions[message.partition]
             if partition.phase is Phase.RESTORING and message.offset >= partition.live_from:
-                self.go_live(partition)
+                self.go_live(partition, self._num_restoring(partitions))
             if record is None:
                 self._refuse(partition, message, reason)
             else:
@@ -100,7 +100,11 @@ class Intake:
             partition.next_offset = message.offset + 1
         for partition in partitions.values():
             if partition.phase is Phase.RESTORING and partition.next_offset >= partition.live_from:
-                self.go_live(partition)
+                self.go_live(partition, self._num_restoring(partitions))
+
+    @staticmethod
+    def _num_restoring(partitions: dict[int, Partition]) -> int:
+        return sum(partition.phase is Phase.RESTORING for partition in partitions.values())
 
     def read_to(self, partition: Partition, offset: int) -> None:
         """No more records come below this offset: what is left of its log are markers of transactions."""
@@ -121,16 +125,22 @@ class Intake:
         except BadRecord as problem:
             return Parsed(message, None, str(problem))
 
-    def go_live(self, partition: Partition) -> None:
-        """The partition has seen its committed offset again: compute its sessions, answer from here on.
+    def go_live(self, partition: Partition, num_sharing: int = 1) -> None:
+        """The partition has seen its committed offset again: answer from here on. Its hottest sessions are computed at
+        once, as far as there are free cells for them; the others when a record comes for them, or a question.
 
-        Raises Refused where contexts are cut and the settings say to stop there.
+        num_sharing: partitions that are to have a part of the free cells, this one too. Raises Refused where contexts
+        are cut and the settings say to stop there.
         """
         judge_cuts(partition, self.rules.records_topic, self.rules.on_gap)
         partition.enter(Phase.LIVE)
-        for key, session in partition.sessions.items():
-            self._compute(session)
-            partition.dirty[key] = None
+        num_left, is_enough = self.workload.num_blocks_left // num_sharing, True
+        for session in hottest_first(partition):
+            num_left -= self.workload.num_blocks_missing(session.current)
+            is_enough = is_enough and num_left >= 0
+            if is_enough:
+                self._compute(session)
+            partition.dirty[session.key] = None
 
     def _refuse(self, partition: Partition, message: Message, reason: str) -> None:
         if deaths := partition.stamp.poisoned.get(message.offset):
@@ -169,6 +179,11 @@ class Intake:
         self.workload.grow(session.current)
         if session.next:
             self.workload.make_ahead(session.next)
+
+    def prepare(self, partition: Partition, key: str) -> None:
+        """Somebody is going to ask this session: what is stored of it is on its way by then."""
+        if partition.is_live and (session := partition.sessions.get(key)):
+            self.workload.grow(session.current)
 
     def _drop_unused(self, session: Session) -> None:
         for generation in session.unused:
@@ -239,3 +254,9 @@ class Intake:
             )
         grammar = source.answer.grammar(self._stop(source))
         return None if grammar is None else self._grammar_why_not(grammar)
+
+
+def hottest_first(partition: Partition) -> list[Session]:
+    """Sessions that somebody waits for, then those whose newest record is the newest."""
+    asked = {item.ask.session for item in partition.waiting_asks}
+    return sorted(partition.sessions.values(), key=lambda s: (s.key in asked, s.last_offset or 0), reverse=True)

@@ -46,10 +46,11 @@ def _truncate_session(workload: Workload, session: Session, offset: int) -> None
     for generation in session.truncate(offset):
         workload.drop(generation)
     current = session.current
+    is_cold = not current.block_table and current.seq_id not in workload.growing
     workload.pool.release(current.trim_blocks(workload.pool))
     if current.num_computed == current.num_tokens:
         workload.growing.pop(current.seq_id, None)
-    else:
+    elif not is_cold or current.num_waiting_forks:      # a cold one is computed when somebody needs it
         workload.grow(current)
 
 

@@ -44,6 +44,16 @@ class Workload:
         return sum(generation.num_tokens for generation in self.growing.values())
 
     @property
+    def num_blocks_left(self) -> int:
+        """Blocks that are free and that no generation which is behind needs; questions come on top."""
+        missing = (self.num_blocks_missing(generation) for generation in self.growing.values())
+        return self.pool.num_free - sum(missing)
+
+    def num_blocks_missing(self, generation: Generation) -> int:
+        """Blocks that a generation needs and does not hold; some of them others may have."""
+        return self.pool.num_blocks_for(generation.num_tokens) - len(generation.block_table)
+
+    @property
     def num_waiting(self) -> int:
         """Tokens that unfinished forks may still need."""
         return sum(fork.num_tokens - fork.num_computed + fork.question.max_tokens for fork in self.forks())
@@ -136,13 +146,19 @@ class Workload:
 
     def drop(self, generation: Generation) -> None:
         """A generation is gone for good."""
-        self._take_cells(generation)
+        self._take_cells(generation, is_over=generation.is_ahead)
         self.growing.pop(generation.seq_id, None)
         self.ahead.pop(generation.seq_id, None)
 
-    def _take_cells(self, generation: Generation) -> None:
-        self.pool.release(generation.forget_cells())
+    def _take_cells(self, generation: Generation, is_over: bool = False) -> None:
+        """is_over: nobody goes on with it; nor with one that was hopped from. A session's newest generation may be gone
+        because somebody else has it now, and come back.
+        """
+        block_ids = generation.forget_cells()
+        self.pool.release(block_ids)
         self.resident.pop(generation.seq_id, None)
+        if is_over or (generation.is_retired and not generation.num_waiting_forks):
+            self.pool.spend(block_ids)
 
     def retire(self, generation: Generation) -> None:
         """A generation was hopped from: only questions that already wait for it still need it computed."""

@@ -203,3 +203,23 @@ def test_a_truncated_generation_gives_up_the_block_in_which_tokens_are_gone_if_o
     pool.release(generation.trim_blocks(pool))
     assert (len(generation.block_table), generation.num_computed) == (1, 4)
     pool.check([generation.block_table])
+
+
+def test_what_is_spent_is_the_first_to_go_and_is_told_from_the_rest():
+    pool, forgotten = BlockPool(3, 4), []
+    pool.on_forget = lambda block_id, name, is_spent: forgotten.append((name, is_spent))
+    (kept, kept_name), (spent, spent_name), (again, again_name) = (named(pool, (i,) * 4) for i in range(3))
+    pool.release([kept])
+    pool.spend([spent, kept])   # one that is held is not spent
+    pool.release([spent])
+    pool.release([again])
+    pool.spend([spent, again])
+    pool.take(again)            # somebody needs it after all
+    pool.release([again])
+    assert pool.look_up(spent_name) == spent
+    pool.take(kept)
+    pool.release([kept])
+    pool.check([])
+    assert pool.allocate(3)
+    assert forgotten == [(spent_name, True), (again_name, False), (kept_name, False)]
+    pool.check([[kept], [spent], [again]])
