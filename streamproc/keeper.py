@@ -87,10 +87,11 @@ class Keeper:
     def connect(self, pool: BlockPool, tier: Tier, block_bytes: int) -> None:
         self._pool, self._tier, self._block_bytes = pool, tier, block_bytes
         self._reserved_bytes = min(STEP_BYTES, self._writer.room // 2)
+        self._reader.block_bytes = block_bytes
         tier.shelf = self
         if self._standby:
             tier.share(self._standby.spare)
-            self._standby.start(tier.is_here)
+            self._standby.start(tier.is_here, block_bytes)
 
     # A shelf
 

@@ -72,7 +72,8 @@ class FileStore:
             except FileNotFoundError:
                 return None
             try:
-                return read_all(file, start, os.fstat(file).st_size - start if num_bytes is None else num_bytes)
+                left = max(os.fstat(file).st_size - start, 0)  # never more memory than there is to be read
+                return read_all(file, start, left if num_bytes is None else min(num_bytes, left))
             finally:
                 os.close(file)
 
