@@ -147,9 +147,21 @@ def segment_path(scope: str, sha256: str) -> str:
     return f"{segments_folder(scope)}/{sha256}.safetensors"
 
 
-def segment_digest(path: str) -> str:
-    """The digest in the path of a segment or of its mark."""
-    return path.rpartition("/")[2].removesuffix(".safetensors")
+def segment_digest(scope: str, path: str) -> str | None:
+    """The digest in the path of a segment; None: the path of none, so it is not ours."""
+    digest = path.rpartition("/")[2].removesuffix(".safetensors")
+    return digest if DIGEST.fullmatch(digest) and path == segment_path(scope, digest) else None
+
+
+def mark_path(scope: str, sha256: str) -> str:
+    """Of the mark beside a segment that is condemned; see collector.py."""
+    return f"{condemned_folder(scope)}/{sha256}"
+
+
+def mark_digest(scope: str, path: str) -> str | None:
+    """The digest in the path of a mark; None: not ours."""
+    digest = path.rpartition("/")[2]
+    return digest if DIGEST.fullmatch(digest) and path == mark_path(scope, digest) else None
 
 
 def parse_name(path: str) -> ManifestName | None:
@@ -207,8 +219,9 @@ def decode(name: ManifestName, content: bytes | memoryview) -> Manifest:
 
 
 def parse_identity(doc: dict[str, Any]) -> Identity:
-    fingerprint, topic_id = field(doc, "fingerprint", str), field(doc, "topic_id", str)
-    return Identity(fingerprint, field(doc, "group", str), field(doc, "topic", str), topic_id, count(doc, "partition", 2**31 - 1))
+    fingerprint, group = field(doc, "fingerprint", str), field(doc, "group", str)
+    topic, topic_id = field(doc, "topic", str), field(doc, "topic_id", str)
+    return Identity(fingerprint, group, topic, topic_id, count(doc, "partition", 2**31 - 1))
 
 
 def parse_session(doc: Any) -> SessionPart:

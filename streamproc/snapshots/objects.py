@@ -71,6 +71,9 @@ class ObjectStore:
         with self._saying("delete", path), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, path)
 
+    def sweep(self, folder: str) -> None:
+        """An object that was not put whole is not there."""
+
     @contextlib.contextmanager
     def _saying(self, deed: str, path: str) -> Iterator[None]:
         try:

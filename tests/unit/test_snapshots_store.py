@@ -157,11 +157,13 @@ def test_a_file_system_without_links_will_do(folder, monkeypatch):
 
 def test_what_a_killed_writer_left_is_not_listed_and_goes_in_time(folder):
     folder.put("a/b", [b"x"])
-    fresh, stale = (folder.root / "a" / f"c.{age}.part" for age in ("fresh", "stale"))
+    fresh, stale = (folder.root / "a" / f"c.{letter * 32}.part" for letter in "ab")
     for path in (fresh, stale):
         path.write_bytes(b"half")
     os.utime(stale, (0, 0))
     assert [found.path for found in folder.list("a")] == ["a/b"]
+    assert stale.exists()  # whoever only looks deletes nothing
+    folder.sweep("a")
     assert fresh.exists()
     assert not stale.exists()
 
@@ -210,3 +212,34 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(small_disk, tmp_path, 
     monkeypatch.undo()
     store.put("a/new", [b"new"])
     assert bytes(store.get("a/new")) == b"new"
+
+
+def test_files_of_others_with_such_a_name_are_listed_and_stay(folder):
+    folder.put("a/b", [b"x"])
+    film = folder.root / "a" / "film.part"
+    film.write_bytes(b"long")
+    os.utime(film, (0, 0))
+    folder.sweep("a")
+    assert [found.path for found in folder.list("a")] == ["a/b", "a/film.part"]
+
+
+def test_a_left_over_that_may_not_be_deleted_is_in_nobodys_way(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder.put("a/b", [b"x"])
+    left = folder.root / "a" / f"c.{'0' * 32}.part"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(stores.os, "unlink", refuse)
+    folder.sweep("a")
+    assert left.exists()
+    assert [found.path for found in folder.list("a")] == ["a/b"]
+
+
+def test_links_that_lead_nowhere_are_passed_over(folder):
+    folder.put("a/b", [b"x"])
+    (folder.root / "a" / "loop").symlink_to("loop")
+    (folder.root / "a" / "gone").symlink_to("nowhere")
+    folder.sweep("a")
+    assert [found.path for found in folder.list("a")] == ["a/b"]
