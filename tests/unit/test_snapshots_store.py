@@ -9,6 +9,7 @@ from snapshot_world import S3Server
 from streamproc.errors import Unavailable, Usage
 from streamproc.snapshots import files as stores
 from streamproc.snapshots.files import FileStore
+from streamproc.snapshots.objects import first_line
 from streamproc.snapshots.store import open_store
 
 FULL_BYTES = 2**20
@@ -83,8 +84,10 @@ def test_an_object_store_that_does_not_answer_is_one_line():
 
 
 def test_a_missing_bucket_is_one_line(s3_url):
-    with pytest.raises(Unavailable, match=r"^snapshots: cannot write a in s3://[^\n]+$"):
-        open_store(s3_url.replace("s3://b", "s3://c")).put("a", [b"x"])
+    store = open_store(s3_url.replace("s3://b", "s3://c"))
+    for deed in (lambda: store.list("a"), lambda: store.get("a"), lambda: store.put("a", [b"x"])):
+        with pytest.raises(Unavailable, match=r"^snapshots: cannot \w+ a in s3://[^\n]+: there is no such bucket"):
+            deed()
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
@@ -243,3 +246,31 @@ def test_links_that_lead_nowhere_are_passed_over(folder):
     (folder.root / "a" / "gone").symlink_to("nowhere")
     folder.sweep("a")
     assert [found.path for found in folder.list("a")] == ["a/b"]
+
+
+@pytest.mark.parametrize("url", ["s3://[bad", "~nosuch/x", "/tmp/a\0b"])
+def test_a_url_that_cannot_be_taken_apart_is_one_line(url):
+    with pytest.raises(Usage, match=r"^snapshots\.url = [^\n]+; use a folder, file:///path, s3://bucket/prefix or"):
+        open_store(url).list("a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:hidden@bucket/p", "s3://hidden:hid/hidden@bucket/p", "https://KEY:hidden@host/x", "ftp://hidden@h",
+        "s3://KEY:hidden@[bad", "s3://b/p?endpoint=http://KEY:hidden@127.0.0.1:1",
+    ],
+)  # fmt: skip
+def test_no_password_is_said(url):
+    with pytest.raises(Usage) as caught:
+        open_store(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_credentials_that_are_missing_are_named():
+    """Without any the client asks the machine's address for them, of which nobody has heard."""
+    said = "Error performing PUT http://169.254.169.254/latest/api/token in 1.2ms - Server returned 403"
+    assert first_line(OSError(said)) == (
+        "there are no credentials; they come from the cloud's variables, such as AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY"
+    )
