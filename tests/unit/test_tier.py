@@ -331,7 +331,6 @@ def test_contexts_that_nobody_can_go_back_to_take_no_memory(num_blocks: int) -> 
     assert processor.pool.num_free
 
 
-<<<<<<< HEAD
 class Stored:
     """A shelf that has all of these blocks, and cannot read some of them."""
 
@@ -375,7 +374,8 @@ def test_behind_blocks_that_the_shelf_cannot_read_nothing_is_computed_that_it_ca
     assert second.scheduler.tier.num_loaded == 25 - len(damaged)
     num_question = 3 + 1
     assert second.num_tokens == BLOCK * len(damaged) + 1 + num_question
-=======
+
+
 def test_a_shelf_that_has_a_fault_costs_the_blocks_and_not_the_loop(caplog: pytest.LogCaptureFixture) -> None:
     shelf = Shelf(A, B)
     tier = Tier(0, shelf, most_coming=8)
@@ -384,4 +384,3 @@ def test_a_shelf_that_has_a_fault_costs_the_blocks_and_not_the_loop(caplog: pyte
     tier.collect()
     assert (tier.num_coming, tier.has(A), tier.offer([A, B])) == (0, False, ([], False))
     assert "blocks cannot be fetched: MemoryError: no room" in caplog.text
->>>>>>> daa7816 (What is read of the snapshot store is held to types and bounds where it is decoded: a forged file costs itself, not the start)
