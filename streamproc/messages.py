@@ -240,6 +240,17 @@ class Head:
     records_before: int                 # records of this session before it: triggers count all of them
     marks: dict[str, Mark] = field(default_factory=dict)    # by query id
     topic_id: str = ""                  # of the records topic: these offsets are of no other, even of one of its name
+    born_at: int = 0                    # first record after the generation had become the current one; 0: not known
+
+    @property
+    def current_from(self) -> int:
+        """The record from which on this generation is the session's."""
+        return max(self.start_offset, self.born_at)
+
+    @property
+    def newest(self) -> int:
+        """The newest record that it knows of: it was committed with an offset beyond it."""
+        return max([self.current_from, *(mark.offset for mark in self.marks.values())])
 
     def encode(self) -> bytes:
         return orjson.dumps({"v": 1, **asdict(self)})
@@ -249,10 +260,28 @@ def decode_head(value: bytes) -> Head:
     """The head in a message. Raises StreamprocError where it is none."""
     try:
         doc = orjson.loads(value)
-        marks = {query_id: Mark(**mark) for query_id, mark in doc["marks"].items()}
-        return Head(doc["session"], doc["start_offset"], doc["records_before"], marks, str(doc.get("topic_id", "")))
+        marks = {query_id: _mark(mark) for query_id, mark in doc["marks"].items()}
+        return Head(_text(doc["session"]), _count(doc["start_offset"]), _count(doc["records_before"]), marks,
+                    _text(doc.get("topic_id", "")), _count(doc.get("born_at", 0)))
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise StreamprocError(f"not a session head: {problem!r}") from None
+
+
+def _mark(doc: Any) -> Mark:
+    return Mark(_text(doc["version"]), _count(doc["offset"]), _text(doc["digest"]))
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"{str(value)[:40]!r} is not a text")
+    return value
+
+
+def _count(value: Any) -> int:
+    """An offset, or a number of records."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError(f"{str(value)[:40]!r} is not a whole number")
+    return value
 
 
 def text_digest(text: str) -> str:

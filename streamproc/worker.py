@@ -48,6 +48,11 @@ def named(config: Config) -> Config:
     return replace(config, worker=replace(config.worker, slot=slot))
 
 
+def transactional_id(config: Config) -> str:
+    """No name of a group or a slot holds a slash: so each pair has an id of its own."""
+    return f"{config.worker.group}/{config.worker.slot}"
+
+
 def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line."""
     collect_rarely()
@@ -59,7 +64,7 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     engine = build_engine(config)
     keeper = make_keeper(config, engine, warn)
     control = ControlTopic(config)
-    sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", warn)
+    sink = EpochSink(properties, transactional_id(config), warn)
     processor = StreamProcessor(config, engine, sink, control, Clock())
     source = Source(config, processor, warn, instance_id, engine.model)
     processor.connect(source, keeper)

@@ -73,7 +73,21 @@ def find_gap(found: Found) -> Gap | None:
             "it goes on from the log's end",
             False,
         )
-    return _other_origin(found)
+    return _set_back(found) or _other_origin(found)
+
+
+def _set_back(found: Found) -> Gap | None:
+    """Heads are committed with the offset: none can know of a record beyond it."""
+    ahead = sorted((head.newest, session) for session, head in found.heads.items() if head.newest >= found.committed)
+    if not ahead:
+        return None
+    newest, session = ahead[-1]
+    return Gap(
+        f"{found.where}: offset {found.committed} is committed, but {len(ahead)} sessions' heads know of later "
+        f"records, that of {session!r} of {newest}: somebody has set group {found.group} back",
+        f"it reads these sessions again from the log's start, {found.low}, and answers again from {found.committed} on",
+        False,
+    )
 
 
 def _other_origin(found: Found) -> Gap | None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -11,12 +10,12 @@ from streamproc.errors import Refused, Unavailable
 from streamproc.kafka.committed import Committed, Place, read_committed
 from streamproc.kafka.epoch import longest_open_s
 from streamproc.kafka.gaps import Found, find_gap
-from streamproc.kafka.heads import read_heads
+from streamproc.kafka.heads import Heads, known_before, read_heads
 from streamproc.kafka.identity import Identities, Identity, not_as_many
 from streamproc.kafka.positions import watermarks
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.tailing import Tail
-from streamproc.messages import Head
+from streamproc.state.asklog import answered_to
 from streamproc.state.origin import Origin, decode_origin
 from streamproc.state.partition import Recovery
 from streamproc.state.registrar import OWNER
@@ -53,7 +52,8 @@ class GroupLog:
         places = [(topic, number) for number in numbers for topic in (self._records, self._asks)]
         if OWNER in numbers:
             places.append((self._config.topics.control, 0))
-        committed, heads = self._committed(places), read_heads(self._config, numbers)
+        committed = self._committed(places)
+        heads = read_heads(self._config, numbers, self._warn)
         known = self._partitions_known(numbers, committed, heads)
         return {number: self._recover(number, identity, committed, heads[number], known) for number in numbers}
 
@@ -62,44 +62,45 @@ class GroupLog:
         number: int,
         identity: Identity,
         offsets: dict[Place, Committed],
-        heads: dict[str, Head],
+        heads: Heads,
         partitions_known: int,
     ) -> Recovery:
         committed, metadata = offsets[self._records, number]
         low, high = self._watermarks(self._records, number)
         stamp = decode_stamp(metadata) if committed >= 0 else FRESH
         before, origin = decode_origin(metadata), Origin(self._model, identity.num_partitions)
-        if committed < 0 and not heads and partitions_known <= number:
+        if committed < 0 and not heads.known and partitions_known <= number:
             before = Origin("", partitions_known)
         found = Found(
-            self._records, number, self._config.worker.group, identity.id, low, high, committed, stamp.topic_id, heads,
-            before, origin,
+            self._records, number, self._config.worker.group, identity.id, low, high, committed, stamp.topic_id,
+            heads.known, before, origin,
         )  # fmt: skip
-        stale: tuple[str, ...] = ()
-        cut = frozenset(session for session, head in heads.items() if head.start_offset < low)
+        cut = frozenset(session for session, head in heads.known.items() if head.start_offset < low)
         if gap := find_gap(found):
             if self._config.worker.on_gap == "fail":
                 raise Refused(gap.line("fail"))
             self._warn(gap.line("rebuild"))
             if gap.starts_over:
-                committed, stale, heads, stamp, cut = -1, tuple(heads), {}, FRESH, frozenset()
+                committed, stamp, cut = -1, FRESH, frozenset()
             elif not low <= committed <= high:
-                committed, heads, stamp, cut = min(max(committed, low), high), _below(heads, high), FRESH, frozenset()
+                committed, stamp, cut = min(max(committed, low), high), FRESH, frozenset()
+        known = known_before(heads, committed, low) if committed >= 0 else {}
+        stale = tuple(each for each in (*heads.known, *heads.unread) if known.get(each) != heads.known.get(each))
         if committed < 0:
             committed = low if self._config.worker.start == "earliest" else high
         asks = self._asks_from(number, offsets[self._asks, number])
         control_from = max(offsets.get((self._config.topics.control, 0), NO_ONE).offset, 0)
-        first = min((head.start_offset for head in heads.values()), default=committed)
+        first = min((head.start_offset for head in known.values()), default=committed)
         return Recovery(
-            min(max(first, low), committed), committed, heads, *asks, control_from, stamp, identity.id, high, stale,
+            min(max(first, low), committed), committed, known, *asks, control_from, stamp, identity.id, high, stale,
             cut, origin, is_signed=offsets[self._records, number].offset < 0 or before == origin,
         )  # fmt: skip
 
     def _partitions_known(
-        self, numbers: Collection[int], offsets: dict[Place, Committed], heads: dict[int, dict[str, Head]]
+        self, numbers: Collection[int], offsets: dict[Place, Committed], heads: dict[int, Heads]
     ) -> int:
         """How many the group has known of, for those of which it knows nothing; 0: nobody says."""
-        new = [n for n in numbers if offsets[self._records, n].offset < 0 and not heads[n]]
+        new = [n for n in numbers if offsets[self._records, n].offset < 0 and not heads[n].known]
         asked = dict(offsets)
         if new and min(numbers) > OWNER:  # whoever owns that one commits, if anybody does
             asked |= self._committed([(self._records, OWNER)])
@@ -127,7 +128,7 @@ class GroupLog:
         offset, metadata = committed
         low, high = self._watermarks(self._asks, number)
         if low <= offset <= high:
-            return offset, metadata
+            return offset, metadata if answered_to(offset, metadata) <= high else ""
         if offset >= 0:
             self._warn(
                 f"{self._asks} partition {number}: offset {offset} is committed, the log holds {low} to {high}: "
@@ -165,12 +166,3 @@ class GroupLog:
             return tail.starts()[number], tail.ends()[number]
         finally:
             tail.close()
-
-
-def _below(heads: dict[str, Head], end: int) -> dict[str, Head]:
-    """Heads of a log that has lost its end, and what they remember of it."""
-    return {
-        session: replace(head, marks={name: mark for name, mark in head.marks.items() if mark.offset < end})
-        for session, head in heads.items()
-        if head.start_offset < end
-    }

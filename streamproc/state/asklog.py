@@ -6,11 +6,10 @@ What is answered past the committed position travels as the metadata of the offs
 
 import re
 from collections.abc import Iterable
-from itertools import pairwise
 
 MAX_OPEN = 256  # keeps the metadata far below the broker's limit of 4,096 bytes
 
-RANGES = re.compile(r"answered( \+\d+(-\d+)?)*")
+RANGES = re.compile(r"answered( \+[0-9]{1,18}(-[0-9]{1,18})?)*")
 
 
 class AskLog:
@@ -18,7 +17,8 @@ class AskLog:
 
     def __init__(self, next_offset: int, metadata: str = "") -> None:
         self.next_offset = next_offset
-        self._answered = _parse(next_offset, metadata)
+        self._before = _parse(next_offset, metadata)  # answered by owners before this one
+        self._answered: set[int] = set()
         self._open: set[int] = set()
 
     @property
@@ -30,7 +30,7 @@ class AskLog:
         if offset < self.next_offset:
             return False
         self.next_offset = offset + 1
-        if offset in self._answered:
+        if offset in self._answered or any(offset in each for each in self._before):
             return False
         self._open.add(offset)
         return True
@@ -44,28 +44,42 @@ class AskLog:
         """The offset to commit, and its metadata."""
         position = min(self._open, default=self.next_offset)
         self._answered = {offset for offset in self._answered if offset >= position}
-        return position, _format(position, self._answered)
+        self._before = [range(max(each.start, position), each.stop) for each in self._before if each.stop > position]
+        return position, _format(position, [*self._before, *(range(offset, offset + 1) for offset in self._answered)])
 
 
-def _format(position: int, offsets: Iterable[int]) -> str:
+def answered_to(position: int, metadata: str) -> int:
+    """One past the last ask that metadata beside this position calls answered; a log that ends before never held it."""
+    return max((each.stop for each in _parse(position, metadata)), default=position)
+
+
+def _format(position: int, answered: Iterable[range]) -> str:
     """{7, 8, 10} after position 5 -> "answered +2-3 +5"."""
-    ordered = sorted(offsets)
-    if not ordered:
-        return ""
-    starts = ordered[:1] + [b for a, b in pairwise(ordered) if b != a + 1]
-    ends = [a for a, b in pairwise(ordered) if b != a + 1] + ordered[-1:]
     parts = [
-        f"+{a - position}" if a == b else f"+{a - position}-{b - position}" for a, b in zip(starts, ends, strict=True)
+        f"+{each.start - position}" if len(each) == 1 else f"+{each.start - position}-{each.stop - 1 - position}"
+        for each in _joined(answered)
     ]
-    return " ".join(["answered", *parts])
+    return " ".join(["answered", *parts]) if parts else ""
 
 
-def _parse(position: int, metadata: str) -> set[int]:
-    """The inverse of `_format`; metadata that somebody else wrote means nothing to us."""
+def _joined(answered: Iterable[range]) -> list[range]:
+    """In order, and as few as can be."""
+    joined: list[range] = []
+    for each in sorted(answered, key=lambda each: each.start):
+        if joined and each.start <= joined[-1].stop:
+            joined[-1] = range(joined[-1].start, max(joined[-1].stop, each.stop))
+        else:
+            joined.append(each)
+    return joined
+
+
+def _parse(position: int, metadata: str) -> list[range]:
+    """The inverse of `_format`; metadata that somebody else wrote means nothing to us.
+
+    Ranges, not offsets: what somebody else wrote may name more of these than memory holds.
+    """
     if not RANGES.fullmatch(metadata):
-        return set()
-    offsets: set[int] = set()
-    for part in metadata.split()[1:]:
-        first, _, last = part[1:].partition("-")
-        offsets.update(range(position + int(first), position + int(last or first) + 1))
-    return offsets
+        return []
+    bounds = [part[1:].partition("-") for part in metadata.split()[1:]]
+    ranges = [range(position + int(first), position + int(last or first) + 1) for first, _, last in bounds]
+    return _joined(each for each in ranges if each)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from streamproc.state.stamp import Stamp
+from streamproc.state.stamp import Stamp, whole
 
 DIGEST = 16  # characters
 
@@ -35,6 +35,7 @@ def decode_origin(metadata: str) -> Origin:
     """The inverse of `sign`; what somebody else wrote says nothing."""
     try:
         doc = orjson.loads(metadata)
-        return Origin(str(doc.get("model", "")), int(doc.get("partitions", 0)))
+        model = doc.get("model", "")
+        return Origin(model, whole(doc.get("partitions", 0))) if isinstance(model, str) else UNKNOWN
     except (orjson.JSONDecodeError, TypeError, ValueError, AttributeError):
         return UNKNOWN

@@ -26,7 +26,7 @@ class Recovery:
     stamp: Stamp = FRESH  # what the committed offset says
     topic_id: str = ""  # of the records topic, now
     end: int = 0  # of the log, now
-    stale: tuple[str, ...] = ()  # sessions whose heads mean nothing any more
+    stale: tuple[str, ...] = ()  # sessions whose heads, as they are in the topic, mean nothing any more
     cut: frozenset[str] = frozenset()  # sessions whose context began in records that are deleted
     origin: Origin = UNKNOWN  # this owner's
     is_signed: bool = True  # the committed offset says the same
@@ -75,7 +75,7 @@ class Partition:
     replies: list[Reply] = field(default_factory=list)
     committed: tuple[int, int, str] = (0, 0, "")  # records offset, asks offset and its metadata
     stamp: Stamp = FRESH  # what this owner has to say beside the offset, as long as it is `live_from`
-    stale: tuple[str, ...] = ()  # sessions whose heads are to be removed
+    stale: tuple[str, ...] = ()  # sessions whose heads are to be written anew, or removed
     cut: frozenset[str] = frozenset()  # sessions whose context began in deleted records, until that is judged
     rebuild_from: int = 0  # the first record that was read again
     origin: Origin = UNKNOWN  # goes with every offset that is committed
@@ -135,7 +135,8 @@ class Partition:
         session = self.sessions[key] = Session(
             key, self.shape, offset, head.records_before if head else 0, new_seq_id()
         )
-        session.head = head
+        if head:
+            session.go_on_from(head)
         return session
 
     def has_records_of(self, key: str) -> bool:

@@ -112,8 +112,9 @@ class Publisher:
                     generation.records_before,
                     marks.get(session, old_marks),
                     partition.stamp.topic_id,
+                    generation.born_at,
                 )
-                if head != session.head:
+                if head != session.head or session.key in partition.stale:
                     yield session.key, head
 
     def _head_message(self, partition: Partition, session: str, value: bytes | None) -> Outgoing:

@@ -76,6 +76,11 @@ class Session:
         self.evaluated: dict[str, tuple[str, int]] = {}  # query id -> version and offset of its newest idle fork
         self.newest: dict[Any, Any] = {}  # answers by what was asked (state/recent.py)
 
+    def go_on_from(self, head: Head) -> None:
+        """Its first record is read again: the generation is the one that this head tells of."""
+        self.head = head
+        self.current.born_at = max(self.current.born_at, head.born_at)
+
     @property
     def generations(self) -> list[Generation]:
         return [*self.retired, self.current]

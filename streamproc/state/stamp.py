@@ -7,10 +7,11 @@ at those.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
+T = TypeVar("T")
 EVER = 2**63 - 1  # an offset that no record has
 MAX_POISONED = 64  # keeps the metadata far below the broker's limit
 MAX_SUSPECTS = 8  # likewise
@@ -110,12 +111,25 @@ def decode_stamp(metadata: str) -> Stamp:
         doc = orjson.loads(metadata)
         work = doc.get("work")
         return Stamp(
-            str(doc["epoch"]),
-            str(doc["topic"]),
-            bool(doc.get("left", False)),
-            None if work is None else Work(int(work[0]), int(work[1]), bool(work[2])),
-            tuple(Suspects(*map(int, each)) for each in doc.get("suspects", ())),
-            {int(offset): int(times) for offset, times in doc.get("poisoned", {}).items()},
+            _only(str, doc["epoch"]),
+            _only(str, doc["topic"]),
+            _only(bool, doc.get("left", False)),
+            None if work is None else Work(whole(work[0]), whole(work[1]), _only(bool, work[2])),
+            tuple(Suspects(*map(whole, each)) for each in doc.get("suspects", ())),
+            {whole(int(offset)): whole(times) for offset, times in doc.get("poisoned", {}).items()},
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, IndexError):
         return FRESH
+
+
+def _only(kind: type[T], value: Any) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def whole(value: Any) -> int:
+    """An offset, or a count. Raises TypeError or ValueError for what is none."""
+    if not 0 <= _only(int, value) <= EVER:
+        raise ValueError(f"{value!r} is no offset")
+    return int(value)

@@ -17,9 +17,10 @@ from streamproc.config import Config, Topics
 from streamproc.errors import Refused
 from streamproc.kafka import recovery
 from streamproc.kafka.identity import Identities
-from streamproc.messages import Ask, Query
+from streamproc.messages import Ask, Query, decode_head
 from streamproc.records import Trade, encode_record
 from streamproc.state.origin import Origin
+from streamproc.state.publish import head_key
 
 pytestmark = pytest.mark.broker
 
@@ -136,6 +137,101 @@ def test_an_offset_beyond_the_end_of_the_log(site: Site) -> None:
     assert any("it goes on from the log's end" in line for line in worker.warnings)
     assert work(site, 60, 20) == []
     assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+
+
+def commit_by_hand(site: Site, topic: str, offset: int, metadata: str = "") -> None:
+    """As kafka-consumer-groups --reset-offsets does, while nobody is in the group."""
+    consumer = Consumer({**site.config.kafka, "group.id": site.config.worker.group})
+    consumer.commit(offsets=[TopicPartition(topic, 0, offset, metadata=metadata)], asynchronous=False)
+    consumer.close()
+
+
+def one_session(start: int, count: int) -> list[Trade]:
+    return [Trade("A", 1_000 + i, f"{90 + i * 7 % 23}.{i % 10}", "1") for i in range(start, start + count)]
+
+
+@pytest.mark.parametrize("how_far", ["nothing", "before the generation", "within the generation"])
+def test_a_group_that_is_set_back_is_told_and_answers_again_as_it_did(how_far: str, site: Site) -> None:
+    """Sessions' heads lie ahead of the committed offset then: what they say was not so at that offset."""
+    topic = site.config.topics.records
+    site.send_records(one_session(0, 60))
+    with ThreadWorker(site.config):
+        site.settle()
+    first = site.answers()
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+    head = decode_head(site.read(site.config.topics.sessions)[-1].value or b"")
+    assert 40 < head.start_offset < head.born_at
+    to = {"nothing": 0, "before the generation": 40, "within the generation": head.born_at}[how_far]
+    commit_by_hand(site, topic, to)
+    line = refusal(site)
+    assert f"{topic} partition 0: offset {to} is committed, but 1 sessions' heads know of later records" in line
+    assert f"that of 'A' of {head.born_at}: somebody has set group {site.config.worker.group} back" in line
+    with ThreadWorker(with_policy(site.config, "rebuild")) as worker:
+        site.settle()
+    assert len(worker.warnings) == 1
+    due = [answer for answer in first if answer.as_of and answer.as_of.offset >= to]
+    assert site.answers() == [*first, *due]  # ids and texts too
+    site.send_records(one_session(60, 40))
+    with ThreadWorker(site.config) as worker:
+        site.settle()
+    assert worker.warnings == []
+    expected = site.expected(TRIGGERED)
+    assert [answer.as_of.offset for answer in site.answers()[len(first) + len(due) :] if answer.as_of] == [
+        item.offset for item in expected if item.offset >= 60
+    ]
+    assert [item for item in site.triggered(TRIGGERED) if item.offset >= 60] == expected[30:]
+
+
+def test_after_a_set_back_the_first_epoch_makes_the_heads_fit_again(site: Site) -> None:
+    """One session whose generation is known still, but not its marks; one that begins behind the offset."""
+    change = Query("change", "Is {count}?", every=1, emit="change", max_tokens=5)
+    site.register([change])
+    site.send_records([*one_session(0, 6), Trade("B", 2_000, "9.5", "1")])
+    with ThreadWorker(site.config):
+        site.settle()
+    topic, first = site.config.topics.records, site.answers()
+    commit_by_hand(site, topic, 4)
+    line = refusal(site)
+    assert "2 sessions' heads know of later records, that of 'B' of 6" in line
+    with ThreadWorker(with_policy(site.config, "rebuild")) as worker:
+        site.settle()
+    assert len(worker.warnings) == 1
+    again = [answer for answer in first if answer.as_of and answer.as_of.offset >= 4]
+    order = [(answer.id, answer.text) for answer in site.answers()[len(first) :]]
+    assert sorted(order) == sorted((answer.id, answer.text) for answer in again)
+    with ThreadWorker(site.config) as worker:
+        until(lambda: worker.owned, "its partition")
+    assert worker.warnings == []
+
+
+BAD_HEADS = [
+    b"garbage",
+    b'{"session":"A","start_offset":"x","records_before":0,"marks":{}}',
+    b'{"session":"A","start_offset":-5,"records_before":-9,"marks":{}}',
+    b'{"session":"A","start_offset":0,"records_before":0,"marks":{"n":{"version":1,"offset":"x","digest":2}}}',
+    b'{"session":"Z","start_offset":999999,"records_before":0,"marks":{}}',
+]
+
+
+@pytest.mark.parametrize("value", BAD_HEADS, ids=range(len(BAD_HEADS)))
+def test_a_head_that_nobody_can_read_is_told_passed_over_and_written_anew(value: bytes, site: Site) -> None:
+    work(site, 0, 60)
+    topics, key = site.config.topics, head_key(site.config.worker.group, site.config.topics.records, "A")
+    where = site.send(topics.sessions, key, value, 0)
+    (line,) = work(site, 60, 20)
+    assert f"{topics.sessions} partition 0 offset {where.offset}, key {key.decode()!r}: not a session head" in line
+    assert "\n" not in line
+    assert work(site, 80, 20) == []
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+
+
+def test_metadata_of_asks_that_names_more_than_the_log_holds_says_nothing(site: Site) -> None:
+    work(site, 0, 10)
+    commit_by_hand(site, site.config.topics.asks, 0, "answered +1-99999999999")
+    with ThreadWorker(site.config):
+        for name in ("one", "two", "three"):
+            site.ask(Ask(name, "A", "how?", max_tokens=3))
+        until(lambda: len(site.replies()) == 3, "the replies")
 
 
 def test_asks_that_are_gone_are_told_and_do_not_stop_the_worker(site: Site) -> None:

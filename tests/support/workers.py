@@ -28,6 +28,7 @@ from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor
 from streamproc.records import Record, encode_record
 from streamproc.state.epoch import Message
+from streamproc.worker import transactional_id
 
 CONTEXT, KEEP, BLOCK = 160, 80, 4  # a few records of the fake renderer: sessions hop often
 PATIENCE_S = 40.0
@@ -66,7 +67,7 @@ class ThreadWorker:
         properties = client_properties(config)
         self.warnings: list[str] = []
         warn = self.warnings.append
-        self.transactional_id = f"{config.worker.group}-{config.worker.slot}"
+        self.transactional_id = transactional_id(config)
         self._control = ControlTopic(config)
         sink = EpochSink(properties, self.transactional_id, warn)
         engine = engine or fake_engine()

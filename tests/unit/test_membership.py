@@ -7,13 +7,14 @@ import pytest
 from fakes import FakeFlight, FakeSource
 from world import World, make_config, random_record
 
-from streamproc.config import Config
+from streamproc.config import Config, Worker
 from streamproc.kafka.gaps import Found, find_gap
 from streamproc.messages import Ask, Head, Mark, Query
 from streamproc.state.lifecycle import ACTS, NEXT, Act, Event, Phase
 from streamproc.state.pace import Pace
 from streamproc.state.pressure import Pressure
 from streamproc.state.stamp import EVER, FRESH, Stamp, Suspects, Work, decode_stamp
+from streamproc.worker import transactional_id
 
 QUERY = Query("q", "how is {last}?", every=1, max_tokens=5)
 
@@ -208,6 +209,18 @@ def test_a_stamp_says_to_the_next_owner_how_many_died_and_at_what() -> None:
     assert stamp.after(6).poisoned == {9: 0}
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"poisoned":{"28":1e300}', '"poisoned":{"-5":1}', '"poisoned":[1]', f'"poisoned":{{"{"9" * 30}":1}}',
+        '"left":"no"', '"work":[1e999,2,false]', '"work":[1,-2,false]', '"work":[1,2,"x"]', '"work":7', '"work":[1]',
+        '"suspects":[[1,2,1e300,0]]', '"suspects":[[1,2,-3,0]]', '"suspects":[1]', '"suspects":[[1]]',
+    ],
+)  # fmt: skip
+def test_a_stamp_that_does_not_fit_says_nothing(field: str) -> None:
+    assert decode_stamp(f'{{"epoch":"e","topic":"t",{field}}}') == FRESH
+
+
 def test_deaths_narrow_down_the_records_that_may_be_the_cause() -> None:
     works = [Work(5, EVER), Work(10, 74), Work(20, 21, True), Work(30, 31, True), Work(30, 31, True)]
     stamp = Stamp()
@@ -228,6 +241,7 @@ def find(**changes: object) -> str:
     return gap.line("fail") if gap else ""
 
 
+AHEAD = {"A": Head("A", 12, 3, {}, "id", 20)}
 HEADS = {"A": Head("A", 12, 3, {"q": Mark("v", 15, "d")}, "id")}
 
 
@@ -240,6 +254,10 @@ HEADS = {"A": Head("A", 12, 3, {"q": Mark("v", 15, "d")}, "id")}
         ({"committed_topic_id": ""}, ""),
         ({"topic_id": ""}, ""),
         ({"committed": 10}, ""),
+        ({"committed": 16, "heads": HEADS}, ""),
+        ({"committed": 15, "heads": HEADS}, "offset 15 is committed, but 1 sessions' heads know of later records"),
+        ({"committed": 21, "heads": AHEAD}, ""),
+        ({"committed": 20, "heads": AHEAD}, "that of 'A' of 20: somebody has set group g back"),
         ({"committed": 50}, ""),
         ({"committed": 9}, "records 9 to 9 were deleted before they were processed"),
         ({"committed": 51}, "offset 51 is committed, the log ends at 50"),
@@ -258,3 +276,8 @@ def test_a_gap_is_named_in_one_line_that_says_what_would_do(changes: dict[str, o
 def test_settings_of_membership_have_defaults_that_stop_rather_than_guess() -> None:
     assert Config().worker.on_gap == "fail"
     assert Config().worker.poison_after == 3
+
+
+def test_each_pair_of_group_and_slot_has_a_transactional_id_of_its_own() -> None:
+    pairs = [("desk", "eu-1"), ("desk-eu", "1")]
+    assert len({transactional_id(Config(worker=Worker(group=group, slot=slot))) for group, slot in pairs}) == 2

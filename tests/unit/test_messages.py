@@ -70,7 +70,7 @@ answers = st.builds(
     optional,
 )
 marks = st.builds(Mark, words, counts, words)
-heads = st.builds(Head, words, counts, counts, st.dictionaries(ids, marks, max_size=3))
+heads = st.builds(Head, words, counts, counts, st.dictionaries(ids, marks, max_size=3), words, counts)
 
 
 @given(queries)

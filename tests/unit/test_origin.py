@@ -19,7 +19,13 @@ def test_the_stamp_and_the_origin_are_read_back_each_from_the_same_metadata() ->
     assert UNKNOWN.sign(stamp) == stamp.encode()
 
 
-@pytest.mark.parametrize("metadata", ["", "7", "[]", '"text"', '{"partitions": "many"}', Stamp("e", "t").encode()])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "", "7", "[]", '"text"', '{"partitions": "many"}', '{"partitions": 1e999}', '{"partitions": -1}',
+        '{"model": 7}', Stamp("e", "t").encode(),
+    ],
+)  # fmt: skip
 def test_what_others_or_older_versions_wrote_says_nothing(metadata: str) -> None:
     assert decode_origin(metadata) == UNKNOWN
 

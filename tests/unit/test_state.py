@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from streamproc.errors import BadRecord
 from streamproc.records import Bar, Quote, Trade
-from streamproc.state.asklog import AskLog
+from streamproc.state.asklog import AskLog, answered_to
 from streamproc.state.blocks import ROOT, BlockPool, name_of
 from streamproc.state.facts import Facts
 from streamproc.state.session import Session, Shape
@@ -53,6 +53,20 @@ def test_an_ask_log_survives_a_restart_at_any_point(order, restart_at):
 
 def test_metadata_of_somebody_else_means_nothing():
     assert AskLog(5, "written by another tool").see(6)
+
+
+@pytest.mark.parametrize("metadata", ["answered +1-99999999999", "answered" + " +0-99999999999" * 200])
+def test_metadata_that_names_any_number_of_asks_takes_no_memory(metadata):
+    log = AskLog(5, metadata)
+    assert answered_to(5, metadata) == 5 + 99_999_999_999 + 1
+    assert not log.see(6)
+    assert len(log.position()[1]) < 40
+
+
+@pytest.mark.parametrize("metadata", ["answered +" + "9" * 3_000, "answered +\u0663", "answered +9-1"])
+def test_ranges_that_are_none_answer_nothing(metadata):
+    assert answered_to(5, metadata) == 5
+    assert AskLog(5, metadata).see(8)
 
 
 def test_facts_follow_the_records_and_keep_their_text():

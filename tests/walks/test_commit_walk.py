@@ -24,8 +24,8 @@ def heads_of_all(partition: Partition, target: int, marks: Marks) -> Iterator[tu
         if generation.entries and generation.entries[0].offset < target:
             kept = marks.get(session, session.head.marks if session.head else {})
             start, before = generation.start_offset, generation.records_before
-            head = Head(session.key, start, before, kept, partition.stamp.topic_id)
-            if head != session.head:
+            head = Head(session.key, start, before, kept, partition.stamp.topic_id, generation.born_at)
+            if head != session.head or session.key in partition.stale:
                 yield session.key, head
 
 

@@ -31,6 +31,7 @@ from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
 from streamproc.schedule.plan import Plan
 from streamproc.settings import load_config
+from streamproc.worker import transactional_id
 
 STATUS_S = 0.5
 CHECK_EVERY = 50  # turns of the loop: the check walks all blocks
@@ -87,7 +88,7 @@ def run(config: Config, status: Path, orders: Orders) -> None:
     engine = FakeEngine(SpoiltRunner(orders, config.engine.block_size), FakeRenderer())
     properties = client_properties(config)
     control = ControlTopic(config)
-    sink = EpochSink(properties, f"{config.worker.group}-{config.worker.slot}", say)
+    sink = EpochSink(properties, transactional_id(config), say)
     processor = StreamProcessor(config, engine, sink, control, Clock())
     source = Source(config, processor, say, config.worker.slot, engine.model)
     processor.connect(source, make_keeper(config, engine, say))
