@@ -8,17 +8,19 @@ and a keeper.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from fakes import FakeEngine, FakeRenderer, FakeRunner
 
 from harness.paces import Again
 from streamproc.config import Config
 from streamproc.keeper import Keeper, make_keeper
-from streamproc.messages import Answer, Query
+from streamproc.messages import Answer, Head, Query
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor
 from streamproc.replay.run import Questions, is_idle
 from streamproc.replay.sink import ReplaySink
+from streamproc.schedule.plan import Plan
 from streamproc.snapshots.manifest import Identity, Manifest
 from streamproc.snapshots.store import open_store
 from streamproc.snapshots.survey import entries
@@ -45,22 +47,42 @@ class Gathered:
         """They stay."""
 
 
+class Did(NamedTuple):
+    """Tokens that a runner has computed, blocks that it has copied in."""
+
+    num_tokens: int
+    num_loaded: int
+
+
+class LoadingRunner(FakeRunner):
+    """Counts what it is given instead of computing it."""
+
+    num_loaded = 0
+
+    def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
+        self.num_loaded += len(plan.loads)
+        return super().run(plan)
+
+    @property
+    def did(self) -> Did:
+        return Did(self.num_tokens, self.num_loaded)
+
+
 class Worker:
     """A processor on a stretch; may live again."""
 
     def __init__(self, config: Config, queries: Sequence[Query], source: Again, keeper: Keeper | None = None) -> None:
-        self._source, self._output = source, Gathered()
-        engine = fake_engine(config)
-        self._runner = engine.runner
+        self._source, self._output, self._runner = source, Gathered(), loading_runner(config)
+        engine = FakeEngine(self._runner, FakeRenderer())
         sink = ReplaySink(config.topics, self._output, unheard)
         clock = Clock(time.monotonic, lambda: source.now_ms)
         control = Questions(config.topics.control, queries)
         self._processor = StreamProcessor(config, engine, sink, control, clock)
         self._processor.connect(source, keeper)
 
-    def live(self) -> tuple[list[bytes], int]:
-        """Take the partitions, answer the stretch, let go of them -> the answers; tokens computed for that."""
-        processor, before = self._processor, self._runner.num_tokens
+    def live(self) -> tuple[list[bytes], Did]:
+        """Take the partitions, answer the stretch, let go of them -> the answers, and what that took."""
+        processor, before = self._processor, self._runner.did
         self._output.values = []
         processor.assigned(self._source.recoveries())
         while not (self._source.is_read and is_idle(processor)):
@@ -68,26 +90,30 @@ class Worker:
         processor.commit()
         processor.lost(list(processor.partitions))
         processor.check()
-        return self._output.values, self._runner.num_tokens - before
+        after = self._runner.did
+        did = Did(after.num_tokens - before.num_tokens, after.num_loaded - before.num_loaded)
+        return self._output.values, did
 
 
 def lives(config: Config, queries: Sequence[Query]) -> tuple[dict[int, int], dict[str, list[bytes]]]:
     """-> offsets from which on they answer, by partition; their answers, by what was there when they began."""
     middle = middle_snapshots(config)
     begins = {number: manifest.offset + LATER for number, manifest in middle.items()}
-    keeper = make_keeper(writing_nothing(config), fake_engine(config), unheard)
+    like = FakeEngine(loading_runner(config), FakeRenderer())  # names and sizes are those of any other
+    keeper = make_keeper(writing_nothing(config), like, unheard)
     assert keeper, "the live run kept no snapshots"
-    source = Again(config, begins, middle[0].identity.topic_id)
+    source = Again(config, begins, {number: heads(manifest) for number, manifest in middle.items()})
     found: dict[str, list[bytes]] = {}
-    tokens: dict[str, int] = {}
+    did: dict[str, Did] = {}
     try:
         fresh, kept = Worker(config, queries, source), Worker(config, queries, source, keeper)
         for what, worker in (("cold", fresh), ("warm", fresh), ("restored", kept)):
-            found[what], tokens[what] = worker.live()
+            found[what], did[what] = worker.live()
     finally:
         source.close()
         keeper.close()
-    assert max(tokens["warm"], tokens["restored"]) < tokens["cold"], f"what was there has not been used: {tokens}"
+    is_used = did["warm"].num_tokens < did["cold"].num_tokens and did["restored"].num_loaded > 0
+    assert is_used, f"what was there has not been used: {did}"
     return begins, found
 
 
@@ -101,13 +127,19 @@ def middle_snapshots(config: Config) -> dict[int, Manifest]:
     return {number: manifests[len(manifests) // 2] for number, manifests in sorted(found.items())}
 
 
+def heads(manifest: Manifest) -> list[Head]:
+    """What the sessions topic said when this was written; there are no questions that compare with an answer before."""
+    topic_id = manifest.identity.topic_id
+    return [Head(part.key, part.start_offset, part.records_before, {}, topic_id) for part in manifest.sessions]
+
+
 def writing_nothing(config: Config) -> Config:
     return replace(config, snapshots=replace(config.snapshots, interval_s=NEVER_S))
 
 
-def fake_engine(config: Config) -> FakeEngine:
+def loading_runner(config: Config) -> LoadingRunner:
     size = config.engine.block_size
-    return FakeEngine(FakeRunner(WHOLE_TOKENS // size, size), FakeRenderer())
+    return LoadingRunner(WHOLE_TOKENS // size, size)
 
 
 def unheard(text: str) -> None:

@@ -2,11 +2,12 @@
 
 import heapq
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streamproc.config import Config
 from streamproc.kafka.stretch import Stretch
+from streamproc.messages import Head
 from streamproc.positions import End, Partitions, Start
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
@@ -57,15 +58,21 @@ class Paced(Stretch):
 
 
 class Again(Stretch):
-    """From these offsets to the end, as often as its partitions are assigned."""
+    """From these offsets to the end, as often as its partitions are assigned; `heads` say what their sessions begin
+    with, by partition, as the sessions topic would.
+    """
 
-    def __init__(self, config: Config, begins: Mapping[int, int], topic_id: str) -> None:
+    def __init__(self, config: Config, begins: Mapping[int, int], heads: Mapping[int, Sequence[Head]]) -> None:
         super().__init__(config, Partitions(tuple(sorted(begins.items()))), End())
-        self._topic_id = topic_id
+        self._heads = heads
+        self.starts |= {number: min(head.start_offset for head in own) for number, own in heads.items() if own}
 
     def recoveries(self) -> dict[int, Recovery]:
-        """The partitions, as `Stretch` gives them; it is read from the log's start once more."""
+        """The partitions, as a worker finds them; they are read from where they are rebuilt from once more."""
         self._tail.start(self.starts)
-        return {
-            number: replace(recovery, topic_id=self._topic_id) for number, recovery in super().recoveries().items()
-        }
+        return {number: self._with_heads(number, found) for number, found in super().recoveries().items()}
+
+    def _with_heads(self, number: int, found: Recovery) -> Recovery:
+        own = self._heads.get(number, ())
+        topic_id = own[0].topic_id if own else ""
+        return replace(found, heads={head.session: head for head in own}, topic_id=topic_id)

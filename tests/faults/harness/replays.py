@@ -46,12 +46,11 @@ class Way:
 
 WAYS = (
     Way(256, 4),
-    Way(256, 4),
     Way(16, 4),
     Way(64, 1),
     Way(1_000, 8),
     Way(64, 32),
-    Way(256, 4, speed=1.0),
+    Way(256, 4, speed=1.0),  # and so the first one twice
     Way(64, 8, speed=10.0),
 )
 
