@@ -226,10 +226,11 @@ def test_a_partition_that_came_back_and_is_quiet_is_kept_once(rig) -> None:
 def test_a_quiet_partition_is_looked_at_again_until_all_its_blocks_were_somewhere(rig) -> None:
     world = rig(interval_s=0.02)
     made = world.partition(1, 2, 0)
-    made.committed = (1, 0, "")
     session = next(iter(made.sessions.values()))
     session.append(0, RECORD, (1, 2, 3, 4), world.ids.__next__)     # not computed yet
-    until(lambda: world.step() == 0 and world.manifests(1))
+    made.committed = (1, 0, "")
+    world.keeper.committed([made])
+    until(lambda: world.step() == 0 and world.manifests(1) and world.newest(1).offset == 1)
     assert world.stored(1) == 0
     (block_id,) = world.pool.allocate(1) or ()
     world.pool.name(block_id, session.current.name(0, SIZE))
