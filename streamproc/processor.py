@@ -216,7 +216,7 @@ class StreamProcessor:
         self.counters.records += len(records)
         if self._ends and not self.care.is_holding:
             for number in self._ends.keys() & self.partitions.keys():
-                self.intake.read_to(self.partitions[number], self._ends[number])
+                self.intake.read_to(self.partitions, number, self._ends[number])
             self._ends.clear()
         for message in messages:
             if message.topic != self.rules.records_topic and message.partition in self.partitions:

@@ -106,11 +106,12 @@ class Intake:
     def _num_restoring(partitions: dict[int, Partition]) -> int:
         return sum(partition.phase is Phase.RESTORING for partition in partitions.values())
 
-    def read_to(self, partition: Partition, offset: int) -> None:
-        """No more records come below this offset: what is left of its log are markers of transactions."""
+    def read_to(self, partitions: dict[int, Partition], number: int, offset: int) -> None:
+        """No more records of a partition come below this offset: only markers of transactions are left."""
+        partition = partitions[number]
         if partition.phase is Phase.RESTORING and offset >= partition.live_from:
             partition.next_offset = max(partition.next_offset, partition.live_from)
-            self.go_live(partition)
+            self.go_live(partition, self._num_restoring(partitions))
 
     def _ids(self, records: Sequence[Record]) -> Iterator[Ids]:
         """Ids of a batch at once; none yet where templates look back: the session knows what at."""

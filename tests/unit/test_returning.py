@@ -48,7 +48,7 @@ def test_only_the_hottest_sessions_come_back_as_many_as_fit() -> None:
     found = there(world)
     assert 3 < len(found) < NUM_SESSIONS / 3
     assert found == set(hottest[: len(found)])
-    assert world.processor.device.num_tokens <= NUM_BLOCKS * BLOCK
+    assert world.processor.counters.tokens <= NUM_BLOCKS * BLOCK
 
 
 def test_the_hottest_is_the_first() -> None:
@@ -68,7 +68,7 @@ def test_the_partitions_that_come_share_the_free_cells() -> None:
     world.drain()
     numbers = [int(key[1:]) % 3 for key in there(world)]
     assert all(numbers.count(partition) >= 2 for partition in range(3))
-    assert world.processor.device.num_tokens <= NUM_BLOCKS * BLOCK
+    assert world.processor.counters.tokens <= NUM_BLOCKS * BLOCK
 
 
 def test_a_cold_session_comes_back_for_its_next_record_and_for_a_question() -> None:
@@ -132,10 +132,10 @@ def test_an_epoch_that_fails_brings_no_cold_session_back() -> None:
     fill(world, range(NUM_SESSIONS))
     restart(world)
     world.drain()
-    before = world.processor.device.num_tokens
+    before = world.processor.counters.tokens
     world.fate = "abort"
     world.log.produce(0, random_record(world.rng, f"S{NUM_SESSIONS - 1}"))
     while not world.processor.counters.aborted_epochs:
         world.step()
     world.drain()
-    assert world.processor.device.num_tokens - before < 100
+    assert world.processor.counters.tokens - before < 100
