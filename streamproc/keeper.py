@@ -84,10 +84,11 @@ class Keeper:
         """partitions: those that are ours, at any time."""
         self._pool, self._tier, self._block_bytes, self._partitions = pool, tier, block_bytes, partitions
         self._reserved_bytes = min(STEP_BYTES, self._writer.room // 2)
+        self._reader.block_bytes = block_bytes
         tier.shelf = self
         if self._standby:
             tier.share(self._standby.spare)
-            self._standby.start(tier.is_here)
+            self._standby.start(tier.is_here, block_bytes)
 
     # A shelf
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from streamproc.config import DEFAULT_BOOTSTRAP_SERVERS, SECTIONS, Config, known_settings
+from streamproc.values import without_account
 
 HIDDEN = "***"
 SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|ssl\.key\.pem|ssl\.keystore\.key|oauthbearer\.config")
@@ -22,14 +23,20 @@ def print_config(config: Config, secrets: bool = False) -> str:
     lines = []
     for section in SECTIONS:
         names = [item.name for item in fields(getattr(config, section))]
-        lines += [f"[{section}]", *(setting_line(config, f"{section}.{name}") for name in names), ""]
+        lines += [f"[{section}]", *(setting_line(config, f"{section}.{name}", secrets) for name in names), ""]
     return "\n".join([*lines, "[kafka]", *kafka_lines(config, secrets), ""])
 
 
-def setting_line(config: Config, key: str) -> str:
+def without_secret(value: Any) -> Any:
+    """A setting's value; an address without the account that it may have in it."""
+    return without_account(value) if isinstance(value, str) else value
+
+
+def setting_line(config: Config, key: str, secrets: bool = False) -> str:
     """Prompts that nobody has set stay a comment: written down, they would overrule those of the model's folder."""
     source = config.sources.get(key, "default")
-    line = f"{key.partition('.')[2]} = {toml(config.value(key))}  # {source}"
+    value = config.value(key) if secrets else without_secret(config.value(key))
+    line = f"{key.partition('.')[2]} = {toml(value)}  # {source}"
     if key.startswith("prompts.") and key not in config.sources and config.value(key) == known_settings()[key].default:
         return f"# {line}, or the model's own"
     return line
@@ -52,7 +59,7 @@ def toml(value: Any) -> str:
 def settings_doc(config: Config) -> list[dict[str, Any]]:
     """Every setting and Kafka property with value and source, secrets hidden; for JSON."""
     ours = [
-        {"setting": key, "value": config.value(key), "source": config.sources.get(key, "default")}
+        {"setting": key, "value": without_secret(config.value(key)), "source": config.sources.get(key, "default")}
         for key in known_settings()
     ]
     kafka = {"bootstrap.servers": DEFAULT_BOOTSTRAP_SERVERS, **config.kafka}

@@ -17,6 +17,7 @@ BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 SPAN_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 AMOUNT = re.compile(r"(-?\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+ACCOUNT = re.compile(r"(?<=:)//(?:[^/@]*@|[^/@?]*:.*@)")  # a secret may have slashes
 SPAN = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 SPAN_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -65,3 +66,8 @@ def printable(text: str, most: int | None = None) -> str:
     """A text with everything written out that a terminal would obey or cannot show; at most so many characters."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
+
+
+def without_account(text: str) -> str:
+    """A URL, or a text with one, without the name and password that may stand before an @."""
+    return ACCOUNT.sub("//", text)

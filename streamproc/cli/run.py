@@ -1,7 +1,6 @@
 """`streamproc run`: one worker in the foreground."""
 
 import logging
-import re
 import signal
 from types import FrameType
 
@@ -10,6 +9,7 @@ import click
 from streamproc.cli.common import Call, model_option, shared_options
 from streamproc.config import Snapshots
 from streamproc.errors import Usage
+from streamproc.values import without_account
 
 
 @click.command()
@@ -56,10 +56,10 @@ def run(call: Call, print_config: bool) -> None:
 
 
 def where_snapshots_go(settings: Snapshots) -> str:
-    """In words. An address may hold a password: what is between the scheme and an @ is left out."""
+    """In words."""
     if not settings.url:
         return "none, a restart computes all contexts again (snapshots.url)"
-    return f"every {settings.interval_s:g} s to {re.sub(r'//[^/@]*@', '//', settings.url)}"
+    return f"every {settings.interval_s:g} s to {without_account(settings.url)}"
 
 
 def _stop_on_signals() -> list[int]:

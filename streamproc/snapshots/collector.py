@@ -12,10 +12,13 @@ A segment that a live manifest names is never deleted, however many workers writ
 So a manifest that names a marked segment was begun before the mark was put, is there when the mark is a grace period
 old, and is read in 1. A path never comes back once its segment is deleted: every segment has a random part. All ages
 are by the store's clock: a pass puts a file and reads the time it got.
+
+Nothing is deleted but what has the full path of a manifest, a segment or a mark: other files in the folders are not
+ours.
 """
 
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streamproc.errors import Unavailable
@@ -27,6 +30,8 @@ from streamproc.snapshots.manifest import (
     Unknown,
     condemned_folder,
     manifests_folder,
+    mark_digest,
+    mark_path,
     parse_name,
     segment_digest,
     segments_folder,
@@ -34,6 +39,7 @@ from streamproc.snapshots.manifest import (
 from streamproc.snapshots.restore import read_manifest
 
 FOREIGN_S = 86_400.0  # how long the newest manifests of another model or topic id are kept: a way back
+SKEW_S = 2.0  # between two times of one store
 CLOCK = "clock"  # the file that a pass puts to know the store's time
 
 
@@ -53,6 +59,9 @@ class Retention:
         return cls(keep, max_age_s, max(GRACE_S, 8 * interval_s))
 
 
+Written = tuple[Found, ManifestName]  # a manifest as it lies in the store
+
+
 @dataclass(slots=True)
 class Swept:
     """What was deleted or condemned, or would be."""
@@ -62,19 +71,26 @@ class Swept:
     condemned: list[Found] = field(default_factory=list)
 
 
-def surplus(listed: Iterable[Found], tag: str, retention: Retention) -> list[Found]:
-    """Those of a partition's manifests that need not be kept. What counts is when they were written, not their offset:
-    a group may be set back. `tag`: whose manifests are ours.
+def surplus(listed: Sequence[Written], tag: str, retention: Retention, now: float) -> list[Found]:
+    """Those of a partition's manifests that need not be kept at this time of the store's clock. What counts is when
+    they were written, not their offset: a group may be set back. `tag`: whose manifests are ours.
+
+    A clock that was ahead has left times that are yet to come. They tell nothing: whatever was written since is newer,
+    and what its writer made last stays, whatever the store says.
     """
-    known = [(found, name) for found in listed if (name := parse_name(found.path))]
-    now = max((found.modified_s for found, _ in known), default=0.0)
-    known.sort(key=lambda item: (item[0].modified_s, item[1].offset, item[1].created_ms), reverse=True)
+    ours = [name for _, name in listed if name.tag == tag]
+    last = max(ours, key=lambda name: (name.created_ms, name.offset), default=None)
+
+    def newness(item: Written) -> tuple[bool, float, int, int]:
+        found, name = item
+        return found.modified_s <= now + SKEW_S, found.modified_s, name.offset, name.created_ms
+
     num_newer: dict[str, int] = {}
     gone = []
-    for found, name in known:
+    for found, name in sorted(listed, key=newness, reverse=True):
         rank = num_newer[name.tag] = num_newer.get(name.tag, 0) + 1
-        age_s = now - found.modified_s
-        is_kept = rank <= retention.keep or age_s < retention.max_age_s
+        age_s = max(now - found.modified_s, 0.0)
+        is_kept = rank <= retention.keep or age_s < retention.max_age_s or name is last
         if not is_kept or (name.tag != tag and age_s > max(FOREIGN_S, retention.max_age_s)):
             gone.append(found)
     return gone
@@ -84,17 +100,50 @@ def prune(store: Store, folder: str, tag: str | None, retention: Retention, dry_
     """Delete the surplus manifests of a partition; `tag`: ours, or that of the manifest written last. Raises
     Unavailable.
     """
-    swept, listed = Swept(), store.list(folder)
-    for found in surplus(listed, tag or tag_of_newest(listed), retention):
+    swept, listed = Swept(), manifests_in(store, folder)
+    if len(listed) <= 1:
+        return swept
+    now = time.time() if dry_run else time_or_ours(store, folder.partition("/manifests/")[0])
+    for found in surplus(listed, tag or tag_of_newest(listed, now), retention, now):
         if not dry_run:
             store.delete(found.path)
         swept.manifests.append(found)
     return swept
 
 
-def tag_of_newest(listed: Iterable[Found]) -> str:
-    known = [(found.modified_s, name.tag) for found in listed if (name := parse_name(found.path))]
-    return max(known)[1] if known else ""
+def manifests_in(store: Store, folder: str) -> list[Written]:
+    """The manifests that lie in this folder itself. Raises Unavailable."""
+    listed = [(found, name) for found in store.list(folder) if (name := parse_name(found.path))]
+    return [(found, name) for found, name in listed if name.path.rpartition("/")[0] == folder]
+
+
+def tag_of_newest(listed: Sequence[Written], now: float) -> str:
+    return max((found.modified_s <= now + SKEW_S, found.modified_s, name.tag) for found, name in listed)[-1]
+
+
+def store_time(store: Store, scope: str) -> float:
+    """Now, by the store's clock. Raises Unavailable."""
+    path = mark_path(scope, CLOCK)
+    store.put(path, [b""])
+    return next((found.modified_s for found in store.list(condemned_folder(scope)) if found.path == path), 0.0)
+
+
+def time_or_ours(store: Store, scope: str) -> float:
+    """Now, by our own clock where the store takes no file: one that is full must be able to get emptier."""
+    try:
+        return store_time(store, scope)
+    except Unavailable:
+        return time.time()
+
+
+def all_marks(store: Store, scope: str) -> dict[str, Found]:
+    """The marks by digest of their segments. Raises Unavailable."""
+    return {digest: each for each in store.list(condemned_folder(scope)) if (digest := mark_digest(scope, each.path))}
+
+
+def all_segments(store: Store, scope: str) -> dict[str, Found]:
+    """The segments by digest; other files are left out. Raises Unavailable."""
+    return {digest: each for each in store.list(segments_folder(scope)) if (digest := segment_digest(scope, each.path))}
 
 
 class Collector:
@@ -111,17 +160,18 @@ class Collector:
 
     def collect(self) -> Swept:
         """One pass. Raises Unavailable; what was done until then is right."""
-        store, now = self._store, self._store_time()
-        marks = {segment_digest(found.path): found for found in store.list(condemned_folder(self._scope))}
-        marks.pop(CLOCK, None)
+        store, scope, now = self._store, self._scope, store_time(self._store, self._scope)
+        store.sweep(scope)
+        marks = all_marks(store, scope)
         named = self._all_named()
-        segments = {segment_digest(found.path): found for found in store.list(segments_folder(self._scope))}
+        segments = all_segments(store, scope)
         swept = self._judge(marks, named, segments, now)
-        for found in swept.condemned:
-            store.put_if_absent(f"{condemned_folder(self._scope)}/{segment_digest(found.path)}", [b""])
-        for found in swept.segments:
-            store.delete(found.path)
-            del segments[segment_digest(found.path)]
+        for digest, found in list(segments.items()):
+            if found in swept.condemned:
+                store.put_if_absent(mark_path(scope, digest), [b""])
+            elif found in swept.segments:
+                store.delete(found.path)
+                del segments[digest]
         for digest, mark in marks.items():
             if digest not in segments:
                 store.delete(mark.path)  # its segment is gone, for good
@@ -129,9 +179,9 @@ class Collector:
 
     def would_collect(self, gone: Iterable[Found] = ()) -> Swept:
         """What a pass would do once these manifests are gone; changes nothing. Raises Unavailable."""
-        marks = {segment_digest(found.path): found for found in self._store.list(condemned_folder(self._scope))}
+        marks = all_marks(self._store, self._scope)
         named = self._all_named(frozenset(found.path for found in gone))
-        segments = {segment_digest(found.path): found for found in self._store.list(segments_folder(self._scope))}
+        segments = all_segments(self._store, self._scope)
         return self._judge(marks, named, segments, time.time())
 
     def _judge(
@@ -145,13 +195,6 @@ class Collector:
             if digest not in named and now - marks.get(digest, found).modified_s >= grace_s:
                 (swept.segments if digest in marks else swept.condemned).append(found)
         return swept
-
-    def _store_time(self) -> float:
-        """Now, by the store's clock."""
-        folder = condemned_folder(self._scope)
-        self._store.put(f"{folder}/{CLOCK}", [b""])
-        listed = self._store.list(folder)
-        return next((found.modified_s for found in listed if segment_digest(found.path) == CLOCK), 0.0)
 
     def _all_named(self, gone: Container[str] = frozenset()) -> frozenset[str]:
         """Digests of the segments that any manifest but these names, of whatever partition and model."""
@@ -173,9 +216,9 @@ class Collector:
 
 def marked(store: Store, scope: str) -> frozenset[str]:
     """Digests of the condemned segments; to be listed before `present`."""
-    return frozenset(segment_digest(found.path) for found in store.list(condemned_folder(scope)))
+    return frozenset(all_marks(store, scope))
 
 
 def present(store: Store, scope: str) -> frozenset[str]:
     """Digests of the segments that are there."""
-    return frozenset(segment_digest(found.path) for found in store.list(segments_folder(scope)))
+    return frozenset(all_segments(store, scope))

@@ -49,6 +49,10 @@ class Store(Protocol):
 
     def delete(self, path: str) -> None: ...
 
+    def sweep(self, folder: str) -> None:
+        """Delete what writers that were killed have left under a folder."""
+        ...
+
 
 def refuse(url: str, deed: str, path: str, reason: str) -> NoReturn:
     """The one line of every failing store."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 import uuid
@@ -13,6 +14,7 @@ from streamproc.errors import Usage
 from streamproc.snapshots.contract import TAKES, Buffer, Found, refuse
 
 UNFINISHED = ".part"  # end of the name of a file that is being written
+OURS = re.compile(r".+\.[0-9a-f]{32}\.part", re.DOTALL)  # such a name in full: others may call a film so
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 FEW = 512  # buffers that one call writes
 STALE_S = 3600.0  # after this nobody writes an unfinished file any more
@@ -72,15 +74,29 @@ class FileStore:
             except FileNotFoundError:
                 return None
             try:
-                return read_all(file, start, os.fstat(file).st_size - start if num_bytes is None else num_bytes)
+                left = max(os.fstat(file).st_size - start, 0)  # never more memory than there is to be read
+                return read_all(file, start, left if num_bytes is None else min(num_bytes, left))
             finally:
                 os.close(file)
 
     def list(self, folder: str) -> "list[Found]":
         with self._saying("list", folder):
-            return sorted(self._walk(self.root / folder))
+            return sorted(self._found(entry, found) for entry, found in self._walk(self.root / folder)
+                          if not OURS.fullmatch(entry.name))  # fmt: skip
 
-    def _walk(self, folder: Path) -> Iterator[Found]:
+    def _found(self, entry: "os.DirEntry[str]", found: os.stat_result) -> Found:
+        return Found(str(Path(entry.path).relative_to(self.root)), found.st_size, found.st_mtime)
+
+    def sweep(self, folder: str) -> None:
+        """Unfinished files of ours that are so old that their writer is gone."""
+        with self._saying("list", folder):
+            for entry, found in self._walk(self.root / folder):
+                is_ours = OURS.fullmatch(entry.name) and stat.S_ISREG(found.st_mode)
+                if is_ours and time.time() - found.st_mtime > STALE_S:
+                    with contextlib.suppress(OSError):  # it is in nobody's way where it may not be deleted
+                        os.unlink(entry.path)
+
+    def _walk(self, folder: Path) -> "Iterator[tuple[os.DirEntry[str], os.stat_result]]":
         try:
             entries = list(os.scandir(folder))
         except FileNotFoundError:
@@ -93,10 +109,11 @@ class FileStore:
                 found = entry.stat()
             except FileNotFoundError:  # deleted since
                 continue
-            if not entry.name.endswith(UNFINISHED):
-                yield Found(str(Path(entry.path).relative_to(self.root)), found.st_size, found.st_mtime)
-            elif stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > STALE_S:
-                Path(entry.path).unlink(missing_ok=True)  # its writer was killed
+            except OSError:
+                if entry.is_symlink():  # it leads nowhere, or round in circles: it is not ours
+                    continue
+                raise
+            yield entry, found
 
     def delete(self, path: str) -> None:
         with self._saying("delete", path):

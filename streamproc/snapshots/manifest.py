@@ -6,7 +6,8 @@
     <group>/<topic>/grace/<seconds>               see grace.py
 
 `tag` stands for the model and the topic's id: manifests of others are told apart without being read. `digest` is the
-start of the SHA-256 of the file: a manifest that was changed after it was written is known as damaged.
+start of the SHA-256 of the file: a manifest that was changed after it was written is known as damaged. A digest can be
+forged: what is read is held to types and bounds here, so that nobody further on need doubt it.
 """
 
 import base64
@@ -14,14 +15,27 @@ import binascii
 import hashlib
 import re
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
+from streamproc.values import printable
+
+Field = TypeVar("Field")
+
 FORMAT = "streamproc snapshot 1"
+KINDS: dict[type, str] = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+MOST_SHOWN = 40  # characters of what is wrong
 NAME_BYTES = 16
 DIGEST_CHARS = 16  # of a manifest's path
+MOST = 2**63 - 1  # of a count or an offset
+MOST_SEGMENTS = 16_384  # of a manifest: half a terabyte in segments of the usual size
+MOST_HEADER_BYTES = 16 * 2**20  # of a segment: a quarter of a million blocks
+MOST_SEGMENT_BYTES = 2**40
+BLOCK_HEADER_BYTES = 32  # a block takes more than that of a segment's header
+DIGEST = re.compile("[0-9a-f]{64}")
 FILE_NAME = re.compile(rf"(\d{{20}})-(\d{{13}})-([0-9a-f]{{8}})-([0-9a-f]{{{DIGEST_CHARS}}})\.json")
 
 
@@ -134,9 +148,21 @@ def segment_path(scope: str, sha256: str) -> str:
     return f"{segments_folder(scope)}/{sha256}.safetensors"
 
 
-def segment_digest(path: str) -> str:
-    """The digest in the path of a segment or of its mark."""
-    return path.rpartition("/")[2].removesuffix(".safetensors")
+def segment_digest(scope: str, path: str) -> str | None:
+    """The digest in the path of a segment; None: the path of none, so it is not ours."""
+    digest = path.rpartition("/")[2].removesuffix(".safetensors")
+    return digest if DIGEST.fullmatch(digest) and path == segment_path(scope, digest) else None
+
+
+def mark_path(scope: str, sha256: str) -> str:
+    """Of the mark beside a segment that is condemned; see collector.py."""
+    return f"{condemned_folder(scope)}/{sha256}"
+
+
+def mark_digest(scope: str, path: str) -> str | None:
+    """The digest in the path of a mark; None: not ours."""
+    digest = path.rpartition("/")[2]
+    return digest if DIGEST.fullmatch(digest) and path == mark_path(scope, digest) else None
 
 
 def parse_name(path: str) -> ManifestName | None:
@@ -179,22 +205,69 @@ def decode(name: ManifestName, content: bytes | memoryview) -> Manifest:
         raise Damaged("its content is not what its name says")
     try:
         doc = orjson.loads(content)
-        if doc["format"] != FORMAT:
-            raise Unknown(f"its format is {doc['format']!r}, this version reads {FORMAT!r}")
-        return Manifest(
-            Identity(**doc["identity"]),
-            doc["offset"],
-            doc["created_ms"],
-            tuple(parse_session(session) for session in doc["sessions"]),
-            tuple(SegmentRef(**segment) for segment in doc["segments"]),
-        )
-    except (ValueError, KeyError, TypeError, binascii.Error) as problem:
-        raise Unknown(f"it cannot be read: {type(problem).__name__}: {problem}") from None
+    except ValueError:
+        raise Unknown("it is not JSON") from None
+    if not isinstance(doc, dict) or doc.get("format") != FORMAT:
+        theirs = doc.get("format") if isinstance(doc, dict) else None
+        raise Unknown(f"its format is {printable(repr(theirs), MOST_SHOWN)}, this version reads {FORMAT!r}")
+    return Manifest(
+        parse_identity(field(doc, "identity", dict)),
+        count(doc, "offset"),
+        count(doc, "created_ms"),
+        tuple(parse_session(session) for session in field(doc, "sessions", list)),
+        parse_segments(field(doc, "segments", list)),
+    )
 
 
-def parse_session(doc: dict[str, Any]) -> SessionPart:
-    names = unpack(base64.b64decode(doc["names"], validate=True), NAME_BYTES)
-    return SessionPart(doc["key"], doc["start_offset"], doc["records_before"], doc["num_tokens"], names)
+def parse_identity(doc: dict[str, Any]) -> Identity:
+    fingerprint, group = field(doc, "fingerprint", str), field(doc, "group", str)
+    topic, topic_id = field(doc, "topic", str), field(doc, "topic_id", str)
+    return Identity(fingerprint, group, topic, topic_id, count(doc, "partition", 2**31 - 1))
+
+
+def parse_session(doc: Any) -> SessionPart:
+    try:
+        joined = base64.b64decode(field(doc, "names", str), validate=True)
+    except (ValueError, binascii.Error):
+        raise Damaged("its names are not base64") from None
+    if len(joined) % NAME_BYTES:
+        raise Damaged(f"its names are not of {NAME_BYTES} bytes each")
+    start, before, num_tokens = (count(doc, name) for name in ("start_offset", "records_before", "num_tokens"))
+    return SessionPart(field(doc, "key", str), start, before, num_tokens, unpack(joined, NAME_BYTES))
+
+
+def parse_segments(docs: Sequence[Any]) -> tuple[SegmentRef, ...]:
+    if len(docs) > MOST_SEGMENTS:
+        raise Damaged(f"it names {len(docs)} segments; at most {MOST_SEGMENTS} are read")
+    segments = tuple(parse_segment(doc) for doc in docs)
+    if len({segment.sha256 for segment in segments}) < len(segments):
+        raise Damaged("it names a segment twice")
+    return segments
+
+
+def parse_segment(doc: Any) -> SegmentRef:
+    sha256 = field(doc, "sha256", str)
+    if not DIGEST.fullmatch(sha256):
+        raise Damaged(f"a segment's sha256 is {printable(repr(sha256), MOST_SHOWN)}, not 64 hex digits")
+    num_bytes = count(doc, "num_bytes", MOST_SEGMENT_BYTES)
+    header_bytes = count(doc, "header_bytes", min(num_bytes, MOST_HEADER_BYTES))
+    return SegmentRef(sha256, num_bytes, header_bytes, count(doc, "num_blocks", header_bytes // BLOCK_HEADER_BYTES))
+
+
+def field(doc: Any, name: str, kind: type[Field]) -> Field:
+    """A field of what was read. Raises Damaged where it is missing or of another kind."""
+    value = doc.get(name) if isinstance(doc, dict) else None
+    if type(value) is not kind:  # a bool is no number
+        raise Damaged(f"its {name} is {printable(repr(value), MOST_SHOWN)}, not {KINDS[kind]}")
+    return value
+
+
+def count(doc: Any, name: str, most: int = MOST) -> int:
+    """A whole number from 0 on. Raises Damaged."""
+    number = field(doc, name, int)
+    if not 0 <= number <= most:
+        raise Damaged(f"its {name} is {number}, not 0 to {most}")
+    return number
 
 
 def unpack(joined: bytes, size: int) -> tuple[bytes, ...]:

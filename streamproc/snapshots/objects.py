@@ -12,7 +12,7 @@ from typing import Any
 
 from streamproc.errors import Unavailable, Usage
 from streamproc.snapshots.contract import TAKES, Buffer, Found, refuse
-from streamproc.values import printable
+from streamproc.values import printable, without_account
 
 try:
     import obstore
@@ -22,6 +22,10 @@ except ModuleNotFoundError:
     raise Unavailable("snapshots: object stores need obstore, run: pip install 'streamproc[worker]'") from None
 
 MOST_CHARS = 300  # of what the client says
+COME_FROM = "come from the cloud's variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+# Where a client without credentials asks for those of the machine it is on
+MACHINES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
+NO_BUCKET = "NoSuchBucket"  # what S3 calls it
 OPTIONS = ("endpoint", "region")
 REQUEST_TIMEOUT = timedelta(seconds=30)
 # The writer tries again by itself, and says so; here only what passes at once.
@@ -32,7 +36,7 @@ class ObjectStore:
     """Bucket and prefix; what is put is there whole or not at all, and listed at once."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.partition("?")[0]
+        self.url = without_account(url).partition("?")[0]
         self.is_remote = not url.startswith("memory:")
         self._store: Any = connect(url) if self.is_remote else MemoryStore()
 
@@ -52,14 +56,16 @@ class ObjectStore:
         with self._saying("read", path):
             try:
                 return memoryview(obstore.get(self._store, path).bytes())
-            except FileNotFoundError:
+            except FileNotFoundError as problem:
+                check_bucket(problem)
                 return None
 
     def get_range(self, path: str, start: int, num_bytes: int) -> memoryview | None:
         with self._saying("read", path):
             try:
                 return memoryview(obstore.get_range(self._store, path, start=start, length=num_bytes))
-            except FileNotFoundError:
+            except FileNotFoundError as problem:
+                check_bucket(problem)
                 return None
 
     def list(self, folder: str) -> "list[Found]":
@@ -71,6 +77,9 @@ class ObjectStore:
         with self._saying("delete", path), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, path)
 
+    def sweep(self, folder: str) -> None:
+        """An object that was not put whole is not there."""
+
     @contextlib.contextmanager
     def _saying(self, deed: str, path: str) -> Iterator[None]:
         try:
@@ -81,6 +90,9 @@ class ObjectStore:
 
 def connect(url: str) -> Any:
     """A client of the bucket. Raises Usage."""
+    if without_account(url) != url:
+        place = without_account(url).partition("?")[0]
+        raise Usage(f"snapshots.url = {place}: has a name or password in it; credentials {COME_FROM}")
     place, _, query = url.partition("?")
     given = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
     if strange := [name for name in given if name not in OPTIONS]:
@@ -95,11 +107,22 @@ def connect(url: str) -> Any:
         raise Usage(f"snapshots.url = {place}: {first_line(problem)}") from None
 
 
+def check_bucket(problem: FileNotFoundError) -> None:
+    """A file may be missing; where its bucket is, raises what the client said."""
+    if NO_BUCKET in str(problem):
+        raise problem
+
+
 def joined(parts: Sequence[Buffer]) -> Buffer:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def first_line(problem: BaseException) -> str:
     """What an error of the client says, without its inner workings."""
-    text = str(problem).partition("Debug source:")[0].partition("<?xml")[0]
+    said = str(problem)
+    if any(machine in said for machine in MACHINES):
+        return f"there are no credentials; they {COME_FROM}"
+    if NO_BUCKET in said:
+        return "there is no such bucket; create it first"
+    text = without_account(said).partition("Debug source:")[0].partition("<?xml")[0]
     return printable(" ".join(text.split()).rstrip(" :"), MOST_CHARS)

@@ -50,6 +50,7 @@ class SnapshotReader:
         self.store = store
         self._warn = warn
         self._pool = Threads(num_threads, "snapshot-reader") if num_threads else None
+        self.block_bytes = 0  # of a block that can be used; 0: of any size
 
     def find(self, identity: Identity, max_offset: int) -> Manifest | None:
         """The newest manifest of this identity at or before the offset that can be read. Newer ones are passed
@@ -91,15 +92,19 @@ class SnapshotReader:
 
     def open(self, manifest: Manifest, known: Mapping[str, Header] = NONE) -> "Blocks":
         """The blocks of a manifest that are there; reads the headers of its segments, but for those that are known."""
-        return Blocks(self.store, self._warn, self._each, manifest, known)
+        return Blocks(self, manifest, known)
 
     @property
-    def _each(self) -> Map:
+    def warn(self) -> Warn:
+        return self._warn
+
+    @property
+    def each(self) -> Map:
         return self._pool.map if self._pool else map
 
     def take_over(self, blocks: "Blocks") -> None:
         """From now on these blocks are read, and what is lost of them is said, as if this reader had opened them."""
-        blocks.warn, blocks.each = self._warn, self._each
+        blocks.warn, blocks.each = self.warn, self.each
 
     def close(self) -> None:
         if self._pool:
@@ -111,17 +116,17 @@ class Blocks:
     out may be there all the same. `warn` and `each` may be changed. Thread-safe.
     """
 
-    def __init__(self, store: Store, warn: Warn, each: Map, manifest: Manifest, known: Mapping[str, Header]) -> None:
-        self._store = store
-        self.warn = warn
-        self.each = each
+    def __init__(self, reader: SnapshotReader, manifest: Manifest, known: Mapping[str, Header]) -> None:
+        self._store, self._block_bytes = reader.store, reader.block_bytes
+        self.warn, self.each = reader.warn, reader.each
         self._identity = manifest.identity
         self.failed: Unavailable | None = None
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._places: list[dict[bytes, Lying]] = [{}]  # where blocks lie; those that lie twice, where else; and so on
         missing = [segment for segment in manifest.segments if segment.sha256 not in known]
-        read = {segment.sha256: header for segment, header in zip(missing, each(self._header, missing), strict=True)}
+        found = self.each(self._header, missing)
+        read = {segment.sha256: header for segment, header in zip(missing, found, strict=True)}
         headers = {s.sha256: known.get(s.sha256) or read[s.sha256] for s in manifest.segments}
         self.headers = {digest: header for digest, header in headers.items() if header}
         self._fill(manifest)
@@ -142,7 +147,10 @@ class Blocks:
 
     def _header(self, segment: SegmentRef) -> Header | None:
         try:
-            return header_of(self._store, self._identity, segment)
+            header = header_of(self._store, self._identity, segment)
+            if self._block_bytes and header.block_bytes != self._block_bytes:
+                raise Damaged(f"its blocks are of {header.block_bytes} bytes, here they are of {self._block_bytes}")
+            return header
         except Damaged as problem:
             self._leave_out(segment, segment.num_blocks, str(problem))
         except Unavailable as problem:

@@ -4,6 +4,7 @@ Whoever owns a partition waits for the outcome before it computes anything that 
 partition is *sought* until its search is done or its time is over. A search that ends later still counts.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -13,10 +14,14 @@ from streamproc.errors import Unavailable
 from streamproc.snapshots.manifest import Identity, Manifest
 from streamproc.snapshots.restore import Blocks, SnapshotReader
 from streamproc.snapshots.threads import Threads
+from streamproc.values import printable
+
+log = logging.getLogger(__name__)
 
 FIND_S = 10.0  # then a partition is computed
 NEWER_S = 1.0  # likewise, where a snapshot is known already: a newer one saves no more than an interval
 SEARCHES = 4  # at once
+MOST_CHARS = 200  # of what went wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class Search:
 
     def begin(self, identity: Identity, offset: int, known: Known | None) -> None:
         """Look for the newest snapshot at or before the offset; `known`: one that is."""
-        future = self._threads.submit(self._find, identity, offset, known)
+        future = self._threads.submit(self._find_safely, identity, offset, known)
         deadline_s = time.monotonic() + (NEWER_S if known else FIND_S)
         self._under_way[identity.partition] = Sought(identity, future, deadline_s, known)
 
@@ -77,6 +82,16 @@ class Search:
                     self._warn(
                         f"snapshots: no answer within {FIND_S:.0f} s; partition {number} is computed from the topic"
                     )
+
+    def _find_safely(self, identity: Identity, offset: int, known: Known | None) -> Blocks | None:
+        """Whatever a store holds, it does not stop the loop that asks for the outcome."""
+        try:
+            return self._find(identity, offset, known)
+        except Exception as problem:
+            reason = f"{type(problem).__name__}: {printable(str(problem), MOST_CHARS)}"
+            self._warn(f"snapshots: {reason}; partition {identity.partition} is computed from the topic")
+            log.error("the search for snapshots has a fault", exc_info=problem)
+            return None
 
     def _find(self, identity: Identity, offset: int, known: Known | None) -> Blocks | None:
         try:

@@ -27,15 +27,15 @@ from itertools import accumulate, pairwise
 import orjson
 
 from streamproc.snapshots.contract import Buffer
-from streamproc.snapshots.manifest import NAME_BYTES, Damaged, SegmentRef, unpack
+from streamproc.snapshots.manifest import MOST_SHOWN, NAME_BYTES, Damaged, SegmentRef, field, unpack
+from streamproc.values import printable
 
 FORMAT = "streamproc segment 1"
 CHECKSUM_BYTES = 16
 LENGTH = struct.Struct("<Q")
 ALIGN = 64  # bytes; where the blocks start
 LEVEL = 1
-
-
+MOST_BLOCK_BYTES = 2**28  # 256 tokens of a large model are a quarter of that
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -95,18 +95,25 @@ def read_header(ref: SegmentRef, content: Buffer) -> Header:
     if hashlib.sha256(content).hexdigest() != ref.sha256:
         raise Damaged("its header is not what its name says")
     try:
-        metadata = orjson.loads(content[LENGTH.size :])["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise Damaged(f"its format is {metadata['format']!r}, this version reads {FORMAT!r}")
-        block_bytes = int(metadata["block_bytes"])
-        names = unpack(base64.b64decode(metadata["names"]), NAME_BYTES)
-        checksums = unpack(base64.b64decode(metadata["checksums"]), CHECKSUM_BYTES)
-        sizes = [int(size) for size in metadata["sizes"].split()] if "sizes" in metadata else [block_bytes] * len(names)
-        places = pairwise(accumulate(sizes, initial=ref.header_bytes))
-        blocks = tuple(Stored(name, *place, check) for name, place, check in zip(names, places, checksums, strict=True))
-    except (ValueError, KeyError, TypeError, binascii.Error) as problem:
-        raise Damaged(f"its header cannot be read: {type(problem).__name__}: {problem}") from None
-    return Header(metadata["fingerprint"], block_bytes, blocks)
+        metadata = field(orjson.loads(content[LENGTH.size :]), "__metadata__", dict)
+        if (theirs := field(metadata, "format", str)) != FORMAT:
+            raise Damaged(f"its format is {printable(repr(theirs), MOST_SHOWN)}, this version reads {FORMAT!r}")
+        block_bytes = int(field(metadata, "block_bytes", str))
+        names = unpack(base64.b64decode(field(metadata, "names", str)), NAME_BYTES)
+        checksums = unpack(base64.b64decode(field(metadata, "checksums", str)), CHECKSUM_BYTES)
+        is_compressed = "sizes" in metadata
+        sizes = list(map(int, field(metadata, "sizes", str).split())) if is_compressed else [block_bytes] * len(names)
+    except (ValueError, binascii.Error) as problem:
+        raise Damaged(f"its header cannot be read: {type(problem).__name__}: {printable(str(problem), 100)}") from None
+    if not 0 < block_bytes <= MOST_BLOCK_BYTES or not all(0 < size <= block_bytes for size in sizes):
+        raise Damaged(f"its blocks are of a size that cannot be, {block_bytes} bytes")
+    if not len(names) == len(checksums) == len(sizes) == ref.num_blocks:
+        raise Damaged(f"it has not as many blocks as it says, {ref.num_blocks}")
+    if ref.header_bytes + sum(sizes) != ref.num_bytes:
+        raise Damaged(f"its blocks are {sum(sizes)} bytes, not {ref.num_bytes - ref.header_bytes}")
+    places = pairwise(accumulate(sizes, initial=ref.header_bytes))
+    blocks = tuple(Stored(name, *place, check) for name, place, check in zip(names, places, checksums, strict=True))
+    return Header(field(metadata, "fingerprint", str), block_bytes, blocks)
 
 
 def opened(header: Header, block: Stored, stored: memoryview) -> memoryview | None:
@@ -130,7 +137,13 @@ def compress(data: Buffer) -> Buffer:
     return packed if len(packed) < len(data) else data
 
 
-def decompress(packed: memoryview, num_bytes: int) -> memoryview:
+def decompress(packed: memoryview, num_bytes: int) -> memoryview | None:
+    """None: not so many bytes. A frame says itself how much memory it takes: it is asked first."""
     import zstandard  # noqa: PLC0415 - not needed for files of this machine
 
-    return memoryview(zstandard.ZstdDecompressor().decompress(packed, max_output_size=num_bytes))
+    try:
+        if zstandard.frame_content_size(packed) != num_bytes:
+            return None
+        return memoryview(zstandard.ZstdDecompressor().decompress(packed))
+    except zstandard.ZstdError:
+        return None

@@ -76,9 +76,10 @@ class Standby:
         self._is_troubled = False
         self._said: set[str] = set()
 
-    def start(self, is_here: Callable[[bytes], bool]) -> None:
-        """is_here: whether a block is in memory anyway; from any thread."""
+    def start(self, is_here: Callable[[bytes], bool], block_bytes: int = 0) -> None:
+        """is_here: whether a block is in memory anyway; from any thread. block_bytes: of a block of our engine."""
         self._is_here = is_here
+        self._reader.block_bytes = block_bytes
         memory = f"memory for {self.spare.room} of their blocks" if self.spare.room else "no memory for their blocks"
         log.info("standing by: follows the snapshots of others' partitions, with %s (engine.host_bytes)", memory)
         self._thread.start()

@@ -18,6 +18,9 @@ from streamproc.snapshots.manifest import (
 )
 from streamproc.snapshots.restore import header_of, read_manifest, runs
 from streamproc.snapshots.segment import opened
+from streamproc.values import printable
+
+MOST_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Checked:
 def entries(store: Store, scope: str) -> list[Entry]:
     """All manifests of a group and topic, by partition, the newest first. Raises Unavailable."""
     names = [name for found in store.list(manifests_folder(scope)) if (name := parse_name(found.path))]
-    found = [entry for name in names if partition_of(name).isdecimal() and (entry := read_entry(store, name))]
+    found = [entry for name in names if is_in_place(name, scope) and (entry := read_entry(store, name))]
     return sorted(found, key=lambda entry: (int(entry.partition), -entry.name.offset, -entry.name.created_ms))
 
 
@@ -59,11 +62,20 @@ def partition_of(name: ManifestName) -> str:
     return name.path.split("/")[-2]
 
 
+def is_in_place(name: ManifestName, scope: str) -> bool:
+    """Whether it lies in the folder of a partition itself."""
+    number = partition_of(name)
+    folder = f"{manifests_folder(scope)}/{number}"
+    return number.isascii() and number.isdecimal() and name.path.rpartition("/")[0] == folder
+
+
 def read_entry(store: Store, name: ManifestName) -> Entry | None:
     try:
         manifest = read_manifest(store, name)
     except (Damaged, Unknown) as problem:
         return Entry(name, None, str(problem))
+    if manifest and manifest.identity.folder != name.path.rpartition("/")[0]:
+        return Entry(name, None, f"it is of {printable(manifest.identity.folder, MOST_CHARS)}")
     return Entry(name, manifest, "") if manifest else None
 
 

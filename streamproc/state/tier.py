@@ -11,6 +11,7 @@ spare     of a partition that is somebody else's, in memory that is not needed f
 What leaves the pool goes to host memory; what has no room there, to the shelf, unless it lies there already.
 """
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from streamproc.state.spare import Spare
+
+log = logging.getLogger(__name__)
 
 Bytes = Any  # of one block, as a runner has copied them out; nobody looks inside
 
@@ -247,7 +250,7 @@ class Tier:
         for names, future in [item for item in self._fetches if item[1].done()]:
             self._fetches.remove((names, future))
             self._asked -= names
-            self._take_in(names, future.result())
+            self._take_in(names, fetched(names, future))
         self._is_silent = self._now() < self._silent_until_s
 
     def _take_in(self, names: frozenset[bytes], found: Mapping[bytes, Bytes]) -> None:
@@ -294,3 +297,11 @@ class Tier:
         if self.shelf is None or self._is_silent or not self.most_coming or name in self._missing:
             return False
         return self.shelf.has(name)
+
+
+def fetched(names: frozenset[bytes], future: "Future[Mapping[bytes, Bytes]]") -> Mapping[bytes, Bytes]:
+    """What the shelf has sent of these blocks; where it has a fault they cannot be read, and are computed."""
+    if problem := future.exception():
+        log.error("blocks cannot be fetched: %s: %s", type(problem).__name__, problem, exc_info=problem)
+        return dict.fromkeys(names)
+    return future.result()

@@ -108,6 +108,9 @@ class Wrapped:
         self.step("delete", path)
         self.store.delete(path)
 
+    def sweep(self, folder):
+        self.store.sweep(folder)
+
 
 class Failing(Wrapped):
     """Refuses these deeds while it is told to; counts them."""
@@ -159,6 +162,9 @@ class DictStore:
 
     def delete(self, path):
         self.files.pop(path, None)
+
+    def sweep(self, folder):
+        """Nothing is ever half written."""
 
 
 class S3Server:

@@ -290,7 +290,17 @@ def test_config_show_tells_what_kafka_clients_get(command_line):
         ("", "none, a restart computes all contexts again (snapshots.url)"),
         ("/data/kv", "every 30 s to /data/kv"),
         ("s3://key:secret@bucket/kv", "every 30 s to s3://bucket/kv"),
+        ("s3://key:se/cr?et@bucket/kv", "every 30 s to s3://bucket/kv"),
+        ("s3://b/kv?endpoint=http://key:secret@host:1", "every 30 s to s3://b/kv?endpoint=http://host:1"),
+        ("s3://b/a@b?endpoint=http://host:1", "every 30 s to s3://b/a@b?endpoint=http://host:1"),
     ],
 )
 def test_a_worker_says_where_its_snapshots_go_and_no_password(url: str, expected: str) -> None:
     assert where_snapshots_go(Snapshots(url=url)) == expected
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_config_show_tells_no_password_of_a_store(command_line, words) -> None:
+    result = command_line("config", "show", "-X", "snapshots.url=s3://key:hidden@bucket/kv", *words)
+    assert "s3://bucket/kv" in result.stdout
+    assert "hidden" not in result.stdout

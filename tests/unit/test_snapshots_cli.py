@@ -6,6 +6,7 @@ from snapshot_world import BLOCK_BYTES, IDENTITY, other, restored, written
 
 from streamproc.cli.main import cli
 from streamproc.snapshots.collector import Retention
+from streamproc.snapshots.manifest import digest_of
 from streamproc.snapshots.store import open_store
 
 
@@ -153,3 +154,43 @@ def test_a_bucket_is_listed_and_verified_too(s3_url):
     for words in ("list", "verify", "prune"):
         result = CliRunner().invoke(cli, ["snapshots", words, *settings])
         assert result.exit_code == 0, result.stderr
+
+
+def test_a_copy_of_the_folder_inside_it_is_left_alone(verb, url):
+    """Somebody's backup has paths that look like those of other partitions."""
+    store = open_store(url)
+    for offset in (100, 200, 300):
+        written(store, offset, [1], retention=Retention(keep=9))
+    for found in store.list(IDENTITY.folder):
+        for folder in ("backup", "7"):
+            store.put(f"{IDENTITY.folder}/{folder}/{found.path.split('/')[-1]}", [store.get(found.path)])
+    assert verb("verify")[0] == 0
+    assert verb("prune", "--keep", "1", "--now")[1].startswith("2 snapshots")
+    assert len(store.list(f"{IDENTITY.folder}/backup")) == len(store.list(f"{IDENTITY.folder}/7")) == 3
+
+
+def test_a_manifest_in_the_folder_of_another_partition_is_named(verb, url):
+    store = open_store(url)
+    written(store)
+    (found,) = store.list(IDENTITY.folder)
+    store.put(found.path.replace("/3/", "/4/"), [store.get(found.path)])
+    code, text = verb("verify")
+    assert code == 3
+    assert "it is of desk/ticks/manifests/3" in text
+
+
+@pytest.mark.parametrize(("where", "what"), [("num_tokens", "x"), ("key", {}), ("names", 5)])
+def test_a_forged_snapshot_is_listed_verified_and_pruned_with_its_line(verb, url, where, what):
+    store = open_store(url)
+    written(store)
+    (found,) = store.list(IDENTITY.folder)
+    doc = json.loads(bytes(store.get(found.path)))
+    doc["sessions"][0][where] = what
+    content = json.dumps(doc).encode()
+    place, _, name = found.path.rpartition("/")
+    stem = name.rpartition("-")[0].replace(f"{doc['created_ms']:013}", "9999999999999")
+    store.put(f"{place}/{stem}-{digest_of(content)}.json", [content])
+    assert f"its {where} is {what!r}, not" in verb("list")[1]
+    code, text = verb("verify")
+    assert (code, f"its {where} is {what!r}, not" in text) == (3, True)
+    assert verb("prune", "--dry-run")[0] == 0

@@ -137,7 +137,7 @@ def test_a_dry_run_changes_nothing(world):
 
 @pytest.mark.parametrize(
     ("keep", "max_age_s", "left"),
-    [(1, 0, [500]), (2, 0, [400, 500]), (9, 0, [100, 200, 300, 400, 500]), (1, 250, [300, 400, 500])],
+    [(1, 0, [500]), (2, 0, [400, 500]), (9, 0, [100, 200, 300, 400, 500]), (1, 250, [400, 500])],
 )
 def test_the_newest_are_kept_and_those_younger_than_an_age(world, keep, max_age_s, left):
     publisher = world.publisher()
@@ -330,3 +330,63 @@ def test_whoever_is_alone_need_not_wait_for_others(world):
 @pytest.mark.parametrize(("interval_s", "grace_s"), [(1, 600), (30, 600), (600, 4800)])
 def test_the_grace_period_is_many_intervals_long(interval_s, grace_s):
     assert Retention.every(interval_s, 3, 9) == Retention(3, 9, grace_s)
+
+
+def test_a_clock_that_was_ahead_keeps_no_snapshot_from_being_kept(world):
+    """What was written then has times that are yet to come: whatever is written since is newer all the same."""
+    publisher = world.publisher()
+    world.now += 86_400
+    for offset in (100, 200, 300):
+        publish(world, publisher, offset)
+    world.now -= 86_400
+    for offset in (400, 500, 600):
+        publish(world, publisher, offset)
+        prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+        assert offset in world.offsets()
+    assert world.offsets() == [300, 600]  # 300: the last by its writer's clock
+    prune(world.store, IDENTITY.folder, None, Retention(keep=1))
+    assert world.offsets() == [300, 600]
+
+
+def test_what_its_writer_made_last_stays_whatever_the_store_says(world):
+    publisher = world.publisher()
+    publish(world, publisher, 100)
+    (path,) = world.of("manifests")
+    content, _ = world.store.files[path]
+    publish(world, publisher, 200)
+    newest = world.of("manifests")[1]
+    world.store.files[newest] = (world.store.files[newest][0], 0.0)
+    prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+    assert world.offsets() == [100, 200]
+    assert world.store.files[path][0] == content
+
+
+def test_a_store_that_takes_nothing_more_can_still_get_emptier(world):
+    publisher = world.publisher()
+    for offset in (1, 2, 3):
+        publish(world, publisher, offset)
+    store = Failing(world.store, ("put",))
+    assert len(prune(store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1)).manifests) == 2
+    assert world.offsets() == [3]
+
+
+def test_nothing_is_deleted_but_what_is_ours_in_full(world):
+    publisher = world.publisher()
+    publisher.write(IDENTITY, blocks(1))
+    publish(world, publisher, 1)
+    publish(world, publisher, 2)
+    digest = world.of("segments")[0].split("/")[-1]
+    newest = world.of("manifests")[1].split("/")[-1]
+    strange = [
+        "segments/README.txt", "segments/.DS_Store", "segments/link", f"segments/backup/{digest}", "segments/film.part",
+        f"segments/{digest}.bak", f"segments/{digest.upper()}", "segments/0123.safetensors", "condemned/mine.txt",
+        f"condemned/{'a' * 63}", f"condemned/old/{'a' * 64}", f"manifests/3/backup/{newest}", "manifests/3/notes",
+    ]  # fmt: skip
+    for path in strange:
+        world.store.files[f"desk/ticks/{path}"] = (b"theirs", 0.0)
+    for _ in range(3):
+        world.now += FOREIGN_S + GRACE_S
+        prune(world.store, IDENTITY.folder, IDENTITY.tag, Retention(keep=1))
+        world.collect()
+    assert [path for path in strange if f"desk/ticks/{path}" not in world.store.files] == []
+    assert len([path for path in world.of("manifests/3") if path.count("/") == 4]) == 2  # the notes, and the newest

@@ -1,5 +1,6 @@
 import os
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from snapshot_world import (
 from streamproc.errors import Unavailable
 from streamproc.snapshots import restore
 from streamproc.snapshots.restore import SnapshotReader
+from streamproc.snapshots.search import Search
 from streamproc.snapshots.store import open_store
 from streamproc.snapshots.writer import SnapshotWriter
 
@@ -309,3 +311,33 @@ def test_blocks_of_several_sizes_and_segments_come_back(kept):
     assert {block: len(content) for block, content in found.items()} == {
         name(1): 4096, name(2): 4096, name(3): 4096, name(4): 1000}  # fmt: skip
     writer.close()
+
+
+def test_blocks_of_another_size_than_the_engine_has_are_left_out_with_a_line(kept):
+    """Their checksums are right: nothing else tells that they are not what a runner can copy in."""
+    written(kept, numbers=range(2))
+    said = Said()
+    reader = SnapshotReader(kept, said)
+    reader.block_bytes = 2 * BLOCK_BYTES
+    manifest = reader.find(IDENTITY, 100)
+    assert reader.open(manifest).names == frozenset()
+    assert said[0].endswith("computed again: its blocks are of 4096 bytes, here they are of 8192")
+    reader.block_bytes = BLOCK_BYTES
+    assert len(reader.open(manifest).names) == 2
+
+
+def test_a_surprise_in_a_search_is_a_line_and_no_blocks(kept):
+    """Whoever asks for the outcome is the loop."""
+
+    class Strange(Wrapped):
+        def step(self, deed, path):
+            raise MemoryError("no room\nat all")
+
+    said = Said()
+    search = Search(SnapshotReader(Strange(kept), said), said)
+    search.begin(IDENTITY, 100, None)
+    ends_s = time.monotonic() + PATIENT_S
+    while search.sought and time.monotonic() < ends_s:
+        assert list(search.found()) == []
+    search.close()
+    assert said == [r"snapshots: MemoryError: no room\nat all; partition 3 is computed from the topic"]

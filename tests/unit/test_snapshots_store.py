@@ -9,6 +9,7 @@ from snapshot_world import S3Server
 from streamproc.errors import Unavailable, Usage
 from streamproc.snapshots import files as stores
 from streamproc.snapshots.files import FileStore
+from streamproc.snapshots.objects import first_line
 from streamproc.snapshots.store import open_store
 
 FULL_BYTES = 2**20
@@ -83,8 +84,10 @@ def test_an_object_store_that_does_not_answer_is_one_line():
 
 
 def test_a_missing_bucket_is_one_line(s3_url):
-    with pytest.raises(Unavailable, match=r"^snapshots: cannot write a in s3://[^\n]+$"):
-        open_store(s3_url.replace("s3://b", "s3://c")).put("a", [b"x"])
+    store = open_store(s3_url.replace("s3://b", "s3://c"))
+    for deed in (lambda: store.list("a"), lambda: store.get("a"), lambda: store.put("a", [b"x"])):
+        with pytest.raises(Unavailable, match=r"^snapshots: cannot \w+ a in s3://[^\n]+: there is no such bucket"):
+            deed()
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
@@ -157,11 +160,13 @@ def test_a_file_system_without_links_will_do(folder, monkeypatch):
 
 def test_what_a_killed_writer_left_is_not_listed_and_goes_in_time(folder):
     folder.put("a/b", [b"x"])
-    fresh, stale = (folder.root / "a" / f"c.{age}.part" for age in ("fresh", "stale"))
+    fresh, stale = (folder.root / "a" / f"c.{letter * 32}.part" for letter in "ab")
     for path in (fresh, stale):
         path.write_bytes(b"half")
     os.utime(stale, (0, 0))
     assert [found.path for found in folder.list("a")] == ["a/b"]
+    assert stale.exists()  # whoever only looks deletes nothing
+    folder.sweep("a")
     assert fresh.exists()
     assert not stale.exists()
 
@@ -210,3 +215,62 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(small_disk, tmp_path, 
     monkeypatch.undo()
     store.put("a/new", [b"new"])
     assert bytes(store.get("a/new")) == b"new"
+
+
+def test_files_of_others_with_such_a_name_are_listed_and_stay(folder):
+    folder.put("a/b", [b"x"])
+    film = folder.root / "a" / "film.part"
+    film.write_bytes(b"long")
+    os.utime(film, (0, 0))
+    folder.sweep("a")
+    assert [found.path for found in folder.list("a")] == ["a/b", "a/film.part"]
+
+
+def test_a_left_over_that_may_not_be_deleted_is_in_nobodys_way(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder.put("a/b", [b"x"])
+    left = folder.root / "a" / f"c.{'0' * 32}.part"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(stores.os, "unlink", refuse)
+    folder.sweep("a")
+    assert left.exists()
+    assert [found.path for found in folder.list("a")] == ["a/b"]
+
+
+def test_links_that_lead_nowhere_are_passed_over(folder):
+    folder.put("a/b", [b"x"])
+    (folder.root / "a" / "loop").symlink_to("loop")
+    (folder.root / "a" / "gone").symlink_to("nowhere")
+    folder.sweep("a")
+    assert [found.path for found in folder.list("a")] == ["a/b"]
+
+
+@pytest.mark.parametrize("url", ["s3://[bad", "~nosuch/x", "/tmp/a\0b"])
+def test_a_url_that_cannot_be_taken_apart_is_one_line(url):
+    with pytest.raises(Usage, match=r"^snapshots\.url = [^\n]+; use a folder, file:///path, s3://bucket/prefix or"):
+        open_store(url).list("a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:hidden@bucket/p", "s3://hidden:hid/hidden@bucket/p", "https://KEY:hidden@host/x", "ftp://hidden@h",
+        "s3://KEY:hidden@[bad", "s3://b/p?endpoint=http://KEY:hidden@127.0.0.1:1",
+    ],
+)  # fmt: skip
+def test_no_password_is_said(url):
+    with pytest.raises(Usage) as caught:
+        open_store(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_credentials_that_are_missing_are_named():
+    """Without any the client asks the machine's address for them, of which nobody has heard."""
+    said = "Error performing PUT http://169.254.169.254/latest/api/token in 1.2ms - Server returned 403"
+    assert first_line(OSError(said)) == (
+        "there are no credentials; they come from the cloud's variables, such as AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY"
+    )

@@ -374,3 +374,13 @@ def test_behind_blocks_that_the_shelf_cannot_read_nothing_is_computed_that_it_ca
     assert second.scheduler.tier.num_loaded == 25 - len(damaged)
     num_question = 3 + 1
     assert second.num_tokens == BLOCK * len(damaged) + 1 + num_question
+
+
+def test_a_shelf_that_has_a_fault_costs_the_blocks_and_not_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    shelf = Shelf(A, B)
+    tier = Tier(0, shelf, most_coming=8)
+    assert tier.offer([A, B]) == ([], True)
+    shelf.asked[0][1].set_exception(MemoryError("no room"))
+    tier.collect()
+    assert (tier.num_coming, tier.has(A), tier.offer([A, B])) == (0, False, ([], False))
+    assert "blocks cannot be fetched: MemoryError: no room" in caplog.text
