@@ -17,8 +17,8 @@ setup: $(READY)  ## .venv with everything in it; quick the second time
 demo: $(READY)  ## a real Kafka, a recorded feed, standing questions: make demo ARGS="--records 500 --json"
 	@$(BIN)/streamproc demo $(ARGS)
 
-test: $(READY)  ## all tests, on a real Kafka: make test ARGS="tests/unit -x"
-	@$(BIN)/pytest $(ARGS)
+test: $(READY)  ## all tests, two files at a time, on a real Kafka: make test ARGS="tests/unit -x"
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check .
