@@ -38,7 +38,7 @@ class Kept:
         self.writer = SnapshotWriter(store, self.notes.append, pending_bytes)
         self.keeper = Keeper(identity, self.writer, SnapshotReader(store, self.notes.append), NEVER_S,
                              self.notes.append)  # fmt: skip
-        self.keeper.connect(BlockPool(8, BLOCK), tier, BYTES)
+        self.keeper.connect(BlockPool(8, BLOCK), tier, BYTES, {})
         self.keeper.assigned({0: ("id", 0), 1: ("id", 0)})
         while self.keeper.sought:
             self.keeper.pick()
