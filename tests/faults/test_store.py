@@ -3,12 +3,15 @@
 import errno
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness.history import History, Past, read_history
 from harness.store import Store
+
+from streamproc.kafka.process import wait_until
 
 NUM_BYTES = 2**20
 
@@ -43,6 +46,16 @@ def test_a_full_disk_takes_nothing_until_there_is_room_again(history: History, t
         store.unmount()
     assert not store.path.is_mount()
     store.unmount()
+
+
+def test_a_mount_goes_with_whoever_was_killed(history: History, tmp_path: Path) -> None:
+    store = Store(tmp_path / "snapshots", history, NUM_BYTES)
+    child = os.fork()
+    if not child:
+        store.mount()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert wait_until(lambda: not store.path.is_mount(), 10)
 
 
 def test_where_mounting_is_refused_the_history_says_so(

@@ -95,11 +95,13 @@ class Workers:
 
     def stop(self, slot: str) -> None:
         """SIGTERM, and wait for its end; one that does not end is stuck."""
-        started = self.running.pop(slot)
+        started = self.running[slot]  # until it has ended: `close` may have to end it
         started.process.send_signal(signal.SIGTERM)
         try:
             code = started.process.wait(STOP_S)
+            del self.running[slot]
         except subprocess.TimeoutExpired:
+            del self.running[slot]
             where = self.where(started)
             started.process.kill()
             started.process.wait()

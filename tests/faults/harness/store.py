@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.history import History
 
 PIECES = (2**20, 2**16, 2**12)
+GUARD = ("sh", "-c", 'trap "" INT TERM; read _; umount -l "$0" 2>/dev/null')  # once we are gone, however we went
 HOWS = ("torn", "flipped", "gone")
 
 
@@ -22,6 +23,7 @@ class Store:
         self.path, self._history, self._num_bytes = path, history, num_bytes
         self._balloon = path / "balloon"
         self.is_small = False  # whether it can be full
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def mount(self) -> None:
         """Where that is refused the history says so, and the disk is never full."""
@@ -32,12 +34,17 @@ class Store:
         options = ("-t", "tmpfs", "-o", f"size={self._num_bytes},mode=700", "streamproc-faults")
         problem = say_of("mount", *options, str(self.path))
         self.is_small = not problem
-        if problem:
+        if self.is_small:
+            self._guard = subprocess.Popen([*GUARD, str(self.path.absolute())], stdin=subprocess.PIPE)
+        else:
             self._history.add("note", text=f"the disk of the snapshots is never full in this run: {problem}")
 
     def unmount(self) -> None:
         """May be called again, and for a folder."""
         self.is_small = False
+        if self._guard:
+            self._guard.communicate()
+            self._guard = None
         while self.path.is_mount():
             if problem := say_of("umount", "-l", str(self.path)):
                 raise OSError(f"{self.path} stays mounted: {problem}")
