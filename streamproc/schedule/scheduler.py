@@ -60,12 +60,13 @@ class Scheduler:
         self._lacks_cells: Turns | None = None  # whose next question found no cells in the newest plan
         self._most_tokens, self._num_good_steps = step_tokens, 0
         self._held: Collection[int] = ()
+        self._waiting: set[int] = set()  # generations, for blocks that are outside memory
 
     def plan(self, saves: Iterable[tuple[int, bytes]] = (), held: Collection[int] = ()) -> Plan:
         """saves: blocks that somebody else wants to have copied out of the pool, as they are now; held: generations
         whose cells may be somewhere: what is not found in reach waits.
         """
-        self._held = held
+        self._held, self._waiting = held, set()
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
         step = self._newest = StepBuilder(self.times, num_tokens, self.step_s)
         self.tier.collect()
@@ -190,7 +191,8 @@ class Scheduler:
                 break
             is_first &= generation.seq_id in self._held
         step.give_back()
-        self.is_short = not got_all or step.took_from_growing
+        is_turn_waiting = self._turn is not None and self._turn[0] in self._waiting    # the others do not need its cells
+        self.is_short = not got_all or step.took_from_growing or is_turn_waiting
         self._take_turns(step)
 
     def _expect(self, later: Iterable[Generation]) -> None:
@@ -241,6 +243,7 @@ class Scheduler:
         """
         self.cells.reuse(step, generation)
         if self.cells.load(step, generation, younger, asks) or generation.seq_id in self._held:
+            self._waiting.add(generation.seq_id)
             return True
         start = generation.num_computed
         end = start + min(most, step.tokens_at(start), generation.num_tokens - start)
