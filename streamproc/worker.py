@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from streamproc.config import Config
 from streamproc.engine.build import Engine, build_engine
 from streamproc.kafka.control import ControlTopic
-from streamproc.kafka.epoch import EpochSink
+from streamproc.kafka.epoch import EpochSink, transactional_id
 from streamproc.kafka.properties import check_reachable, client_properties
 from streamproc.kafka.source import Source
 from streamproc.keeper import check_store, make_keeper
@@ -46,11 +46,6 @@ def named(config: Config) -> Config:
         return config
     slot = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     return replace(config, worker=replace(config.worker, slot=slot))
-
-
-def transactional_id(config: Config) -> str:
-    """No name of a group or a slot holds a slash: so each pair has an id of its own."""
-    return f"{config.worker.group}/{config.worker.slot}"
 
 
 def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:

@@ -14,6 +14,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
+from streamproc.config import Config
 from streamproc.errors import EpochAborted, Fenced, Unavailable
 from streamproc.kafka.giveup import Caller, GivenUp
 from streamproc.kafka.properties import connect
@@ -55,6 +56,11 @@ def longest_open_s(properties: Mapping[str, Any]) -> float:
 
 def _transaction_s(properties: Mapping[str, Any]) -> float:
     return int(properties["transaction.timeout.ms"]) / 1e3
+
+
+def transactional_id(config: Config) -> str:
+    """No name of a group or a slot holds a slash: so each pair has an id of its own."""
+    return f"{config.worker.group}/{config.worker.slot}"
 
 
 class EpochSink:

@@ -191,7 +191,7 @@ class Scheduler:
                 break
             is_first &= generation.seq_id in self._held
         step.give_back()
-        is_turn_waiting = self._turn is not None and self._turn[0] in self._waiting    # the others do not need its cells
+        is_turn_waiting = self._turn is not None and self._turn[0] in self._waiting     # nobody else needs its cells
         self.is_short = not got_all or step.took_from_growing or is_turn_waiting
         self._take_turns(step)
 

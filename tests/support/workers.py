@@ -16,7 +16,7 @@ from oracle import Expected, expected_answers
 
 from streamproc.config import Config, Engine, Topics, Worker, known_settings
 from streamproc.kafka.control import ControlTopic
-from streamproc.kafka.epoch import EpochSink
+from streamproc.kafka.epoch import EpochSink, transactional_id
 from streamproc.kafka.producing import AckedProducer, Position
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.source import Source
@@ -28,7 +28,6 @@ from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor
 from streamproc.records import Record, encode_record
 from streamproc.state.epoch import Message
-from streamproc.worker import transactional_id
 
 CONTEXT, KEEP, BLOCK = 160, 80, 4  # a few records of the fake renderer: sessions hop often
 PATIENCE_S = 40.0

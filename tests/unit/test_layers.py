@@ -1,6 +1,8 @@
 """Imports point down, and each heavy library has one home; imports inside functions count too."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,3 +135,11 @@ def test_nobody_imports_a_top_level_package_called_kernels():
     for path in python_files("streamproc", "kernels", "tests", "benchmarks"):
         for name, line in imports(path):
             assert name.partition(".")[0] != "kernels", f"{path}:{line}: import streamproc.kernels"
+
+
+@pytest.mark.parametrize("module", ["workers", "harness.worker", "fake_worker"])
+def test_workers_whose_model_is_a_fake_start_without_torch(module: str) -> None:
+    """Tests and faults start hundreds of them."""
+    folders = [str(ROOT / "tests" / name) for name in ("support", "faults")]
+    code = f"import sys; sys.path += {folders}; import {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False, cwd=ROOT).returncode == 0

@@ -8,13 +8,13 @@ from fakes import FakeFlight, FakeSource
 from world import World, make_config, random_record
 
 from streamproc.config import Config, Worker
+from streamproc.kafka.epoch import transactional_id
 from streamproc.kafka.gaps import Found, find_gap
 from streamproc.messages import Ask, Head, Mark, Query
 from streamproc.state.lifecycle import ACTS, NEXT, Act, Event, Phase
 from streamproc.state.pace import Pace
 from streamproc.state.pressure import Pressure
 from streamproc.state.stamp import EVER, FRESH, Stamp, Suspects, Work, decode_stamp
-from streamproc.worker import transactional_id
 
 QUERY = Query("q", "how is {last}?", every=1, max_tokens=5)
 

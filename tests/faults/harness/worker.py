@@ -23,7 +23,7 @@ from fakes import FakeEngine, FakeFlight, FakeRenderer, FakeRunner
 from streamproc.config import Config
 from streamproc.errors import OutOfMemory, StreamprocError
 from streamproc.kafka.control import ControlTopic
-from streamproc.kafka.epoch import EpochSink
+from streamproc.kafka.epoch import EpochSink, transactional_id
 from streamproc.kafka.properties import client_properties
 from streamproc.kafka.source import Source
 from streamproc.keeper import make_keeper
@@ -31,7 +31,6 @@ from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
 from streamproc.schedule.plan import Plan
 from streamproc.settings import load_config
-from streamproc.worker import transactional_id
 
 STATUS_S = 0.5
 CHECK_EVERY = 50  # turns of the loop: the check walks all blocks
