@@ -50,6 +50,7 @@ class Search:
         self._reader, self._warn = reader, warn
         self._threads = Threads(SEARCHES, "snapshot-search")
         self._under_way: dict[int, Sought] = {}
+        self._is_closed = False
 
     @property
     def sought(self) -> frozenset[int]:
@@ -88,6 +89,8 @@ class Search:
         try:
             return self._find(identity, offset, known)
         except Exception as problem:
+            if self._is_closed:
+                return None     # whom it asks is closed too, and nobody waits for it
             reason = f"{type(problem).__name__}: {printable(str(problem), MOST_CHARS)}"
             self._warn(f"snapshots: {reason}; partition {identity.partition} is computed from the topic")
             log.error("the search for snapshots has a fault", exc_info=problem)
@@ -105,6 +108,7 @@ class Search:
         return self._reader.open(manifest, known.blocks.headers if known else {})
 
     def close(self) -> None:
+        self._is_closed = True
         self._threads.close()
 
 

@@ -213,6 +213,13 @@ class CrashWorld:
         reader.close()
         return found
 
+    def shared(self) -> set[bytes]:
+        """Names of the system prefix's blocks: a partition without a snapshot does not wait for that of another one."""
+        size = self.engine.runner.block_size
+        num_blocks = len(self.engine.renderer.prefix_ids) // size
+        sessions = [s for partition in self.processor.partitions.values() for s in partition.sessions.values()]
+        return {session.current.name(index, size) for session in sessions[:1] for index in range(num_blocks)}
+
     def _needed(self, number: int, manifest: Manifest) -> set[bytes]:
         """Names of a manifest's blocks, without those of sessions that have hopped since."""
         heads = self.log.heads(number)

@@ -1,6 +1,7 @@
 """A worker on fakes and a log that outlives it."""
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -80,6 +81,8 @@ class World:
         for _ in range(20_000):
             self.clock.now_s += 0.02
             self.processor.step()
+            if (self.processor.keeper and self.processor.keeper.sought) or self.processor.tier.num_coming:
+                time.sleep(0.001)  # threads bring it
             is_held = self.processor.care.is_holding
             idle = self.processor.workload.is_idle and self.source.is_drained and not is_held
             if idle and not any(p.finished or p.replies or p.dirty for p in self.processor.partitions.values()):
