@@ -147,6 +147,7 @@ class Care:
     def admit(self, messages: list[Message], partitions: Mapping[int, Partition], write: Write) -> list[Message]:
         """What may be processed now."""
         if not self._cases and not self._held:
+            self._is_full = False
             return messages
         self._held.extend(message for message in messages if message.partition in partitions)
         self._is_full = len(self._held) >= (MOST_HELD // 4 if self._is_full else MOST_HELD)

@@ -203,6 +203,28 @@ def test_messages_that_wait_stop_the_fetching_until_most_of_them_are_gone() -> N
     assert len(care._held) < MOST_HELD // 2
 
 
+def test_what_is_taken_away_while_messages_wait_does_not_stop_the_fetching_for_ever() -> None:
+    """Partition 0 is lost with all that waits of it; nothing is left to be careful about in partition 1."""
+    world = Mortal(1, "nothing")
+    world.rebalance_share = 0.0
+    fill(world, 2 * MOST_HELD)
+    fill(world, 20, 1)
+    world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
+    world.crash()
+    world.source.batch = MOST_HELD + 2_000
+    care = world.processor.care
+    while len(care._cases) > 1:
+        world.step()
+    assert world.source.is_paused
+    world.processor.lost([0])
+    world.source.positions = {where: at for where, at in world.source.positions.items() if where[1] != 0}
+    fill(world, 20, 1)
+    for _ in range(20):
+        world.step()
+    assert not world.source.is_paused
+    assert world.processor.partitions[1].committed[0] == 40
+
+
 def test_too_many_poisoned_records_stop_the_worker_with_one_line() -> None:
     care = Care("records", 3, Workload(BlockPool(1, 1)), lambda partition: None)
     shape = Shape((1,), 100, 10)
