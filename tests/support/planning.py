@@ -1,6 +1,7 @@
 """The scheduler with sessions, questions and a fake runner, without a processor around it."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from fakes import FakeRenderer, FakeRunner
@@ -98,6 +99,27 @@ class Planning:
             self.waits[fork.seq_id] = self.num_plans - self.asked_in.pop(fork.seq_id)
             remember(fork)
         return plan
+
+    def rounds(
+        self, rng: random.Random, count: int, lengths: Sequence[int], between: Callable[[], None] = lambda: None
+    ) -> tuple[int, int, int]:
+        """In each round 64 of the sessions are at work, others than before: a record of some length, and now and then a
+        question -> tokens given, questions, sessions that came back to no cells.
+        """
+        num_given = num_asked = num_returns = 0
+        for number in range(count):
+            for place in range(64):
+                session = self.sessions[(number * 61 + place) % len(self.sessions)]
+                ids = tuple(rng.randrange(100) for _ in range(rng.choice(lengths)))
+                num_returns += not session.current.block_table
+                self.record(session, ids)
+                num_given += len(ids) + (len(self.shape.prefix_ids) if len(session.current.entries) == 1 else 0)
+                if rng.random() < 0.3:
+                    self.ask(session, Query("q", "q", max_tokens=2), (7, 8, 9))
+                    num_asked += 1
+            self.drain(between=between)
+            self.settle()
+        return num_given, num_asked, num_returns
 
     def drain(self, most: int = 20_000, between: Callable[[], None] = lambda: None) -> int:
         """Until nothing is asked for -> plans that it took."""

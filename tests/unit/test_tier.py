@@ -296,19 +296,7 @@ def test_two_thousand_sessions_live_on_a_pool_for_eighty() -> None:
     planning = Planning(80 * size, BLOCK, 400, Shape(PREFIX, CONTEXT, CONTEXT // 2), tier=tier)
     for _ in range(2_000):
         planning.session()
-    num_given = num_asked = num_returns = 0
-    for turn in range(60):
-        for number in range(64):
-            session = planning.sessions[(turn * 61 + number) % 2_000]
-            ids = tuple(rng.randrange(100) for _ in range(rng.choice((1, 3, 5))))
-            num_returns += not session.current.block_table
-            planning.record(session, ids)
-            num_given += len(ids) + (len(PREFIX) if len(session.current.entries) == 1 else 0)
-            if rng.random() < 0.3:
-                planning.ask(session, Query("q", "q", max_tokens=2), (7, 8, 9))
-                num_asked += 1
-        planning.drain()
-        planning.settle()
+    num_given, num_asked, num_returns = planning.rounds(rng, 60, (1, 3, 5))
     assert num_returns > 2_400
     assert tier.num_loaded > 500
     assert planning.num_tokens <= num_given + num_asked * 5 + num_returns * (BLOCK - 1)

@@ -8,7 +8,6 @@ import pytest
 from planning import Planning
 
 from streamproc.keeper import Keeper
-from streamproc.messages import Query
 from streamproc.snapshots.manifest import Identity
 from streamproc.snapshots.restore import SnapshotReader
 from streamproc.snapshots.store import open_store
@@ -57,25 +56,13 @@ def test_two_thousand_sessions_live_on_a_pool_for_eighty(num_in_host_memory: int
     planning = Planning(80 * SIZE, BLOCK, 400, Shape(PREFIX, CONTEXT, CONTEXT // 2), tier=tier)
     for _ in range(2_000):
         planning.session()
-    num_given = num_asked = num_returns = 0
 
     def turn() -> None:
         kept.keeper.pick()
         if tier.num_coming or not kept.keeper.room:
             time.sleep(0.0002)      # others have the processor too
 
-    for turn_number in range(70):
-        for number in range(64):
-            session = planning.sessions[(turn_number * 61 + number) % 2_000]
-            ids = tuple(rng.randrange(100) for _ in range(rng.choice((4, 9, 14))))
-            num_returns += not session.current.block_table
-            planning.record(session, ids)
-            num_given += len(ids) + (len(PREFIX) if len(session.current.entries) == 1 else 0)
-            if rng.random() < 0.3:
-                planning.ask(session, Query("q", "q", max_tokens=2), (7, 8, 9))
-                num_asked += 1
-        planning.drain(between=turn)
-        planning.settle()
+    num_given, num_asked, num_returns = planning.rounds(rng, 70, (4, 9, 14), turn)
     assert num_returns > 2_400
     assert tier.num_loaded > 5_000
     assert planning.num_tokens <= num_given + num_asked * 5 + num_returns * (BLOCK - 1)
