@@ -11,68 +11,27 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from fakes import FakeEngine
+from gap_site import TRIGGERED, commit_by_hand, goes_on, one_partition, refusal, trades, with_policy, work
 from workers import Site, ThreadWorker, fake_engine, make_config, until
 
-from streamproc.config import Config, Topics
+from streamproc.config import Topics
 from streamproc.errors import Refused
 from streamproc.kafka import recovery
 from streamproc.kafka.identity import Identities
-from streamproc.messages import Ask, Query, decode_head
+from streamproc.messages import Ask
 from streamproc.records import Trade, encode_record
 from streamproc.state.origin import Origin
-from streamproc.state.publish import head_key
 
 pytestmark = pytest.mark.broker
 
-TRIGGERED = [Query("always-2", "Is {last} {count}?", every=2, max_tokens=5)]
-
-
 @pytest.fixture
 def site(bootstrap_servers: str, make_topics: Callable[..., Topics]) -> Site:
-    site = Site(make_config(make_topics(1), bootstrap_servers), 1)
-    site.register(TRIGGERED)
-    return site
+    return one_partition(bootstrap_servers, make_topics)
 
 
 @pytest.fixture
 def admin(bootstrap_servers: str) -> AdminClient:
     return AdminClient({"bootstrap.servers": bootstrap_servers})
-
-
-def with_policy(config: Config, policy: str) -> Config:
-    return replace(config, worker=replace(config.worker, on_gap=policy))
-
-
-def trades(start: int, count: int) -> list[Trade]:
-    return [Trade("ABC"[i % 3], 1_000 + i, f"{90 + i * 7 % 23}.{i % 10}", "1") for i in range(start, start + count)]
-
-
-def work(site: Site, start: int, count: int, config: Config | None = None) -> list[str]:
-    """Records sent and answered by a worker of its own -> its warnings."""
-    site.send_records(trades(start, count))
-    with ThreadWorker(config or site.config) as worker:
-        site.settle()
-    return worker.warnings
-
-
-def refusal(site: Site, engine: FakeEngine | None = None) -> str:
-    """The line with which a worker stops."""
-    worker = ThreadWorker(with_policy(site.config, "fail"), engine)
-    until(lambda: worker.has_ended, "the end of the worker")
-    with pytest.raises(Refused) as problem:
-        worker.stop()
-    line = str(problem.value)
-    assert "\n" not in line
-    assert "set worker.on_gap = rebuild" in line
-    return line
-
-
-def goes_on(site: Site, start: int) -> str:
-    """What a worker says that goes on, and after it none has anything to say."""
-    said = work(site, start, 20, with_policy(site.config, "rebuild"))
-    assert work(site, start + 20, 20) == []
-    (line,) = [line for line in said if "worker.on_gap = rebuild" in line]
-    return line
 
 
 def delete_up_to(admin: AdminClient, site: Site, offset: int) -> None:
@@ -139,106 +98,9 @@ def test_an_offset_beyond_the_end_of_the_log(site: Site) -> None:
     assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
 
 
-def commit_by_hand(site: Site, topic: str, offset: int, metadata: str = "") -> None:
-    """As kafka-consumer-groups --reset-offsets does, while nobody is in the group."""
-    consumer = Consumer({**site.config.kafka, "group.id": site.config.worker.group})
-    consumer.commit(offsets=[TopicPartition(topic, 0, offset, metadata=metadata)], asynchronous=False)
-    consumer.close()
-
-
-def one_session(start: int, count: int) -> list[Trade]:
-    return [Trade("A", 1_000 + i, f"{90 + i * 7 % 23}.{i % 10}", "1") for i in range(start, start + count)]
-
-
-@pytest.mark.parametrize("how_far", ["nothing", "before the generation", "within the generation"])
-def test_a_group_that_is_set_back_is_told_and_answers_again_as_it_did(how_far: str, site: Site) -> None:
-    """Sessions' heads lie ahead of the committed offset then: what they say was not so at that offset."""
-    topic = site.config.topics.records
-    site.send_records(one_session(0, 60))
-    with ThreadWorker(site.config):
-        site.settle()
-    first = site.answers()
-    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
-    head = decode_head(site.read(site.config.topics.sessions)[-1].value or b"")
-    assert 40 < head.start_offset < head.born_at
-    to = {"nothing": 0, "before the generation": 40, "within the generation": head.born_at}[how_far]
-    commit_by_hand(site, topic, to)
-    line = refusal(site)
-    assert f"{topic} partition 0: offset {to} is committed, but 1 sessions' heads know of later records" in line
-    assert f"that of 'A' of {head.born_at}: somebody has set group {site.config.worker.group} back" in line
-    with ThreadWorker(with_policy(site.config, "rebuild")) as worker:
-        site.settle()
-    assert len(worker.warnings) == 1
-    due = [answer for answer in first if answer.as_of and answer.as_of.offset >= to]
-    assert site.answers() == [*first, *due]  # ids and texts too
-    site.send_records(one_session(60, 40))
-    with ThreadWorker(site.config) as worker:
-        site.settle()
-    assert worker.warnings == []
-    expected = site.expected(TRIGGERED)
-    assert [answer.as_of.offset for answer in site.answers()[len(first) + len(due) :] if answer.as_of] == [
-        item.offset for item in expected if item.offset >= 60
-    ]
-    assert [item for item in site.triggered(TRIGGERED) if item.offset >= 60] == expected[30:]
-
-
-def test_after_a_set_back_the_first_epoch_makes_the_heads_fit_again(site: Site) -> None:
-    """One session whose generation is known still, but not its marks; one that begins behind the offset."""
-    change = Query("change", "Is {count}?", every=1, emit="change", max_tokens=5)
-    site.register([change])
-    site.send_records([*one_session(0, 6), Trade("B", 2_000, "9.5", "1")])
-    with ThreadWorker(site.config):
-        site.settle()
-    topic, first = site.config.topics.records, site.answers()
-    commit_by_hand(site, topic, 4)
-    line = refusal(site)
-    assert "2 sessions' heads know of later records, that of 'B' of 6" in line
-    with ThreadWorker(with_policy(site.config, "rebuild")) as worker:
-        site.settle()
-    assert len(worker.warnings) == 1
-    again = [answer for answer in first if answer.as_of and answer.as_of.offset >= 4]
-    order = [(answer.id, answer.text) for answer in site.answers()[len(first) :]]
-    assert sorted(order) == sorted((answer.id, answer.text) for answer in again)
-    with ThreadWorker(site.config) as worker:
-        until(lambda: worker.owned, "its partition")
-    assert worker.warnings == []
-
-
-BAD_HEADS = [
-    b"garbage",
-    b'{"session":"A","start_offset":"x","records_before":0,"marks":{}}',
-    b'{"session":"A","start_offset":-5,"records_before":-9,"marks":{}}',
-    b'{"session":"A","start_offset":0,"records_before":0,"marks":{"n":{"version":1,"offset":"x","digest":2}}}',
-    b'{"session":"Z","start_offset":999999,"records_before":0,"marks":{}}',
-]
-
-
-@pytest.mark.parametrize("value", BAD_HEADS, ids=range(len(BAD_HEADS)))
-def test_a_head_that_nobody_can_read_is_told_passed_over_and_written_anew(value: bytes, site: Site) -> None:
-    work(site, 0, 60)
-    topics, key = site.config.topics, head_key(site.config.worker.group, site.config.topics.records, "A")
-    where = site.send(topics.sessions, key, value, 0)
-    (line,) = work(site, 60, 20)
-    assert f"{topics.sessions} partition 0 offset {where.offset}, key {key.decode()!r}: not a session head" in line
-    assert "\n" not in line
-    assert work(site, 80, 20) == []
-    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
-
-
-def test_metadata_of_asks_that_names_more_than_the_log_holds_says_nothing(site: Site) -> None:
-    work(site, 0, 10)
-    commit_by_hand(site, site.config.topics.asks, 0, "answered +1-99999999999")
-    with ThreadWorker(site.config):
-        for name in ("one", "two", "three"):
-            site.ask(Ask(name, "A", "how?", max_tokens=3))
-        until(lambda: len(site.replies()) == 3, "the replies")
-
-
 def test_asks_that_are_gone_are_told_and_do_not_stop_the_worker(site: Site) -> None:
     work(site, 0, 10)
-    consumer = Consumer({**site.config.kafka, "group.id": site.config.worker.group})
-    consumer.commit(offsets=[TopicPartition(site.config.topics.asks, 0, 77)], asynchronous=False)
-    consumer.close()
+    commit_by_hand(site, site.config.topics.asks, 77)
     with ThreadWorker(site.config) as worker:
         until(lambda: worker.owned, "its partition")
         site.ask(Ask("ask", "A", "how?", max_tokens=3))
