@@ -6,6 +6,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from streamproc.errors import Unavailable
 from streamproc.kafka.properties import connect
 from streamproc.kafka.topics import partition_counts
 
@@ -21,7 +22,11 @@ class Cluster:
 
     def partition_counts(self) -> dict[str, int]:
         """Partitions of every topic, by name. Raises Unavailable where no Kafka answers."""
-        return partition_counts(self._admin)
+        try:
+            return partition_counts(self._admin)
+        except Unavailable:
+            del self._admin  # it may have lost Kafka for good (see lifeline.py): the next one asks by a new client
+            raise
 
     def num_members(self, group: str) -> int | None:
         """How many members a consumer group has now; None where Kafka does not say."""
@@ -29,6 +34,7 @@ class Cluster:
             described = self._admin.describe_consumer_groups([group], request_timeout=TIMEOUT_S)
             return len(described[group].result().members)
         except KafkaException:
+            del self._admin
             return None
 
     @functools.cached_property

@@ -26,6 +26,7 @@ class Identities:
     """Asks the cluster, each time anew."""
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
+        self._properties = properties
         self._admin = connect_admin(properties)
 
     def of(self, *topics: str) -> list[Identity]:
@@ -40,6 +41,7 @@ class Identities:
                 if time.monotonic() < deadline and (error.retriable() or error.code() in UNKNOWN_TOPIC):
                     time.sleep(PAUSE_S)  # one that was just made is not known everywhere
                     continue
+                self._admin = connect_admin(self._properties)  # the old one may have lost Kafka for good: lifeline.py
                 kind = Refused if error.code() in UNKNOWN_TOPIC else Unavailable
                 raise kind(f"topics {', '.join(topics)}: {error.str()}") from None
             return [Identity(str(item.topic_id).replace(NO_ID, ""), len(item.partitions)) for item in found]

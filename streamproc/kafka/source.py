@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from streamproc.config import Config
 from streamproc.errors import Unavailable
 from streamproc.kafka.identity import Identities
+from streamproc.kafka.lifeline import Lifeline
 from streamproc.kafka.member import is_incremental, member_properties
 from streamproc.kafka.properties import client_properties, connect
 from streamproc.kafka.recovery import GroupLog
@@ -79,6 +80,7 @@ class Source:
         self._member = member_properties(self._properties, config.worker.group) | self._slot.properties
         self._identities = Identities(self._properties)
         self._watchdog = Watchdog(self._properties, self._records, config.worker.stall_s)
+        self._lifeline = Lifeline(self._properties)
         self._owned: set[int] = set()  # partitions of the records topic
         self._starts: dict[int, int] = {}  # where they were begun
         self._origin = UNKNOWN  # of all that is committed
@@ -123,6 +125,12 @@ class Source:
         messages = [_message(message) for message in raw if not self._is_error(message)]
         if self._is_outside:
             self._reopen()  # retention has overtaken us, or a log has lost its end: a new owner would be told
+            return []
+        if raw:
+            self._lifeline.start_over()
+        elif self._lifeline.is_cut(self._consumer, self._records):
+            self._warn(f"kafka: the client library has lost {self._properties['bootstrap.servers']}: joining anew")
+            self._reopen()
             return []
         if self._watchdog.is_due(not messages and bool(self._owned) and not self._paused):
             self._look_for_stall()
@@ -193,6 +201,7 @@ class Source:
             self._listener.lost(owned)
         self.abandon()
         self._watchdog.start_over()
+        self._lifeline.start_over()
         self._open()
 
     # Partitions that come and go

@@ -12,6 +12,7 @@ from confluent_kafka import Message as KafkaMessage
 
 from streamproc.errors import Refused, Unavailable
 from streamproc.kafka.failures import failure
+from streamproc.kafka.lifeline import Lifeline
 from streamproc.kafka.merging import MOST_WAITING, by_time
 from streamproc.kafka.positions import resolve
 from streamproc.kafka.properties import connect
@@ -69,7 +70,10 @@ class Tail:
     ) -> None:
         """`properties` are librdkafka's. Raises Usage where one is wrong."""
         own = {key: value for key, value in properties.items() if key not in GROUP_ONLY}
-        self._consumer: Consumer = connect(Consumer, {**DEFAULTS, **own, **FIXED, "error_cb": _ignore})
+        self._properties = {**DEFAULTS, **own, **FIXED, "error_cb": _ignore}
+        self._consumer: Consumer = connect(Consumer, self._properties)
+        self._lifeline = Lifeline(properties)
+        self._paused: set[int] = set()
         self._topic = topic
         self._num_partitions = num_partitions
         self.clock = clock
@@ -105,18 +109,23 @@ class Tail:
     def start(self, positions: Mapping[int, int]) -> None:
         """Read from these offsets on, and only these partitions."""
         self.positions = dict(positions)
-        self._ended = set()
-        self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
+        self._ended, self._paused = set(), set()
+        self._lifeline.start_over()
+        self._assign()
 
     def stop(self) -> None:
         """Read nothing more until the next `start`."""
+        self.positions = {}
         self._consumer.unassign()
 
     def poll(self, timeout_s: float) -> list[Message]:
         """What is there, waiting at most `timeout_s` for the first message. Raises Refused at a gap."""
         first = self._consumer.poll(timeout_s)
         if first is None:
+            if self.positions and self._lifeline.is_cut(self._consumer, self._topic):
+                self._reconnect()
             return []
+        self._lifeline.start_over()
         batch = (first, *self._consumer.consume(BATCH - 1, 0))
         return [message for message in map(self._read, batch) if message is not None]
 
@@ -145,10 +154,12 @@ class Tail:
 
     def pause(self, partition: int) -> None:
         """Read nothing more of this partition for now; what was fetched of it ahead is fetched again later."""
+        self._paused.add(partition)
         self._consumer.pause([TopicPartition(self._topic, partition)])
 
     def resume(self, partition: int) -> None:
         """Read it again."""
+        self._paused.discard(partition)
         self._consumer.resume([TopicPartition(self._topic, partition)])
 
     def close(self) -> None:
@@ -156,6 +167,18 @@ class Tail:
         if not self._closed:
             self._closed = True
             self._consumer.close()
+
+    def _assign(self) -> None:
+        self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in self.positions.items()])
+
+    def _reconnect(self) -> None:
+        """A new consumer that goes on where this one, which has lost Kafka for good, has stopped."""
+        self._consumer.close()
+        self._consumer = connect(Consumer, self._properties)
+        self._lifeline.start_over()
+        self._assign()
+        if self._paused:
+            self._consumer.pause([TopicPartition(self._topic, partition) for partition in self._paused])
 
     def _offsets(self, which: int) -> dict[int, int]:
         deadline_s = self.clock() + TIMEOUT_S

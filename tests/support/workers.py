@@ -68,9 +68,9 @@ class ThreadWorker:
         warn = self.warnings.append
         self.transactional_id = transactional_id(config)
         self._control = ControlTopic(config)
-        sink = EpochSink(properties, self.transactional_id, warn)
+        self.sink = EpochSink(properties, self.transactional_id, warn)
         engine = engine or fake_engine()
-        self.processor = StreamProcessor(config, engine, sink, self._control, Clock())
+        self.processor = StreamProcessor(config, engine, self.sink, self._control, Clock())
         keeper = make_keeper(config, engine, warn)
         self.processor.connect(Source(config, self.processor, warn, instance_id, engine.model), keeper)
         self._stopped = threading.Event()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.anomalies import Anomaly
 from harness.history import Past, bytes_of, read_history
+from harness.late import Progress
 from harness.model import Due, Logged, Model, Question, Said, name_of
 from harness.offsets import Place, hanging, liveness, logged, longest_stall_s, polls, torn, unacknowledged
 from streamproc.errors import BadRecord
@@ -152,6 +153,7 @@ def replies(found: Outcome) -> Iterator[Anomaly]:
     """Every ask gets one reply that has seen what it must."""
     committed = found.committed("asks")
     known = {ask.id for ask in found.asks.values()}
+    progress = Progress(found.past)
     for (partition, offset), ask in found.asks.items():
         answers = found.replies.get(ask.id, [])
         if not answers and offset < committed.get(partition, 0):
@@ -159,7 +161,8 @@ def replies(found: Outcome) -> Iterator[Anomaly]:
         if len(answers) > 1:
             yield Anomaly("duplicate", f"ask {ask.id} has {len(answers)} replies: {[at for at, _ in answers]}")
         for place, answer in answers:
-            yield from _one_reply(found, ask, place, answer)
+            if not progress.is_too_late(ask, partition, answer):
+                yield from _one_reply(found, ask, place, answer)
     for ask_id in found.replies.keys() - known:
         yield Anomaly("phantom", f"a reply to ask {ask_id}, which nobody has asked")
 

@@ -15,10 +15,12 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from harness.history import History, text_of
 from streamproc.config import Topics
+from streamproc.kafka.lifeline import Lifeline
 from streamproc.messages import Ask
 from streamproc.records import Quote, Record, Trade, encode_record
 
 PACE_S = 0.02
+FLUSH_S = 120.0
 PRODUCER = {
     "enable.idempotence": True,
     "acks": "all",
@@ -53,13 +55,15 @@ class Driver:
         """first: what its numbers begin at, where another driver has sent before."""
         self._topics, self.load, self._history, self._rng = topics, load, history, rng
         self._first = first
-        self._producer = Producer({**PRODUCER, "bootstrap.servers": address})
+        self._properties = {**PRODUCER, "bootstrap.servers": address}
+        self._producer, self._lifeline = Producer(self._properties), Lifeline(self._properties)
         self._roles = {topics.records: "records", topics.asks: "asks", topics.control: "control"}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="driver", daemon=True)
         self._problem: BaseException | None = None
         self.num_records = self.num_asks = first
         self.num_acked = self.num_failed = 0
+        self.num_given_up = 0  # with a producer that Kafka's client library had left without brokers
         self.sequences = dict.fromkeys(load.sessions, 0)
         self.newest: dict[str, tuple[int, int]] = {}  # partition and offset of a session's newest acknowledged record
         self.ends: dict[int, int] = {}  # of the records topic, as far as acknowledged
@@ -69,10 +73,12 @@ class Driver:
         return self
 
     def stop(self) -> None:
-        """Send nothing more; returns once everything sent is acknowledged."""
+        """Send nothing more; returns once everything sent is acknowledged, but for what was given up."""
         self._stopped.set()
         self._thread.join(30)
-        left = self._producer.flush(120)
+        deadline = time.monotonic() + FLUSH_S
+        while (left := self._producer.flush(1)) and time.monotonic() < deadline:
+            self._listen()
         if self._problem is not None:
             raise self._problem
         bad = left + self.num_failed
@@ -88,6 +94,7 @@ class Driver:
                 while self.num_asks - self._first < elapsed * self.load.asks_per_s:
                     self._ask_next()
                 self._producer.poll(0)
+                self._listen()
         except BaseException as problem:
             self._problem = problem
 
@@ -126,6 +133,19 @@ class Driver:
             except BufferError:
                 self._producer.poll(0.1)
 
+    def _listen(self) -> None:
+        """A producer that has lost its brokers for good: what it holds may be in the log or not."""
+        if not len(self._producer):
+            self._lifeline.start_over()
+        elif self._lifeline.is_cut(self._producer, self._topics.records):
+            self._history.add("note", text=f"driver: a new producer, {len(self._producer)} messages are given up")
+            before = self.num_failed
+            self._producer.purge()
+            self._producer.flush(1)
+            self.num_failed, self.num_given_up = before, self.num_given_up + self.num_failed - before
+            self._producer = Producer(self._properties)
+            self._lifeline.start_over()
+
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         role = self._roles[str(message.topic())]
         key, value = text_of(message.key()), text_of(message.value())  # type: ignore[arg-type]
@@ -133,6 +153,7 @@ class Driver:
             self.num_failed += 1
             self._history.add("send-failed", topic=role, key=key, value=value, error=error.name())
             return
+        self._lifeline.start_over()
         self.num_acked += 1
         place: dict[str, Any] = {"partition": message.partition(), "offset": message.offset()}
         self._history.add("send", topic=role, **place, key=key, value=value)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from harness.cluster import Cluster
 from harness.history import History
 from harness.node import Node
-from harness.proxy import DROPPED, HALF_OPEN, HELD, NARROW, REFUSED, SLOW, SLOW_CLOSE, Lane
+from harness.proxy import DROPPED, FORGETFUL, HALF_OPEN, HELD, NARROW, REFUSED, SLOW, SLOW_CLOSE, Lane
 
 WEATHERS = {
     "latency": SLOW,
@@ -19,6 +19,7 @@ WEATHERS = {
     "half-open": HALF_OPEN,
     "refuse": REFUSED,
     "slow close": SLOW_CLOSE,
+    "no brokers": FORGETFUL,
 }
 MOMENTS_S = (1.0, 4.0, 9.0)
 AWAY_S = (0.0, 3.0, 8.0)
@@ -60,7 +61,7 @@ def freeze_for(seconds: float, node: Node, history: History, pause: Pause) -> No
 
 
 def spoil_lane(cluster: Cluster, history: History, rng: random.Random, pause: Pause) -> None:
-    """Weather on one client's lanes; what is refused, or slow to close, has been reset before."""
+    """Weather on one client's lanes; what meets new connections only has been preceded by a reset."""
     spoil(cluster, history, rng, pause, rng.choice(cluster.lanes[:3]))
 
 
@@ -70,7 +71,7 @@ def spoil(cluster: Cluster, history: History, rng: random.Random, pause: Pause, 
         lanes = [rng.choice(lanes)]
     weather, seconds = rng.choice(sorted(WEATHERS)), rng.choice(MOMENTS_S)
     history.fault(f"{weather} for {seconds} s", lanes=[lane.port for lane in lanes])
-    is_reset = weather in ("refuse", "slow close") or rng.random() < 0.2
+    is_reset = weather in ("refuse", "slow close", "no brokers") or rng.random() < 0.2
     for lane in lanes:
         lane.weather = WEATHERS[weather]
         if is_reset:

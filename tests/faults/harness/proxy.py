@@ -10,6 +10,7 @@ go on. Faults can be set and lifted at any time:
     half-open    the same, one way only: requests arrive, answers do not
     slow close   the end of a connection is told late
     refuse       new connections are reset
+    forget       whoever asks for the cluster's brokers is told that there are none, and is reset: so ends the last one
     reset        all connections are reset, once
 """
 
@@ -21,6 +22,8 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+
+from harness.metadata import Requests, Responses
 
 HOST = "127.0.0.1"
 CHUNK_BYTES = 64 * 1024
@@ -41,6 +44,7 @@ class Weather:
     drop: frozenset[str] = frozenset()  # directions
     slow_close_s: float = 0.0
     refuse: bool = False
+    forget: bool = False
 
 
 FAIR = Weather()
@@ -51,6 +55,7 @@ REFUSED = Weather(refuse=True)
 SLOW = Weather(latency_s=0.15, jitter_s=0.1)
 NARROW = Weather(bytes_per_s=30_000)
 SLOW_CLOSE = Weather(slow_close_s=2.0)
+FORGETFUL = Weather(forget=True)
 
 
 @dataclass(eq=False)
@@ -59,6 +64,10 @@ class Connection:
 
     writers: dict[str, asyncio.StreamWriter]
     dead: set[str] = field(default_factory=set)  # directions in which something was lost
+
+    def __post_init__(self) -> None:
+        self.requests = Requests()
+        self.responses = Responses(self.requests)
 
     def reset(self) -> None:
         for writer in self.writers.values():
@@ -108,6 +117,10 @@ class Lane:
     async def _pump(self, connection: Connection, way: str, reader: asyncio.StreamReader) -> None:
         writer = connection.writers[way]
         while data := await reader.read(CHUNK_BYTES):
+            if way == UP:
+                connection.requests.note(data)
+            else:
+                data = connection.responses.through(data, self.weather.forget)
             await self._wait(len(data))
             if way in self.weather.drop:
                 connection.dead.add(way)
@@ -115,6 +128,8 @@ class Lane:
                 writer.write(data)
                 await writer.drain()
                 self.num_bytes[way] += len(data)
+            if connection.responses.has_forgotten:
+                connection.reset()
         await self._wait(0)
         while way in self.weather.drop:
             await asyncio.sleep(LOOK_S)

@@ -11,6 +11,7 @@ import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from harness.history import History, text_of
+from streamproc.kafka.lifeline import Lifeline
 
 SAMPLE_S = 0.5
 CONSUMER = {
@@ -31,7 +32,8 @@ class Reader:
     """Reads one topic in a thread of its own, from `start` to `stop`."""
 
     def __init__(self, address: str, topic: str, num_partitions: int, history: History) -> None:
-        self._consumer = Consumer({**CONSUMER, "bootstrap.servers": address, "group.id": f"{topic}-reader"})
+        self._properties = {**CONSUMER, "bootstrap.servers": address, "group.id": f"{topic}-reader"}
+        self._consumer, self._lifeline = Consumer(self._properties), Lifeline(self._properties)
         self._topic, self._history = topic, history
         self._consumer.assign([TopicPartition(topic, n, OFFSET_BEGINNING) for n in range(num_partitions)])
         self._stopped = threading.Event()
@@ -57,10 +59,23 @@ class Reader:
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
-                for message in self._consumer.consume(500, 0.1):
+                messages = self._consumer.consume(500, 0.1)
+                for message in messages:
                     self._take(message)
+                self._listen(bool(messages))
         except BaseException as problem:
             self._problem = problem
+
+    def _listen(self, is_heard: bool) -> None:
+        """A consumer that has lost its brokers for good is made anew, and goes on where it was."""
+        if is_heard:
+            self._lifeline.start_over()
+        elif self._lifeline.is_cut(self._consumer, self._topic):
+            self._history.add("note", text=f"reader: a new consumer, at {self.positions}")
+            self._consumer.close()
+            self._consumer = Consumer(self._properties)
+            self._consumer.assign([TopicPartition(self._topic, n, at) for n, at in self.positions.items()])
+            self._lifeline.start_over()
 
     def _take(self, message: Any) -> None:
         if (error := message.error()) is not None:
@@ -82,7 +97,8 @@ class Sampler:
     """Fetches the group's committed offsets, after it has looked at what the reader has seen."""
 
     def __init__(self, address: str, group: str, topic: str, reader: Reader, history: History) -> None:
-        self._consumer = Consumer({**CONSUMER, "bootstrap.servers": address, "group.id": group})
+        self._properties = {**CONSUMER, "bootstrap.servers": address, "group.id": group}
+        self._consumer, self._lifeline = Consumer(self._properties), Lifeline(self._properties)
         self._topic, self._reader, self._history = topic, reader, history
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -108,6 +124,11 @@ class Sampler:
         try:
             found = self._consumer.committed(wanted, 3.0)
         except KafkaException:
+            if self._lifeline.is_cut(self._consumer, self._topic):
+                self._consumer.close()
+                self._consumer = Consumer(self._properties)
+                self._lifeline.start_over()
             return  # nothing can be asked while the broker is away
+        self._lifeline.start_over()
         committed = {tp.partition: tp.offset for tp in found if tp.error is None}
         self._history.add("sample", seen=seen, committed=committed)
