@@ -209,7 +209,7 @@ class StreamProcessor:
 
     def _ingest(self, messages: list[Message]) -> None:
         now = self.clock.now()
-        messages = self.care.admit(messages, self.partitions, self.source.stamp)
+        messages = self.care.admit(messages, self.partitions, self.source.stamp, not self._pressure.is_crowded)
         records = [message for message in messages if message.topic == self.rules.records_topic]
         self.intake.take_records(self.partitions, records, now)
         self._pace.take(sum(len(record.value or b"") for record in records))

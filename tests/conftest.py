@@ -19,7 +19,7 @@ from streamproc.errors import StreamprocError
 from streamproc.kafka.broker import HOST, Broker, free_port
 from streamproc.kafka.server import SERVER_PROPERTIES
 
-IMAGE = "apache/kafka:4.4.0"
+IMAGE = "apache/kafka:4.2.1"
 
 
 @pytest.fixture(scope="session")

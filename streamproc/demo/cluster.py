@@ -26,7 +26,7 @@ class DemoKafka:
     """A Kafka that answers. `built_in` is the broker of this machine, if it is that one."""
 
     address: str
-    name: str  # "apache-kafka 4.4.0"; "kafka" where its version is not known
+    name: str  # "apache-kafka 4.2.1"; "kafka" where its version is not known
     built_in: BrokerInfo | None = None
     started: bool = False  # by this demo, which stops it
     mock: MockKafka | None = None

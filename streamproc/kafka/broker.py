@@ -46,7 +46,7 @@ class BrokerInfo:
     """A running broker."""
 
     address: str
-    version: str  # "4.4.0"
+    version: str  # "4.2.1"
     pid: int
     data_dir: Path
     log_file: Path

@@ -62,7 +62,7 @@ def parse_pin(line: str) -> Jar:
 
 
 def kafka_version(jars: Iterable[Jar]) -> str:
-    """The version of the broker itself: "4.4.0"."""
+    """The version of the broker itself: "4.2.1"."""
     return next(jar.version for jar in jars if jar.artifact.startswith("kafka_"))
 
 

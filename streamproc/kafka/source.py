@@ -89,7 +89,7 @@ class Source:
         self._seeks: dict[Place, int] = {}  # where the next poll begins
         self._ends: dict[int, int] = {}  # of the records topic's logs that the newest poll has read to their ends
         self._is_outside = False  # read at an offset that the log does not hold
-        self._paused = False
+        self._paused = self._is_closing = False
         self._open()
 
     def _open(self) -> None:
@@ -207,8 +207,8 @@ class Source:
     # Partitions that come and go
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if not self._is_ours(consumer):
-            return
+        if not self._is_ours(consumer) or self._is_closing:
+            return  # it goes again at once
         self._slot.joined()
         numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
         recoveries = self._log.recover(numbers) if partitions else {}
@@ -323,6 +323,7 @@ class Source:
 
     def close(self) -> None:
         """Leave the group; the listener hears of the revocation."""
+        self._is_closing = True
         self._consumer.close()
         del self._consumer
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.schedule.steptime import Load, StepTimes
+from streamproc.state.generation import Generation
 
 LEAST = 8  # tokens that an empty step takes however long they may last
 
@@ -26,6 +27,7 @@ class StepBuilder:
     took_from_growing: bool = False  # cells of a generation that still needs them
     after: dict[int, int] = field(default_factory=dict)  # sequence -> one of this plan that writes cells it reads
     writers: dict[int, int] = field(default_factory=dict)  # block that this plan makes full -> sequence
+    _ends: dict[int, int] = field(default_factory=dict)  # sequence -> how far it is computed after this plan
     _families: dict[int, list[Chunk]] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
     _left_s: float = 0.0
@@ -76,11 +78,16 @@ class StepBuilder:
         if writer is not None:
             self.after[seq_id] = writer
 
+    def is_finished(self, generation: Generation) -> bool:
+        """Whether it has caught up after this plan."""
+        return self._ends.get(generation.seq_id, generation.num_computed) == generation.num_tokens
+
     def add(self, chunk: Chunk, family: int) -> None:
         """Chunks of a family read the same cells: they go side by side."""
         self.chunks.append(chunk)
         self._families.setdefault(family, []).append(chunk)
         self.planned.add(chunk.seq_id)
+        self._ends[chunk.seq_id] = chunk.start + len(chunk.token_ids)
         self._left_tokens -= len(chunk.token_ids)
         self._left_s -= self.times.seconds(self.load.add(chunk.start, len(chunk.token_ids), chunk.num_samples))
 

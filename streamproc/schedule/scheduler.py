@@ -15,7 +15,7 @@ Fairness: sessions that are behind share a step and take turns where it is too s
 questions (state/turns.py).
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from streamproc.schedule.builder import StepBuilder
 from streamproc.schedule.cells import Cells
@@ -73,9 +73,9 @@ class Scheduler:
         running = list(self.workload.running.values())
         awaited = [fork for fork in running if fork.question.is_awaited]
         self._advance(step, (fork for fork in awaited if fork.is_decoding))
-        if self._lacks_cells is not None:       # before records take what others have let go of
-            self._start(step, self._lacks_cells, self._by_need() if self._is_urgent(self._lacks_cells) else [])
-        self._lacks_cells = None
+        lacking, self._lacks_cells = self._lacks_cells, None
+        if lacking is not None:     # before records take what others have let go of
+            self._start(step, lacking, self._by_need() if self._is_urgent(lacking) else [])
         self._grow(step)
         self._advance(step, (fork for fork in awaited if not fork.is_decoding))
         self._start(step, self.workload.awaited, self._by_need())
@@ -173,22 +173,32 @@ class Scheduler:
     # Generations
 
     def _grow(self, step: StepBuilder) -> None:
-        """Let generations catch up. While there are cells for all they share the step and take turns; else one after
-        the other gets what it needs.
+        """Let generations catch up, of a session the oldest one first: so cells go to those whose questions come next.
+        While there are cells for all, sessions share the step and take turns; else one after the other gets what it
+        needs. While a question that could start lacks cells, only those grow that somebody waits for.
         """
         order, asked = self._by_need(), self._asked()
+        is_held = self._lacks_cells is self.workload.flash
+        if is_held:
+            order = [generation for generation in order if generation.seq_id in asked]
         step.hold_back(ASK_SHARE if self.workload.awaited else 0)
-        got_all = is_first = True
+        got_all, is_first = not is_held, True
+        lines, unfinished = {generation.line for generation in order}, set()
         for place, generation in enumerate(order):
             if step.room <= 0:
-                got_all = not self.is_short     # who came first may have taken all: the others are still to be seen to
+                got_all &= not self.is_short    # who came first may have taken all: the others are still to be seen to
                 self._expect(order[place:])
                 break
-            most = self._share(step, generation.seq_id in asked, len(order) - place)
+            if generation.line in unfinished:
+                continue
+            most = self._share(step, generation.seq_id in asked, max(len(lines), 1))
             asks = is_first or not self.is_short    # short of cells, others would ask in vain
             if not self._extend(step, generation, most, order[place + 1 :], asks):
                 got_all = False
                 break
+            lines.discard(generation.line)
+            if not step.is_finished(generation):
+                unfinished.add(generation.line)
             is_first &= generation.seq_id in self._held
         step.give_back()
         is_turn_waiting = self._turn is not None and self._turn[0] in self._waiting     # nobody else needs its cells
@@ -222,7 +232,7 @@ class Scheduler:
             return
         if self._turn and self._turn[0] in growing and growing[self._turn[0]].num_computed >= self._turn[1]:
             growing[self._turn[0]] = growing.pop(self._turn[0])
-        first = next(iter(growing.values()), None)
+        first = min(growing.values(), key=self._rank_of(growing.values()), default=None)
         if first and (self._turn is None or self._turn[0] != first.seq_id):
             self._turn = first.seq_id, first.num_tokens
 
@@ -266,9 +276,22 @@ class Scheduler:
         return {fork.generation.seq_id for fork in self.workload.awaited}
 
     def _by_need(self) -> list[Generation]:
-        """Growing generations: short of cells the one whose turn it is; those that somebody waits for; then in turn."""
+        """Growing generations: short of cells the one whose turn it is; those that somebody waits for; then in turn,
+        the oldest of each session before any of their second ones.
+        """
         asked, turn = self._asked(), self._turn[0] if self._turn else None
         growing = list(self.workload.growing.values())
-        if not asked and turn is None:
-            return growing
-        return sorted(growing, key=lambda generation: (generation.seq_id != turn, generation.seq_id not in asked))
+        rank = self._rank_of(growing)
+        return sorted(growing, key=lambda generation: (
+            generation.seq_id != turn, generation.seq_id not in asked, rank(generation),
+        ))  # fmt: skip
+
+    @staticmethod
+    def _rank_of(generations: Iterable[Generation]) -> Callable[[Generation], int]:
+        """How many older ones of its session each of these has among them."""
+        ranks: dict[int, int] = {}
+        num_older: dict[int, int] = {}
+        for generation in sorted(generations, key=lambda generation: generation.seq_id):
+            ranks[generation.seq_id] = num_older.get(generation.line, 0)
+            num_older[generation.line] = ranks[generation.seq_id] + 1
+        return lambda generation: ranks[generation.seq_id]

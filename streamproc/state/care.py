@@ -33,6 +33,7 @@ LEAST_NAMED = 2  # deaths: one may be chance
 PART = 64  # records: as many are taken one by one within a second
 MOST_SUSPECT = 5_000  # offsets after the committed one: more than a worker takes in before its first commit
 MOST_HELD = 4_000  # messages: then no more are fetched
+MOST_AT_ONCE = 500  # records of those that wait here and need no care
 
 log = logging.getLogger("streamproc")
 
@@ -113,7 +114,7 @@ class Care:
     def _convict(self, stamp: Stamp, where: str) -> Stamp:
         """Set aside the records that have been named in deaths often enough."""
         for each in stamp.suspects:
-            if each.named >= LEAST_NAMED and each.deaths >= self._poison_after:
+            if each.named >= LEAST_NAMED and each.deaths >= self._poison_after and each.start not in stamp.poisoned:
                 log.warning("%s: the worker has died %d times at record %d: it goes to the dead topic", where,
                             each.deaths, each.start)  # fmt: skip
                 others = tuple(other for other in stamp.suspects if not other.hold(each.start, each.end))
@@ -144,8 +145,10 @@ class Care:
         number, work = self._trying
         return self._workload.is_idle if work.is_alone else self._is_computed(partitions[number])
 
-    def admit(self, messages: list[Message], partitions: Mapping[int, Partition], write: Write) -> list[Message]:
-        """What may be processed now."""
+    def admit(
+        self, messages: list[Message], partitions: Mapping[int, Partition], write: Write, has_room: bool = True
+    ) -> list[Message]:
+        """What may be processed now. has_room: there is not too much to compute already."""
         if not self._cases and not self._held:
             self._is_full = False
             return messages
@@ -167,7 +170,7 @@ class Care:
         if chosen:
             self._trying, works[chosen[0]] = chosen, chosen[1]
         self._tell(works, partitions, write)
-        return self._release(chosen)
+        return self._release(chosen, MOST_AT_ONCE if has_room else 0)
 
     def _is_computed(self, partition: Partition) -> bool:
         """All that has been taken in of it, and what its records ask."""
@@ -247,6 +250,8 @@ class Care:
     def _easy_work(self, case: Case, partition: Partition, offsets: list[int]) -> Work | None:
         known, live_from, is_back = case.stamp.work, partition.live_from, self._is_back(partition)
         easy = offsets[: bisect_left(offsets, case.careful_from)]
+        if not easy and known is not None and known.is_alone:
+            known = Work(case.restore_from, live_from)  # it is computed: who dies now dies at something else
         if not easy:
             return None if is_back or case.careful_from == 0 else known
         restores = easy[0] < live_from or (known is not None and not is_back)
@@ -269,19 +274,26 @@ class Care:
             if work and work.end == EVER:
                 del self._cases[number]
 
-    def _release(self, chosen: tuple[int, Work] | None) -> list[Message]:
-        """Take out what may be processed now."""
+    def _release(self, chosen: tuple[int, Work] | None, most: int) -> list[Message]:
+        """Take out what may be processed now, of records without a case no more than `most`."""
         released: list[Message] = []
         kept: deque[Message] = deque()
         for message in self._held:
-            (released if self._may_go(message, chosen) else kept).append(message)
+            is_chosen = chosen is not None and self._is_part(message, *chosen)
+            may_go = is_chosen or (self._needs_no_care(message, chosen) and (most > 0 or not self._is_record(message)))
+            most -= may_go and not is_chosen and self._is_record(message)
+            (released if may_go else kept).append(message)
         self._held = kept
         return released
 
-    def _may_go(self, message: Message, chosen: tuple[int, Work] | None) -> bool:
-        is_record, case = message.topic == self._records_topic, self._cases.get(message.partition)
-        if chosen and is_record and message.partition == chosen[0] and message.offset < chosen[1].end:
-            return True
+    def _is_record(self, message: Message) -> bool:
+        return message.topic == self._records_topic
+
+    def _is_part(self, message: Message, number: int, work: Work) -> bool:
+        return self._is_record(message) and message.partition == number and message.offset < work.end
+
+    def _needs_no_care(self, message: Message, chosen: tuple[int, Work] | None) -> bool:
         if chosen and chosen[1].is_alone:
             return False
-        return not is_record or case is None or message.offset < case.careful_from
+        case = self._cases.get(message.partition)
+        return not self._is_record(message) or case is None or message.offset < case.careful_from

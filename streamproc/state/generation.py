@@ -27,6 +27,7 @@ class Generation:
 
     def __init__(self, seq_id: int, prefix_ids: Ids, start_offset: int, records_before: int) -> None:
         self.seq_id = seq_id
+        self.line = seq_id  # its session's first generation: those of one line are computed in their order
         self.start_offset = start_offset
         self.born_at = start_offset  # the first record that came after this generation began
         self.records_before = records_before  # records of the session before start_offset

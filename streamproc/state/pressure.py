@@ -16,6 +16,7 @@ class Pressure:
     most_tokens: int
     num_cells: int
     is_high: bool = False
+    is_crowded: bool = False  # by what is taken in already
 
     def changes(self, num_tokens: int, num_needed: int, is_full: bool = False) -> bool:
         """Take in the tokens that wait, and the cells that sequences at work need -> whether `is_high` has changed.
@@ -23,9 +24,9 @@ class Pressure:
         is_full: records wait elsewhere already.
         """
         before = self.is_high
-        if before:
-            is_low = num_tokens < self.most_tokens // 2 and num_needed < self.num_cells * GO
-            self.is_high = is_full or not is_low
+        if self.is_crowded:
+            self.is_crowded = num_tokens >= self.most_tokens // 2 or num_needed >= self.num_cells * GO
         else:
-            self.is_high = is_full or num_tokens > self.most_tokens or num_needed > self.num_cells * STOP
+            self.is_crowded = num_tokens > self.most_tokens or num_needed > self.num_cells * STOP
+        self.is_high = is_full or self.is_crowded
         return self.is_high != before

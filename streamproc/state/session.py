@@ -166,7 +166,7 @@ class Session:
             all_ids = teller.record_ids([entry.record for entry in entries])
         for entry, ids in zip(entries, all_ids, strict=True):
             new.append(entry.offset, entry.record, ids)
-        new.is_ahead = True
+        new.is_ahead, new.line = True, old.line
         return new
 
     def _ids_after(self, generation: Generation, record: Record, ids: Ids) -> Ids:

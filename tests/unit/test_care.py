@@ -10,7 +10,7 @@ from streamproc.errors import StreamprocError
 from streamproc.messages import Query
 from streamproc.records import Trade
 from streamproc.state.blocks import BlockPool
-from streamproc.state.care import MOST_HELD, PART, Care
+from streamproc.state.care import MOST_AT_ONCE, MOST_HELD, PART, Care
 from streamproc.state.partition import Partition, Recovery
 from streamproc.state.session import Shape
 from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Suspects, Work, decode_stamp
@@ -201,6 +201,28 @@ def test_messages_that_wait_stop_the_fetching_until_most_of_them_are_gone() -> N
         assert world.source.is_paused
         world.step()
     assert len(care._held) < MOST_HELD // 2
+
+
+def test_what_has_waited_is_let_go_by_portions_and_not_while_there_is_enough_to_compute() -> None:
+    world = Mortal(1, "nothing")
+    fill(world, 2 * PART)
+    world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
+    world.crash()
+    fill(world, 2_000)
+    world.source.batch = MOST_HELD
+    care, admit = world.processor.care, world.processor.care.admit
+    let_go: list[tuple[int, bool]] = []
+
+    def watched(messages, partitions, write, has_room):  # type: ignore[no-untyped-def]
+        found = admit(messages, partitions, write, has_room)
+        let_go.append((len(found), has_room))
+        return found
+
+    care.admit = watched  # type: ignore[method-assign]
+    world.drain()
+    assert max(number for number, has_room in let_go if has_room) == MOST_AT_ONCE
+    assert max(number for number, has_room in let_go if not has_room) <= PART
+    assert sum(number for number, _ in let_go) == 2_000 + 2 * PART
 
 
 def test_what_is_taken_away_while_messages_wait_does_not_stop_the_fetching_for_ever() -> None:

@@ -175,14 +175,14 @@ def test_a_difference_says_which_answer_and_what(monkeypatch, said, shown):
 
 def summary(verdict: Verdict, **kafka: object) -> Summary:
     numbers = Numbers(500, 190, ("A", "B", "C"), 3, 31.2, 25.0, 80.0, 60_000)
-    broker = DemoKafka("127.0.0.1:9092", "apache-kafka 4.4.0", **kafka)
+    broker = DemoKafka("127.0.0.1:9092", "apache-kafka 4.2.1", **kafka)
     return Summary(broker, numbers, verdict, Accuracy(193, 190), Path("/state/demo"))
 
 
 def test_the_summary_starts_with_the_promised_keys():
     doc = summary(Verdict(16, (), True)).doc()
     assert list(doc)[:7] == ["broker", "records", "answers", "sessions", "asks", "seconds", "exact"]
-    assert (doc["broker"], doc["sessions"], doc["exact"]) == ("apache-kafka 4.4.0", 3, True)
+    assert (doc["broker"], doc["sessions"], doc["exact"]) == ("apache-kafka 4.2.1", 3, True)
     assert (doc["accuracy"], doc["judged"]) == (0.9845, 193)
 
 

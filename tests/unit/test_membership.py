@@ -4,12 +4,14 @@ import random
 from dataclasses import replace
 
 import pytest
+from confluent_kafka import TopicPartition
 from fakes import FakeFlight, FakeSource
 from world import World, make_config, random_record
 
 from streamproc.config import Config, Worker
 from streamproc.kafka.epoch import transactional_id
 from streamproc.kafka.gaps import Found, find_gap
+from streamproc.kafka.source import Source
 from streamproc.messages import Ask, Head, Mark, Query
 from streamproc.state.lifecycle import ACTS, NEXT, Act, Event, Phase
 from streamproc.state.pace import Pace
@@ -194,6 +196,21 @@ def test_polling_goes_on_while_records_wait_for_cells() -> None:
     assert paused
     assert any(polled)
     assert not source.is_paused
+
+
+def test_partitions_that_come_while_a_worker_leaves_are_not_looked_at() -> None:
+    config = replace(make_config(), kafka={"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
+    listener = make_world().processor
+    source = Source(config, listener, print)
+    consumer = source._consumer
+    source._log.recover = lambda numbers: pytest.fail("it asks Kafka")  # type: ignore[method-assign]
+    source._is_closing = True
+    both = [TopicPartition(topic, 7) for topic in (config.topics.records, config.topics.asks)]
+    source._on_assign(consumer, both)
+    consumer.incremental_assign(both)  # as the library does where nobody else has
+    source._on_revoke(consumer, both)
+    assert 7 not in listener.partitions
+    source.close()
 
 
 def test_a_stamp_says_to_the_next_owner_how_many_died_and_at_what() -> None:
