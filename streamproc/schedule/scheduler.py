@@ -281,7 +281,10 @@ class Scheduler:
         """
         asked, turn = self._asked(), self._turn[0] if self._turn else None
         growing = list(self.workload.growing.values())
-        rank = self._rank_of(growing)
+        is_one_each = len({generation.line for generation in growing}) == len(growing)
+        if is_one_each and not asked and turn is None:
+            return growing
+        rank = self._rank_of(() if is_one_each else growing)
         return sorted(growing, key=lambda generation: (
             generation.seq_id != turn, generation.seq_id not in asked, rank(generation),
         ))  # fmt: skip
@@ -294,4 +297,4 @@ class Scheduler:
         for generation in sorted(generations, key=lambda generation: generation.seq_id):
             ranks[generation.seq_id] = num_older.get(generation.line, 0)
             num_older[generation.line] = ranks[generation.seq_id] + 1
-        return lambda generation: ranks[generation.seq_id]
+        return lambda generation: ranks.get(generation.seq_id, 0)
