@@ -11,6 +11,7 @@ from streamproc.engine.build import Engine, build_engine
 from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink, transactional_id
 from streamproc.kafka.properties import check_reachable, client_properties
+from streamproc.kafka.release import transactions_at_risk
 from streamproc.kafka.source import Source
 from streamproc.keeper import check_store, make_keeper
 from streamproc.ports import Clock
@@ -55,6 +56,8 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     config = named(config)
     properties = client_properties(config)
     check_reachable(properties)
+    if problem := transactions_at_risk(properties):
+        warn(problem)
     check_store(config)
     engine = build_engine(config)
     keeper = make_keeper(config, engine, warn)

@@ -21,6 +21,7 @@ from streamproc.kafka.properties import (
     open_port,
     parse_servers,
 )
+from streamproc.kafka.release import transactions_at_risk
 from streamproc.kafka.topics import Finding, check, load_specs
 
 PORT_TIMEOUT_S = 3.0
@@ -70,6 +71,8 @@ def check_cluster(config: Config, properties: Mapping[str, Any]) -> Iterable[Che
         return
     count = f"{len(cluster.brokers)} broker{'s' * (len(cluster.brokers) != 1)}"
     yield Check("cluster", OK, f"{cluster.id}, {count}, controller {cluster.controller_id}")
+    if risk := transactions_at_risk(properties):
+        yield Check("release", WARN, risk)
     advertised = list(check_advertised(cluster))
     yield from advertised
     if any(found.state == OK for found in advertised):

@@ -12,7 +12,8 @@ from streamproc.cli.checks import FAIL, OK
 from streamproc.cli.main import cli
 from streamproc.config import Config
 from streamproc.errors import Refused, Unavailable
-from streamproc.kafka.properties import Cluster, check_reachable, client_properties
+from streamproc.kafka.properties import Cluster, check_reachable, client_properties, parse_servers
+from streamproc.kafka.release import AT_RISK, newest_level, transactions_at_risk
 
 pytestmark = pytest.mark.broker
 
@@ -37,6 +38,13 @@ def test_all_is_well_where_a_worker_could_start(bootstrap_servers, make_topics, 
     assert {"settings", "librdkafka", "cluster", "advertised", "topic", "model", "memory", "state"} <= {
         c[0] for c in checks
     }
+
+
+def test_the_kafka_of_the_tests_says_what_it_can_do_and_ends_its_transactions(bootstrap_servers):
+    level = newest_level(parse_servers(bootstrap_servers)[0])
+    assert level is not None
+    assert level not in AT_RISK
+    assert transactions_at_risk({"bootstrap.servers": bootstrap_servers}) is None
 
 
 def test_a_missing_topic_fails_with_the_command_that_makes_it(bootstrap_servers):
