@@ -1,15 +1,23 @@
-"""What the group has committed: offsets and their metadata, of many partitions in one request."""
+"""What the group has committed: offsets and their metadata, of many partitions in one request.
+
+Asked by a client of its own that is no member: Kafka refuses a member whose group has moved on, and a member that is
+kept from polling, by a rebalance or by an epoch of unknown fate, does not hear of that.
+"""
 
 import time
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamproc.errors import Unavailable
+from streamproc.kafka.properties import connect
+from streamproc.kafka.tailing import GROUP_ONLY
 
 ASK_S = 5.0
 PAUSE_S = 0.2
+
+NO_MEMBER = {"group.protocol": "classic", "enable.auto.commit": False, "isolation.level": "read_committed"}
 
 Place = tuple[str, int]  # topic and partition
 
@@ -21,11 +29,22 @@ class Committed(NamedTuple):
     metadata: str
 
 
-def read_committed(consumer: Consumer, places: Collection[Place], patience_s: float) -> dict[Place, Committed]:
+def read_committed(
+    properties: Mapping[str, Any], group: str, places: Collection[Place], patience_s: float
+) -> dict[Place, Committed]:
     """What is committed now. Raises Unavailable.
 
     Waits for the end of transactions that owners before us have left open: they may have moved the offsets.
     """
+    own = {name: value for name, value in properties.items() if name not in GROUP_ONLY}
+    consumer = connect(Consumer, {**own, **NO_MEMBER, "group.id": group})
+    try:
+        return _read(consumer, places, patience_s)
+    finally:
+        consumer.close()
+
+
+def _read(consumer: Consumer, places: Collection[Place], patience_s: float) -> dict[Place, Committed]:
     deadline = time.monotonic() + patience_s
     while True:
         found, problem = _ask(consumer, places)
@@ -35,7 +54,7 @@ def read_committed(consumer: Consumer, places: Collection[Place], patience_s: fl
         is_passing = error.retriable() or error.code() == KafkaError._TIMED_OUT
         if not is_passing or time.monotonic() > deadline:
             raise Unavailable(f"committed offset of {where[0]} partition {where[1]}: {error.str()}")
-        time.sleep(PAUSE_S)  # a coordinator that moves, or a member that has just got another epoch
+        time.sleep(PAUSE_S)  # a coordinator that moves, or a transaction that is still open
 
 
 def _ask(

@@ -49,7 +49,7 @@ class AckedProducer:
         self._properties = {**DEFAULTS, **properties, **FIXED, "error_cb": _ignore}
         self._producer: Producer = connect(Producer, self._properties)
         self._given_up: list[Producer] = []
-        self._lifeline = Lifeline(properties)
+        self._lifeline, self._topic = Lifeline(properties), ""  # the topic of the newest message
 
     def topics(self) -> dict[str, int]:
         """Partitions of every topic. Once connected by this, the first send need not wait half a second for its id."""

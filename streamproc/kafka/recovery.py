@@ -28,7 +28,7 @@ NO_ONE = Committed(-1, "")
 
 
 class GroupLog:
-    """Reads through the group's consumer; changes nothing."""
+    """Reads only; changes nothing. `consumer`: the group's."""
 
     def __init__(
         self,
@@ -42,7 +42,8 @@ class GroupLog:
         self._config, self._consumer, self._identities, self._warn = config, consumer, identities, warn
         self._model = model
         self._records, self._asks = config.topics.records, config.topics.asks
-        self._patience_s = longest_open_s(client_properties(config)) + ASK_S
+        self._properties = client_properties(config)
+        self._patience_s = longest_open_s(self._properties) + ASK_S
 
     def recover(self, numbers: Collection[int]) -> dict[int, Recovery]:
         """What a new owner of partitions finds. Raises Refused at a gap, unless the settings say to go on."""
@@ -145,7 +146,7 @@ class GroupLog:
         return Recovery(offset, offset, {}, asks_from, asks_metadata, stamp=stamp)
 
     def _committed(self, places: Collection[Place]) -> dict[Place, Committed]:
-        return read_committed(self._consumer, places, self._patience_s)
+        return read_committed(self._properties, self._config.worker.group, places, self._patience_s)
 
     def _watermarks(self, topic: str, number: int) -> tuple[int, int]:
         try:
@@ -161,7 +162,7 @@ class GroupLog:
 
         Asked by another client: the library aborts where a consumer lists topics inside its own callback.
         """
-        tail = Tail(client_properties(self._config), topic, number + 1)
+        tail = Tail(self._properties, topic, number + 1)
         try:
             return tail.starts()[number], tail.ends()[number]
         finally:

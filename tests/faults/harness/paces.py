@@ -33,11 +33,11 @@ class Paced(Stretch):
 
     def poll(self, timeout_s: float) -> list[Message]:
         if not self._paused and not super().is_read:
-            self._read(0 if self._waiting else timeout_s)
+            self._read(0 if self._began else timeout_s)
         found = []
-        while not self._paused and self._waiting and self._left_s() <= 0:
+        while not self._paused and self._began and self._waiting and self._left_s() <= 0:
             found.append(heapq.heappop(self._waiting)[-1])
-        if not found and self._waiting:
+        if not found and self._began and self._waiting:
             time.sleep(min(timeout_s, max(self._left_s(), 0)))
         self._now_ms = self.now_ms = max([self._now_ms, *(message.timestamp_ms for message in found)])
         return found
@@ -47,7 +47,8 @@ class Paced(Stretch):
             number = message.partition
             self._due_ms[number] = max(message.timestamp_ms, self._due_ms.get(number, 0))
             heapq.heappush(self._waiting, (self._due_ms[number], number, message.offset, message))
-        if self._waiting and self._began is None:
+        has_all = self._due_ms.keys() >= self._tail.positions.keys() or super().is_read
+        if self._waiting and self._began is None and has_all:
             self._began = time.monotonic(), self._waiting[0][0]
 
     def _left_s(self) -> float:
