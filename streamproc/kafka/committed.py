@@ -1,11 +1,8 @@
-"""What the group has committed: offsets and their metadata, of many partitions in one request.
-
-Asked by a client of its own that is no member: Kafka refuses a member whose group has moved on, and a member that is
-kept from polling, by a rebalance or by an epoch of unknown fate, does not hear of that.
-"""
+"""What the group has committed: offsets and their metadata, of many partitions in one request."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
@@ -17,7 +14,7 @@ from streamproc.kafka.tailing import GROUP_ONLY
 ASK_S = 5.0
 PAUSE_S = 0.2
 
-NO_MEMBER = {"group.protocol": "classic", "enable.auto.commit": False, "isolation.level": "read_committed"}
+OUTSIDER = {"group.protocol": "classic", "enable.auto.commit": False, "isolation.level": "read_committed"}
 
 Place = tuple[str, int]  # topic and partition
 
@@ -29,22 +26,26 @@ class Committed(NamedTuple):
     metadata: str
 
 
-def read_committed(
-    properties: Mapping[str, Any], group: str, places: Collection[Place], patience_s: float
-) -> dict[Place, Committed]:
-    """What is committed now. Raises Unavailable.
+@contextmanager
+def outsider(properties: Mapping[str, Any], group: str) -> Iterator[Consumer]:
+    """A new client that reads the group's offsets, and is no member of it.
 
-    Waits for the end of transactions that owners before us have left open: they may have moved the offsets.
+    The group's own consumer may have lost Kafka (lifeline.py), and cannot be made anew in the middle of a rebalance or
+    of an epoch of unknown fate.
     """
     own = {name: value for name, value in properties.items() if name not in GROUP_ONLY}
-    consumer = connect(Consumer, {**own, **NO_MEMBER, "group.id": group})
+    consumer = connect(Consumer, {**own, **OUTSIDER, "group.id": group})
     try:
-        return _read(consumer, places, patience_s)
+        yield consumer
     finally:
         consumer.close()
 
 
-def _read(consumer: Consumer, places: Collection[Place], patience_s: float) -> dict[Place, Committed]:
+def read_committed(consumer: Consumer, places: Collection[Place], patience_s: float) -> dict[Place, Committed]:
+    """What is committed now. Raises Unavailable.
+
+    Waits for the end of transactions that owners before us have left open: they may have moved the offsets.
+    """
     deadline = time.monotonic() + patience_s
     while True:
         found, problem = _ask(consumer, places)

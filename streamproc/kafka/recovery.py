@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamproc.config import Config
 from streamproc.errors import Refused, Unavailable
-from streamproc.kafka.committed import Committed, Place, read_committed
+from streamproc.kafka.committed import Committed, Place, outsider, read_committed
 from streamproc.kafka.epoch import longest_open_s
 from streamproc.kafka.gaps import Found, find_gap
 from streamproc.kafka.heads import Heads, known_before, read_heads
@@ -27,19 +29,28 @@ PAUSE_S = 0.2
 NO_ONE = Committed(-1, "")
 
 
+class Survey(NamedTuple):
+    """What was found out of all partitions of an assignment, and who asks for the rest."""
+
+    client: Consumer
+    identity: Identity
+    offsets: dict[Place, Committed]
+    heads: dict[int, Heads]
+    partitions_known: int
+
+
 class GroupLog:
-    """Reads only; changes nothing. `consumer`: the group's."""
+    """Reads only; changes nothing."""
 
     def __init__(
         self,
         config: Config,
-        consumer: Consumer,
         identities: Identities,
         warn: Callable[[str], None],
         model: str = "",
     ) -> None:
         """model: digest of the one that processes; empty: not known, and not looked at."""
-        self._config, self._consumer, self._identities, self._warn = config, consumer, identities, warn
+        self._config, self._identities, self._warn = config, identities, warn
         self._model = model
         self._records, self._asks = config.topics.records, config.topics.asks
         self._properties = client_properties(config)
@@ -53,21 +64,18 @@ class GroupLog:
         places = [(topic, number) for number in numbers for topic in (self._records, self._asks)]
         if OWNER in numbers:
             places.append((self._config.topics.control, 0))
-        committed = self._committed(places)
-        heads = read_heads(self._config, numbers, self._warn)
-        known = self._partitions_known(numbers, committed, heads)
-        return {number: self._recover(number, identity, committed, heads[number], known) for number in numbers}
+        with self._outsider() as client:
+            committed = self._committed(client, places)
+            heads = read_heads(self._config, numbers, self._warn)
+            known = self._partitions_known(client, numbers, committed, heads)
+            survey = Survey(client, identity, committed, heads, known)
+            return {number: self._recover(number, survey) for number in numbers}
 
-    def _recover(
-        self,
-        number: int,
-        identity: Identity,
-        offsets: dict[Place, Committed],
-        heads: Heads,
-        partitions_known: int,
-    ) -> Recovery:
+    def _recover(self, number: int, survey: Survey) -> Recovery:
+        client, identity, offsets, all_heads, partitions_known = survey
+        heads = all_heads[number]
         committed, metadata = offsets[self._records, number]
-        low, high = self._watermarks(self._records, number)
+        low, high = self._watermarks(client, self._records, number)
         stamp = decode_stamp(metadata) if committed >= 0 else FRESH
         before, origin = decode_origin(metadata), Origin(self._model, identity.num_partitions)
         if committed < 0 and not heads.known and partitions_known <= number:
@@ -89,7 +97,7 @@ class GroupLog:
         stale = tuple(each for each in (*heads.known, *heads.unread) if known.get(each) != heads.known.get(each))
         if committed < 0:
             committed = low if self._config.worker.start == "earliest" else high
-        asks = self._asks_from(number, offsets[self._asks, number])
+        asks = self._asks_from(client, number, offsets[self._asks, number])
         control_from = max(offsets.get((self._config.topics.control, 0), NO_ONE).offset, 0)
         first = min((head.start_offset for head in known.values()), default=committed)
         return Recovery(
@@ -98,13 +106,13 @@ class GroupLog:
         )  # fmt: skip
 
     def _partitions_known(
-        self, numbers: Collection[int], offsets: dict[Place, Committed], heads: dict[int, Heads]
+        self, client: Consumer, numbers: Collection[int], offsets: dict[Place, Committed], heads: dict[int, Heads]
     ) -> int:
         """How many the group has known of, for those of which it knows nothing; 0: nobody says."""
         new = [n for n in numbers if offsets[self._records, n].offset < 0 and not heads[n].known]
         asked = dict(offsets)
         if new and min(numbers) > OWNER:  # whoever owns that one commits, if anybody does
-            asked |= self._committed([(self._records, OWNER)])
+            asked |= self._committed(client, [(self._records, OWNER)])
         metadata = [found.metadata for place, found in asked.items() if place[0] == self._records]
         return max((decode_origin(each).num_partitions for each in metadata), default=0)
 
@@ -123,11 +131,12 @@ class GroupLog:
 
     def asks_from(self, number: int) -> tuple[int, str]:
         """Where the asks go on, and which are answered beyond. Asks that are gone are told, and left."""
-        return self._asks_from(number, self._committed([(self._asks, number)])[self._asks, number])
+        with self._outsider() as client:
+            return self._asks_from(client, number, self._committed(client, [(self._asks, number)])[self._asks, number])
 
-    def _asks_from(self, number: int, committed: Committed) -> tuple[int, str]:
+    def _asks_from(self, client: Consumer, number: int, committed: Committed) -> tuple[int, str]:
         offset, metadata = committed
-        low, high = self._watermarks(self._asks, number)
+        low, high = self._watermarks(client, self._asks, number)
         if low <= offset <= high:
             return offset, metadata if answered_to(offset, metadata) <= high else ""
         if offset >= 0:
@@ -139,18 +148,24 @@ class GroupLog:
 
     def rewound(self, number: int, fallback: int) -> Recovery:
         """The committed offsets now, after an epoch of unknown fate; the fallback where none was ever committed."""
-        committed, metadata = self._committed([(self._records, number)])[self._records, number]
+        places = [(topic, number) for topic in (self._records, self._asks)]
+        with self._outsider() as client:
+            found = self._committed(client, places)
+            asks_from, asks_metadata = self._asks_from(client, number, found[self._asks, number])
+        committed, metadata = found[self._records, number]
         offset = committed if committed >= 0 else fallback
-        asks_from, asks_metadata = self.asks_from(number)
         stamp = decode_stamp(metadata) if committed >= 0 else FRESH
         return Recovery(offset, offset, {}, asks_from, asks_metadata, stamp=stamp)
 
-    def _committed(self, places: Collection[Place]) -> dict[Place, Committed]:
-        return read_committed(self._properties, self._config.worker.group, places, self._patience_s)
+    def _outsider(self) -> AbstractContextManager[Consumer]:
+        return outsider(self._properties, self._config.worker.group)
 
-    def _watermarks(self, topic: str, number: int) -> tuple[int, int]:
+    def _committed(self, client: Consumer, places: Collection[Place]) -> dict[Place, Committed]:
+        return read_committed(client, places, self._patience_s)
+
+    def _watermarks(self, client: Consumer, topic: str, number: int) -> tuple[int, int]:
         try:
-            return watermarks(self._consumer, TopicPartition(topic, number), TIMEOUT_S)
+            return watermarks(client, TopicPartition(topic, number), TIMEOUT_S)
         except KafkaException as problem:
             error = problem.args[0]
         if error.code() != KafkaError._UNKNOWN_PARTITION:
@@ -158,10 +173,7 @@ class GroupLog:
         return self._new_watermarks(topic, number)
 
     def _new_watermarks(self, topic: str, number: int) -> tuple[int, int]:
-        """Of a partition that was just added: the group knows of it before its members do.
-
-        Asked by another client: the library aborts where a consumer lists topics inside its own callback.
-        """
+        """Of a partition that was just added: the group knows of it before every broker does."""
         tail = Tail(self._properties, topic, number + 1)
         try:
             return tail.starts()[number], tail.ends()[number]

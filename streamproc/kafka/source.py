@@ -94,7 +94,7 @@ class Source:
 
     def _open(self) -> None:
         self._consumer = connect(Consumer, self._member)
-        self._log = GroupLog(self._config, self._consumer, self._identities, self._warn, self._model)
+        self._log = GroupLog(self._config, self._identities, self._warn, self._model)
         self._consumer.subscribe(
             [self._records, self._asks], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )

@@ -24,6 +24,7 @@ from streamproc.kafka import topics as topics_module
 from streamproc.kafka.cluster import Cluster
 from streamproc.kafka.identity import Identities
 from streamproc.kafka.producing import AckedProducer
+from streamproc.kafka.source import Source
 from streamproc.kafka.tailing import Tail
 from streamproc.messages import Query
 from streamproc.records import Trade
@@ -165,3 +166,27 @@ def test_a_worker_that_lost_kafka_goes_on(whose: str, kafka: Kafka, topics: Topi
     finally:
         worker.stop()
     assert len(site.read(topics.answers)) == 2
+
+
+def test_what_is_committed_is_known_whatever_the_groups_consumer_has_lost(kafka: Kafka, topics: Topics) -> None:
+    """After an epoch of unknown fate its partitions go on from there, before the consumer can be made anew."""
+    site = Site(make_config(topics, kafka.address), 1)
+    site.send_records([Trade("S", number, "100", "1") for number in range(3)])
+    config = replace(site.config, kafka={"bootstrap.servers": kafka.lane_address(LANE), "log_level": 0})
+    source = Source(config, Deaf(), print)
+    try:
+        until(lambda: source.poll(0.1) or source._owned, "the partition")
+        lie(kafka, source._consumer, topics.records)
+        began = time.monotonic()
+        assert source.rewind({0: 2})[0].live_from == 2
+        assert time.monotonic() - began < 5
+    finally:
+        source.abandon()
+
+
+class Deaf:
+    """A listener that does nothing."""
+
+    def assigned(self, recoveries: object) -> None: ...
+
+    revoked = lost = read_to = assigned
