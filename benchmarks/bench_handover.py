@@ -35,7 +35,7 @@ from streamproc.messages import Query, decode_answer
 from streamproc.records import Trade, encode_record
 
 PARTITIONS, SESSIONS = 4, 8
-PAUSE_S = 0.5 / SESSIONS        # between records of one partition
+RATE = 16.0                     # records a second of each partition; no more than one worker can keep up with alone
 AT_REST_S = 8.0                 # after a move, and before the first: snapshots are written
 MOST_S = 90.0                   # for a worker to load its model and get its share, or to leave
 
@@ -43,9 +43,9 @@ MOST_S = 90.0                   # for a worker to load its model and get its sha
 class Feed(threading.Thread):
     """Records at a steady pace until it is stopped."""
 
-    def __init__(self, producer: AckedProducer, topics: Topics) -> None:
+    def __init__(self, producer: AckedProducer, topics: Topics, rate: float) -> None:
         super().__init__(daemon=True)
-        self.producer, self.topics = producer, topics
+        self.producer, self.topics, self.pause_s = producer, topics, 1 / rate
         self.stopped = threading.Event()
 
     def run(self) -> None:
@@ -55,7 +55,7 @@ class Feed(threading.Thread):
                 sym = f"P{partition}S{number % SESSIONS}USDT"
                 record = Trade(sym, number, f"{39_000 + number % 977}.5", "0.5", "buy")
                 self.producer.send(self.topics.records, sym.encode(), encode_record(record), partition)
-            number, due = number + 1, due + PAUSE_S
+            number, due = number + 1, due + self.pause_s
             time.sleep(max(0.0, due - time.monotonic()))
 
 
@@ -111,6 +111,7 @@ def worker(address: str, topics: Topics, name: str, folder: Path) -> subprocess.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=10, help="times that the second worker comes or goes")
+    parser.add_argument("--rate", type=float, default=RATE, help="records a second of each partition")
     given = parser.parse_args()
     with (kafka() as (address, broker), fresh_topics(address, PARTITIONS) as topics,
           tempfile.TemporaryDirectory() as name):  # fmt: skip
@@ -119,7 +120,7 @@ def main() -> None:
         query = Query("q", "Is {last} high?", "*", every=1, max_tokens=4)
         producer.send(topics.control, b"q", query.encode(), 0)
         assert producer.flush(30) == 0
-        answers, feed = Answers(properties, topics), Feed(producer, topics)
+        answers, feed = Answers(properties, topics), Feed(producer, topics, given.rate)
         answers.start()
         first, second = worker(address, topics, "a", Path(name)), None
         feed.start()
