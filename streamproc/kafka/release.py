@@ -67,17 +67,17 @@ def _features(response: bytes) -> Iterator[tuple[str, int]]:
     (error,) = struct.unpack_from(">h", response, 4)
     if error:
         return
-    count, at = _varint(response, 6)
+    count, at = varint(response, 6)
     for _ in range(count - 1):  # a compact array's length is one more than it holds
         at = _skip_tags(response, at + 6)
-    num_tags, at = _varint(response, at + 4)
+    num_tags, at = varint(response, at + 4)
     for _ in range(num_tags):
-        tag, at = _varint(response, at)
-        size, at = _varint(response, at)
+        tag, at = varint(response, at)
+        size, at = varint(response, at)
         if tag == SUPPORTED_FEATURES:
-            count, begin = _varint(response, at)
+            count, begin = varint(response, at)
             for _ in range(count - 1):
-                length, begin = _varint(response, begin)
+                length, begin = varint(response, begin)
                 name = response[begin : begin + length - 1].decode()
                 (newest,) = struct.unpack_from(">h", response, begin + length - 1 + 2)
                 yield name, newest
@@ -86,15 +86,15 @@ def _features(response: bytes) -> Iterator[tuple[str, int]]:
 
 
 def _skip_tags(data: bytes, at: int) -> int:
-    count, at = _varint(data, at)
+    count, at = varint(data, at)
     for _ in range(count):
-        _, at = _varint(data, at)
-        size, at = _varint(data, at)
+        _, at = varint(data, at)
+        size, at = varint(data, at)
         at += size
     return at
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
     """An unsigned varint -> its value, and where it ends."""
     value = shift = 0
     while True:

@@ -3,9 +3,7 @@
 Its issue 5301, met where the last broker of a cluster is shut down. Here the proxy tells the lie.
 """
 
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +16,7 @@ from harness.topics import admin_properties, make_topics
 from workers import Site, ThreadWorker, make_config, until
 
 from streamproc.config import Topics
-from streamproc.errors import StreamprocError, Unavailable
+from streamproc.errors import Unavailable
 from streamproc.kafka import identity, lifeline
 from streamproc.kafka import topics as topics_module
 from streamproc.kafka.cluster import Cluster
@@ -35,16 +33,9 @@ LANE = 0
 BACK_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
-    found = Kafka(tmp_path_factory.mktemp("forgotten"), 1)
-    try:
-        found.start()
-    except StreamprocError as problem:
-        give_up = pytest.fail if os.environ.get("STREAMPROC_REQUIRE_BROKER") == "1" else pytest.skip
-        give_up(f"no Kafka to lie about: {problem}")
-    yield found
-    found.close()
+@pytest.fixture
+def kafka(cluster: Kafka) -> Kafka:
+    return cluster
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ A cluster whose last broker is shutting down answers so for a moment: its topics
 
 import struct
 
+from streamproc.kafka.release import varint
+
 METADATA = 3  # API key
 FLEXIBLE = 9  # version of its responses from which lengths are varints
 REQUEST_HEAD, RESPONSE_HEAD = 12, 8  # bytes: length, API key, version, correlation id; length, correlation id
@@ -107,13 +109,3 @@ def without_brokers(response: bytes) -> bytes:
     body = response[4:begin] + b"\x01" + response[at:]
     return struct.pack(">i", len(body)) + body
 
-
-def varint(data: bytes, at: int) -> tuple[int, int]:
-    """An unsigned varint -> its value, and where it ends."""
-    value, shift = 0, 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not byte & 0x80:
-            return value, at
