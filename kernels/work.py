@@ -1,0 +1,180 @@
+"""What one attention computes, as lists that its kernels read from the device: a graph that is captured once serves any
+step whose lists fit.
+
+An *item* is a tile of query rows that see the same blocks, and a run of key tiles. Prefill, decode, verification of
+drafts, and forks of one session are all items, and nothing else: one kernel computes them (attention.py).
+
+    whole    all keys of its rows: long chunks, enough of them to keep the device busy
+    split    one split of the keys: few rows over many keys; what the splits give is merged afterwards, in their order
+
+Splits are cut at absolute positions, multiples of `key_split`. A split's rows may belong to several sequences, where
+their blocks there are the same ones: forks read their session's keys once for all of them (as in Hydragen, FlashInfer's
+cascade). Which way a row goes, and who is in its tile, changes none of its bits.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+FIELDS = 6  # of an item: first of its rows, how many, its table, first tile, first tile not all rows see, end of tiles
+
+
+class Span(NamedTuple):
+    """Consecutive rows of one sequence."""
+
+    row: int  # of the packed batch
+    num_rows: int
+    start: int  # position of the first row
+    table: Any  # the sequence's blocks: numbers, at least as many as its rows reach
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Tensors int32 on the device. `counts`: how many items of `whole`, of `split`, and rows of `merged` there are."""
+
+    rows: torch.Tensor  # [..] rows of the packed batch, item after item
+    tables: torch.Tensor  # [..] blocks, sequence after sequence, each filled up to whole tiles with the null block
+    positions: torch.Tensor  # [packed rows]
+    slots: torch.Tensor  # [packed rows] where a row's partial results lie: that of split s in slots[row] + s
+    whole: torch.Tensor  # [.., FIELDS]
+    split: torch.Tensor  # [.., FIELDS]
+    merged: torch.Tensor  # [..] rows whose splits are to be merged
+    counts: torch.Tensor  # [3]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How keys and rows are cut. Bits depend on the first two alone."""
+
+    key_tile: int
+    key_split: int
+    block_size: int
+    whole_tokens: int  # of one sequence, in a tile of a whole item
+    split_tokens: int  # in a tile of a split item
+    least_whole: int  # rows of a span that is computed whole
+
+    @property
+    def tile_blocks(self) -> int:
+        return self.key_tile // self.block_size
+
+
+@dataclass(slots=True)
+class Lists:
+    """A Work in the making, on the CPU."""
+
+    rows: list[int] = field(default_factory=list)
+    tables: list[np.ndarray] = field(default_factory=list)
+    slots: dict[int, int] = field(default_factory=dict)
+    whole: list[tuple[int, ...]] = field(default_factory=list)
+    split: list[tuple[int, ...]] = field(default_factory=list)
+    merged: list[int] = field(default_factory=list)
+    num_slots: int = 0
+    num_table_blocks: int = 0
+
+
+def make_lists(spans: Sequence[Span], window: int | None, cut: Cut, null_block: int) -> Lists:
+    """The items of these spans under one window."""
+    lists = Lists()
+    tables = [lists.num_table_blocks] * len(spans)
+    for i, span in enumerate(spans):
+        tables[i] = _add_table(lists, span, cut, null_block)
+    few = [i for i, span in enumerate(spans) if span.num_rows < cut.least_whole]
+    for i, span in enumerate(spans):
+        if span.num_rows >= cut.least_whole:
+            _add_whole(lists, span, tables[i], window, cut)
+    for i in few:
+        _add_slots(lists, spans[i], window, cut)
+    for split, members in _by_split([spans[i] for i in few], [tables[i] for i in few], lists, window, cut):
+        _add_split(lists, members, split, window, cut)
+    return lists
+
+
+def _add_table(lists: Lists, span: Span, cut: Cut, null_block: int) -> int:
+    """-> where the span's blocks begin in the tables."""
+    num_blocks = -(-(span.start + span.num_rows) // cut.block_size)
+    padded = np.full(-(-num_blocks // cut.tile_blocks) * cut.tile_blocks, null_block, np.int32)
+    padded[:num_blocks] = span.table[:num_blocks]
+    lists.tables.append(padded)
+    first = lists.num_table_blocks
+    lists.num_table_blocks += len(padded)
+    return first
+
+
+def _first_key(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def _item(lists: Lists, rows: Sequence[int], reach: tuple[int, int], table: int, window: int | None,
+          tiles: tuple[int, int], key_tile: int) -> tuple[int, ...]:
+    """`reach`: positions of the first and the last of the rows; `tiles`: no others, whatever the rows see."""
+    lowest, highest = reach
+    first = max(tiles[0], _first_key(lowest, window) // key_tile)
+    end = min(tiles[1], highest // key_tile + 1)
+    seen_by_all = (lowest + 1) // key_tile if window is None else first
+    item = (len(lists.rows), len(rows), table, first, min(max(seen_by_all, first), end), end)
+    lists.rows += rows
+    return item
+
+
+def _add_whole(lists: Lists, span: Span, table: int, window: int | None, cut: Cut) -> None:
+    for i in range(0, span.num_rows, cut.whole_tokens):
+        num_rows = min(cut.whole_tokens, span.num_rows - i)
+        first = span.start + i
+        lists.whole.append(_item(lists, range(span.row + i, span.row + i + num_rows), (first, first + num_rows - 1),
+                                 table, window, (0, 2**30), cut.key_tile))
+
+
+def _add_slots(lists: Lists, span: Span, window: int | None, cut: Cut) -> None:
+    for i in range(span.num_rows):
+        position = span.start + i
+        first = _first_key(position, window) // cut.key_split
+        lists.slots[span.row + i] = lists.num_slots - first
+        lists.num_slots += position // cut.key_split - first + 1
+        lists.merged.append(span.row + i)
+
+
+def _by_split(spans: Sequence[Span], tables: Sequence[int], lists: Lists, window: int | None,
+              cut: Cut) -> Iterator[tuple[int, list[tuple[Span, int]]]]:
+    """Every split with the spans that see the same blocks in it, and their tables."""
+    split_blocks = cut.key_split // cut.block_size
+    groups: dict[tuple[int, bytes], list[tuple[Span, int]]] = {}
+    flat = np.concatenate(lists.tables) if lists.tables else np.empty(0, np.int32)
+    for span, table in zip(spans, tables, strict=True):
+        last = (span.start + span.num_rows - 1) // cut.key_split
+        for split in range(_first_key(span.start, window) // cut.key_split, last + 1):
+            first = table + split * split_blocks
+            # the last split, which may end before others' does, is the sequence's own
+            blocks = flat[first:first + split_blocks].tobytes() if split < last else table.to_bytes(8, "little")
+            groups.setdefault((split, blocks), []).append((span, table))
+    for (split, _), members in groups.items():
+        yield split, members
+
+
+def _add_split(lists: Lists, members: Sequence[tuple[Span, int]], split: int, window: int | None, cut: Cut) -> None:
+    """Tiles of the members' rows that see something of this split."""
+    first_key, end_key = split * cut.key_split, (split + 1) * cut.key_split
+    rows: list[tuple[int, int]] = []
+    for span, _ in members:
+        first = max(span.start, first_key)
+        end = span.start + span.num_rows if window is None else min(span.start + span.num_rows, end_key + window - 1)
+        rows += [(span.row + position - span.start, position) for position in range(first, end)]
+    tiles = first_key // cut.key_tile, end_key // cut.key_tile
+    for i in range(0, len(rows), cut.split_tokens):
+        part = rows[i:i + cut.split_tokens]
+        positions = [position for _, position in part]
+        lists.split.append(_item(lists, [row for row, _ in part], (min(positions), max(positions)), members[0][1],
+                                 window, tiles, cut.key_tile))
+
+
+def to_work(lists: Lists, positions: Sequence[int], device: torch.device) -> Work:
+    """On the device. `positions`: of all packed rows."""
+    def ints(values: Any, *shape: int) -> torch.Tensor:
+        return torch.tensor(np.asarray(values, np.int32).reshape(shape or -1), device=device)
+
+    slots = [lists.slots.get(row, 0) for row in range(len(positions))]
+    counts = len(lists.whole), len(lists.split), len(lists.merged)
+    return Work(ints(lists.rows), ints(np.concatenate(lists.tables)), ints(positions), ints(slots),
+                ints(lists.whole, -1, FIELDS), ints(lists.split, -1, FIELDS), ints(lists.merged), ints(counts))
