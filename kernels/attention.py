@@ -59,6 +59,12 @@ def tanh(x):
 
 
 @triton.jit
+def divided(out, total):
+    """Nothing where there was no key."""
+    return tl.div_rn(out, tl.broadcast_to(tl.where(total > 0, total, 1.0)[:, None], out.shape))
+
+
+@triton.jit
 def attend_tile(
     top, total, out, query, places, first_key, kv, scales, table, first_tile,
     block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
@@ -150,7 +156,7 @@ def attend_items(
     if WHOLE:
         all_top, all_total, all_found = merge(all_top, all_total, all_found, top, total, found)
         place_out = (row[:, None] * (GROUPS * tl.num_programs(1)) + heads[:, None]) * HEAD_DIM + dims[None, :]
-        result = tl.div_rn(all_found, tl.broadcast_to(all_total[:, None], all_found.shape))
+        result = divided(all_found, all_total)
         tl.store(out + place_out, result.to(out.dtype.element_ty), is_kept)
     else:
         split = first_tile // (KEY_SPLIT // KEY_TILE)
@@ -193,7 +199,7 @@ def merge_splits(
             total2 = tl.load(stats + 2 * slot + 1, is_head & is_split, other=0.0)
             found2 = tl.load(sums + slot[:, None] * HEAD_DIM + dims[None, :], is_kept & is_split, other=0.0)
             top, total, found = merge(top, total, found, top2, total2, found2)
-    result = tl.div_rn(found, tl.broadcast_to(total[:, None], found.shape))
+    result = divided(found, total)
     place = (row * num_heads + heads[:, None]) * HEAD_DIM + dims[None, :]
     tl.store(out + place, result.to(out.dtype.element_ty), is_kept)
 

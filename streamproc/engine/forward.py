@@ -17,9 +17,10 @@ from streamproc.engine.chip import kernel_facts
 from streamproc.engine.constrain import Masks, unpacked
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import library
-from streamproc.engine.cpu.program import Unknown, compile_program
+from streamproc.engine.cpu.program import compile_program
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.model import LoadedModel
+from streamproc.engine.parts import Unknown
 from streamproc.engine.support import Recorder
 from streamproc.errors import OutOfMemory
 from streamproc.schedule.plan import STUCK, Chunk, Plan, verify
