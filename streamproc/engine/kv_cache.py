@@ -3,11 +3,13 @@
     blocks    [num_blocks + 1, num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]
 
 All layers of a block are one contiguous piece: the same bytes on the device, in memory and on disk; our own code on the
-CPU lays K and V of a block down in its own order (cpu/forward.cpp). The pool is zero where nothing was written,
-hence finite: masked cells are read and multiplied by zero. The last block is nobody's: it stays zero and fills up the
-block tables of short sequences.
+CPU lays K and V of a block down in its own order (cpu/forward.cpp). Codes of eight bits (fp8, int8) have a scale for
+every cell, in float32, behind the codes of their block: a cell's bytes depend on nothing else. The pool is zero where
+nothing was written, hence finite: masked cells are read and multiplied by zero. The last block is nobody's: it stays
+zero and fills up the block tables of short sequences.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,9 @@ import torch
 from streamproc.engine.memory import zeros
 
 
+CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What one block holds."""
@@ -26,7 +31,11 @@ class Layout:
     num_kv_heads: int
     head_dim: int
     block_size: int
-    dtype: torch.dtype
+    dtype: torch.dtype      # of cells
+
+    @property
+    def has_scales(self) -> bool:
+        return self.dtype in CODES.values()
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -34,7 +43,12 @@ class Layout:
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * int(self.dtype.itemsize)
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * int(self.dtype.itemsize) + self.scale_bytes)
+
+    @property
+    def scale_bytes(self) -> int:
+        """Of one head's cell."""
+        return torch.float32.itemsize if self.has_scales else 0
 
     @property
     def block_bytes(self) -> int:
@@ -48,9 +62,13 @@ class KVCache:
         self.layout = layout
         self.num_blocks = num_blocks
         self.null_block = num_blocks
-        shape = (num_blocks + 1, *layout.block_shape)
-        self.blocks = (zeros(shape, layout.dtype) if device.type == "cpu"
-                       else torch.zeros(shape, dtype=layout.dtype, device=device))
+        shape = (num_blocks + 1, layout.block_bytes)
+        self.data = (zeros(shape, torch.uint8) if device.type == "cpu"
+                     else torch.zeros(shape, dtype=torch.uint8, device=device))     # a block's bytes in a row
+        num_codes = math.prod(layout.block_shape) * layout.dtype.itemsize
+        self.blocks = self.data[:, :num_codes].view(layout.dtype).unflatten(1, layout.block_shape)
+        self.scales = (self.data[:, num_codes:].view(torch.float32).unflatten(1, layout.block_shape[:-1])
+                       if layout.has_scales else None)  # fmt: skip
 
     @property
     def cells(self) -> torch.Tensor:
@@ -73,17 +91,21 @@ class KVCache:
         return self.layout.num_layers * self.layer_stride
 
     def gather(self, block_ids: Sequence[int]) -> torch.Tensor:
-        """A copy of these blocks: [len(block_ids), *layout.block_shape]."""
-        return self.blocks.index_select(0, self._index(block_ids))
+        """A copy of these blocks: [len(block_ids), *layout.block_shape]; their numbers, where they are codes."""
+        index = self._index(block_ids)
+        if self.scales is None:
+            return self.blocks.index_select(0, index)
+        return self.blocks[index].float() * self.scales[index][..., None]
 
     def scatter(self, block_ids: Sequence[int], blocks: torch.Tensor) -> None:
-        """Overwrite these blocks with what `gather` returned."""
+        """Overwrite these blocks with what `gather` returned; no codes."""
+        assert self.scales is None, "numbers for codes"
         self.blocks.index_copy_(0, self._index(block_ids), blocks.to(self.blocks.device))
 
     def read(self, block_id: int) -> np.ndarray:
         """The bytes of a block, copied to the CPU: [layout.block_bytes] uint8."""
         assert 0 <= block_id < self.num_blocks, "a block outside the pool"
-        copied: np.ndarray = self.blocks[block_id].flatten().view(torch.uint8).cpu().numpy().copy()
+        copied: np.ndarray = self.data[block_id].cpu().numpy().copy()
         return copied
 
     def write(self, block_id: int, data: Any) -> None:
@@ -91,7 +113,7 @@ class KVCache:
         assert 0 <= block_id < self.num_blocks, "a block outside the pool"
         source = np.frombuffer(data, np.uint8)
         assert source.size == self.layout.block_bytes, f"{source.size} bytes for a block of {self.layout.block_bytes}"
-        target = self.blocks[block_id].view(-1).view(torch.uint8)
+        target = self.data[block_id]
         if target.device.type == "cpu":
             target.numpy()[:] = source      # not by torch: it warns of memory that cannot be written, such as a file's
         else:
@@ -100,7 +122,8 @@ class KVCache:
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination); all sources are read before any destination is written."""
         if pairs:
-            self.scatter([destination for _, destination in pairs], self.gather([source for source, _ in pairs]))
+            sources = self.data.index_select(0, self._index([source for source, _ in pairs]))
+            self.data.index_copy_(0, self._index([destination for _, destination in pairs]), sources)
 
     def _index(self, block_ids: Sequence[int]) -> torch.Tensor:
         assert all(0 <= block < self.num_blocks for block in block_ids), "a block outside the pool"

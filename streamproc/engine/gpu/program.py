@@ -1,0 +1,108 @@
+"""A loaded model as the tensors that the kernels take: joined weights, norms in float32, tables of the rotary angles.
+
+On several GPUs each has a part of every layer: some heads of K and V with their queries, some columns of the MLP, some
+rows of the output head. What attention and MLP give is then a sum over the GPUs (parallel.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from streamproc.engine.model import LoadedModel
+from streamproc.engine.parts import UNROTATED, LayerParts, Parts, Unknown, joined, rotary_tables, take_apart
+from streamproc.engine.gpu.parallel import ALONE, Ranks
+
+POSITIONS = 1024        # of the rotary tables, computed at once: the same pieces always, so that the bits are the same
+MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """weight [outputs, inputs], bias [outputs]"""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLayer:
+    """What one GPU has of a layer."""
+
+    qkv: Product            # queries of all its heads, then keys, then values
+    output: Product         # a sum over the GPUs
+    gate_up: Product        # all gates, then all ups
+    down: Product           # a sum over the GPUs
+    before_attention: Tensor
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    after_attention: Tensor | None
+    before_mlp: Tensor
+    after_mlp: Tensor | None
+    window: int | None
+    kind: str | None        # of its rotary tables; UNROTATED: none
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProgram:
+    """A decoder, or a GPU's part of it."""
+
+    embedding: Tensor       # [vocabulary, hidden]
+    embedding_scale: float
+    layers: tuple[GpuLayer, ...]
+    final_norm: Tensor
+    head: Product           # its part of the vocabulary
+    rotary: dict[str | None, Tensor]    # [2 (cosines, sines), positions, rotated dimensions / 2] by kind of layer
+    num_heads: int          # of this GPU
+    num_kv_heads: int
+    head_dim: int
+    epsilon: float
+    scaling: float
+    is_gelu: bool
+    softcap: float | None
+    final_softcap: float | None
+
+
+def compile_gpu_program(loaded: LoadedModel, num_positions: int, ranks: Ranks = ALONE) -> GpuProgram:
+    """num_positions: of the longest sequence. Raises Unknown where the model is made of other parts."""
+    parts = take_apart(loaded)
+    shapes = loaded.shapes
+    if shapes.head_dim > MAX_HEAD_DIM:
+        raise Unknown("its heads are too large")
+    ranks.check(shapes.num_kv_heads, len(parts.layers[0].gate))
+    with torch.inference_mode():
+        layers = tuple(_layer(layer, loaded, ranks) for layer in parts.layers)
+        head = Product(*(None if each is None else ranks.part(each) for each in joined([parts.head])))
+        return GpuProgram(
+            parts.embedding.weight.detach(), parts.embedding_scale, layers, parts.final_norm, head,
+            _tables(parts, loaded, num_positions), shapes.num_heads // ranks.size, shapes.num_kv_heads // ranks.size,
+            shapes.head_dim, parts.epsilon, parts.scaling, parts.is_gelu, shapes.softcap, parts.final_softcap)
+
+
+def _layer(layer: LayerParts, loaded: LoadedModel, ranks: Ranks) -> GpuLayer:
+    if layer.output.bias is not None and ranks.size > 1:
+        raise Unknown("its attention's output has a bias")
+    return GpuLayer(
+        _qkv(layer.qkv, loaded, ranks), Product(ranks.part(layer.output.weight, 1), layer.output.bias),
+        Product(torch.cat([ranks.part(layer.gate), ranks.part(layer.up)])), Product(ranks.part(layer.down.weight, 1)),
+        layer.before_attention, layer.query_norm, layer.key_norm, layer.after_attention, layer.before_mlp,
+        layer.after_mlp, layer.window, layer.kind)
+
+
+def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Product:
+    """Of the heads that are this GPU's."""
+    dim, kv_rows = loaded.shapes.head_dim, loaded.shapes.num_kv_heads * loaded.shapes.head_dim
+    rows = [loaded.shapes.num_heads * dim, kv_rows, kv_rows]
+    weight, bias = (None if whole is None else torch.cat([ranks.part(each) for each in whole.split(rows)])
+                    for whole in joined(linears))
+    assert weight is not None, "a product without weights"
+    return Product(weight, bias)
+
+
+def _tables(parts: Parts, loaded: LoadedModel, num_positions: int) -> dict[str | None, Tensor]:
+    limit = min(num_positions, loaded.max_positions or num_positions)
+    places = [range(i, min(i + POSITIONS, limit)) for i in range(0, limit, POSITIONS)]
+    kinds = {layer.kind for layer in parts.layers} - {UNROTATED}
+    return {kind: torch.cat([rotary_tables(parts.rotary, kind, piece, loaded.device) for piece in places], 1)
+            for kind in kinds}
