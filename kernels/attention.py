@@ -16,15 +16,13 @@ Online softmax: Milakov and Gimelshein 2018; tiles and the split over keys: Flas
 in the rows of a tile, as in vLLM's Triton backend.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from streamproc.kernels.configs import Attention
 from streamproc.kernels.interpreting import INTERPRETING
-from streamproc.kernels.work import FIELDS, Work
+from streamproc.kernels.work import FIELDS, Scratch, Work
 
 LOG2_E = 1.4426950408889634
 LOWEST = tl.constexpr(-1e30)  # the maximum of no scores: finite, so that differences are
@@ -202,19 +200,6 @@ def merge_splits(
     result = divided(found, total)
     place = (row * num_heads + heads[:, None]) * HEAD_DIM + dims[None, :]
     tl.store(out + place, result.to(out.dtype.element_ty), is_kept)
-
-
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """Partial results of rows that are split, float32: [slots, heads, 2] maxima and sums, [slots, heads, head_dim]."""
-
-    stats: torch.Tensor
-    sums: torch.Tensor
-
-
-def make_scratch(num_slots: int, num_heads: int, head_dim: int, device: torch.device) -> Scratch:
-    return Scratch(torch.empty(num_slots, num_heads, 2, device=device),
-                   torch.empty(num_slots, num_heads, head_dim, device=device))
 
 
 def attend(

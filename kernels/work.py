@@ -46,6 +46,19 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Scratch:
+    """Partial results of rows that are split, float32: [slots, heads, 2] maxima and sums, [slots, heads, head_dim]."""
+
+    stats: torch.Tensor
+    sums: torch.Tensor
+
+
+def make_scratch(num_slots: int, num_heads: int, head_dim: int, device: torch.device) -> Scratch:
+    return Scratch(torch.empty(num_slots, num_heads, 2, device=device),
+                   torch.empty(num_slots, num_heads, head_dim, device=device))
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """How keys and rows are cut. Bits depend on the first two alone."""
 

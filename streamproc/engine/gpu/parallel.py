@@ -50,9 +50,10 @@ class Ranks:
         """[rows, columns of all processes side by side]; sizes: how many columns each has."""
         if self.size == 1:
             return tensor
-        parts = [tensor.new_empty(len(tensor), size) for size in sizes]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts, 1)
+        padded = torch.nn.functional.pad(tensor, (0, max(sizes) - tensor.shape[1]))
+        parts = torch.empty(self.size, *padded.shape, dtype=tensor.dtype, device=tensor.device)
+        dist.all_gather_into_tensor(parts, padded)
+        return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], 1)
 
     def shared(self, value: Any) -> Any:
         """The first process's value, in all of them."""

@@ -4,8 +4,9 @@ On several GPUs each has a part of every layer: some heads of K and V with their
 rows of the output head. What attention and MLP give is then a sum over the GPUs (parallel.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,37 @@ from streamproc.engine.gpu.parallel import ALONE, Ranks
 
 POSITIONS = 1024        # of the rotary tables, computed at once: the same pieces always, so that the bits are the same
 MAX_HEAD_DIM = 256
+
+
+class Rotary:
+    """Cosines and sines in float32, by kind of layer: [2, positions, rotated dimensions / 2]."""
+
+    def __init__(self, module: Any, kinds: Collection[str | None], loaded: LoadedModel) -> None:
+        self._module, self._kinds, self._loaded = module, kinds, loaded
+        self._tables: dict[str | None, Tensor] = {}
+        self.size = 0
+
+    def reserve(self, positions: int) -> bool:
+        """Have so many positions -> whether the tables are other ones now."""
+        if positions <= self.size:
+            return False
+        limit = self._loaded.max_positions
+        size = POSITIONS
+        while size < positions:
+            size *= 2
+        size = size if limit is None else min(size, limit)
+        assert positions <= size, "a position beyond the model's"
+        places = [range(i, min(i + POSITIONS, size)) for i in range(0, size, POSITIONS)]
+        self._tables = {kind: torch.cat([rotary_tables(self._module, kind, piece, self._loaded.device)
+                                         for piece in places], 1) for kind in self._kinds}
+        self.size = size
+        return True
+
+    def of(self, kind: str | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        if kind == UNROTATED:
+            return None, None
+        cosines, sines = self._tables[kind]
+        return cosines, sines
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +85,7 @@ class GpuProgram:
     layers: tuple[GpuLayer, ...]
     final_norm: Tensor
     head: Product           # its part of the vocabulary
-    rotary: dict[str | None, Tensor]    # [2 (cosines, sines), positions, rotated dimensions / 2] by kind of layer
+    rotary: Rotary
     num_heads: int          # of this GPU
     num_kv_heads: int
     head_dim: int
@@ -64,8 +96,8 @@ class GpuProgram:
     final_softcap: float | None
 
 
-def compile_gpu_program(loaded: LoadedModel, num_positions: int, ranks: Ranks = ALONE) -> GpuProgram:
-    """num_positions: of the longest sequence. Raises Unknown where the model is made of other parts."""
+def compile_gpu_program(loaded: LoadedModel, ranks: Ranks = ALONE) -> GpuProgram:
+    """Raises Unknown where the model is made of other parts."""
     parts = take_apart(loaded)
     shapes = loaded.shapes
     if shapes.head_dim > MAX_HEAD_DIM:
@@ -76,7 +108,7 @@ def compile_gpu_program(loaded: LoadedModel, num_positions: int, ranks: Ranks = 
         head = Product(*(None if each is None else ranks.part(each) for each in joined([parts.head])))
         return GpuProgram(
             parts.embedding.weight.detach(), parts.embedding_scale, layers, parts.final_norm, head,
-            _tables(parts, loaded, num_positions), shapes.num_heads // ranks.size, shapes.num_kv_heads // ranks.size,
+            Rotary(parts.rotary, {layer.kind for layer in parts.layers} - {UNROTATED}, loaded), shapes.num_heads // ranks.size, shapes.num_kv_heads // ranks.size,
             shapes.head_dim, parts.epsilon, parts.scaling, parts.is_gelu, shapes.softcap, parts.final_softcap)
 
 
@@ -98,11 +130,3 @@ def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Pro
                     for whole in joined(linears))
     assert weight is not None, "a product without weights"
     return Product(weight, bias)
-
-
-def _tables(parts: Parts, loaded: LoadedModel, num_positions: int) -> dict[str | None, Tensor]:
-    limit = min(num_positions, loaded.max_positions or num_positions)
-    places = [range(i, min(i + POSITIONS, limit)) for i in range(0, limit, POSITIONS)]
-    kinds = {layer.kind for layer in parts.layers} - {UNROTATED}
-    return {kind: torch.cat([rotary_tables(parts.rotary, kind, piece, loaded.device) for piece in places], 1)
-            for kind in kinds}

@@ -1,0 +1,158 @@
+"""A plan's chunks as one row of numbers: what a step needs on the device goes there in one copy.
+
+    token_ids positions cells | sampled | for each window: slots whole split merged counts item_rows | tables
+
+Every list has room for as many entries as its *bucket* says, a power of two: a graph that was captured for a bucket
+computes any step that fits. What lies behind a list's end belongs to nobody: rows of padding are token 0 at position 0,
+whose K and V are not written, and items behind the counts are not looked at.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from streamproc.kernels.work import FIELDS, Cut, Lists, Span, Work, make_lists
+
+from streamproc.schedule.plan import Chunk
+
+Window = int | None
+NOT_WRITTEN = -1
+SPLIT_STEP = 4      # of a bucket's items: few different graphs, and few programs that find nothing to do
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """How much of everything there is room for; `items`: by window, whole, split, merged rows, rows of items, slots."""
+
+    rows: int
+    samples: int
+    tables: int
+    items: tuple[tuple[int, int, int, int, int], ...]
+
+    @property
+    def num_slots(self) -> int:
+        return max(slots for *_, slots in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step on the CPU."""
+
+    token_ids: list[int]
+    positions: list[int]
+    cells: list[int]
+    sampled: list[int]
+    lists: Mapping[Window, Lists]
+
+    @property
+    def bucket(self) -> Bucket:
+        """Exactly as large as the step."""
+        tables = next(iter(self.lists.values())).num_table_blocks
+        return Bucket(len(self.token_ids), len(self.sampled), tables,
+                      tuple((len(x.whole), len(x.split), len(x.merged), len(x.rows), x.num_slots)
+                            for x in self.lists.values()))
+
+
+def rounded(bucket: Bucket) -> Bucket:
+    """The next larger one that graphs are made for."""
+    return Bucket(_above(bucket.rows), _above(bucket.samples), _above(bucket.tables, SPLIT_STEP, 256),
+                  tuple((_above(whole, SPLIT_STEP), _above(split, SPLIT_STEP, 16), _above(merged),
+                         _above(rows, SPLIT_STEP, 16), _above(slots, SPLIT_STEP, 16))
+                        for whole, split, merged, rows, slots in bucket.items))  # fmt: skip
+
+
+def _above(number: int, step: int = 2, least: int = 1) -> int:
+    """0, or the next power of `step` times `least`."""
+    size = least
+    while size < number:
+        size *= step
+    return size if number else 0
+
+
+def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], cut: Cut, null_block: int) -> Batch:
+    """`chunks` is not empty and `windows` are different."""
+    size = cut.block_size
+    spans, cells, sampled, row = [], list[int](), list[int](), 0
+    for chunk in chunks:
+        num_rows, table = len(chunk.token_ids), chunk.block_table
+        spans.append(Span(row, num_rows, chunk.start, table))
+        cells += [table[place // size] * size + place % size for place in range(chunk.start, chunk.start + num_rows)]
+        row += num_rows
+        sampled += range(row - chunk.num_samples, row)
+    return Batch([token for chunk in chunks for token in chunk.token_ids],
+                 [chunk.start + i for chunk in chunks for i in range(len(chunk.token_ids))], cells, sampled,
+                 {window: make_lists(spans, window, cut, null_block) for window in windows})
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a bucket's lists lie in the row of numbers."""
+
+    bucket: Bucket
+    ends: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return self.ends[-1]
+
+    def views(self, numbers: torch.Tensor) -> list[torch.Tensor]:
+        return [numbers[first:end] for first, end in zip((0, *self.ends), self.ends, strict=False)]
+
+
+def places(bucket: Bucket) -> Places:
+    sizes = [bucket.rows, bucket.rows, bucket.rows, bucket.samples]
+    for whole, split, merged, rows, _ in bucket.items:
+        sizes += [bucket.rows, whole * FIELDS, split * FIELDS, merged, 3, rows]
+    sizes.append(bucket.tables)
+    aligned = [-(-size // 4) * 4 for size in sizes]     # 16 bytes: what a kernel is compiled for
+    return Places(bucket, tuple(np.cumsum(aligned).tolist()))
+
+
+def fill(batch: Batch, where: Places, numbers: torch.Tensor) -> int:
+    """Write the batch into `numbers` [where.size] int32, on the CPU -> how many of them matter."""
+    bucket, target = where.bucket, numbers.numpy()
+    starts = (0, *where.ends)
+
+    def put(place: int, values: Sequence[int] | np.ndarray) -> None:
+        target[starts[place]:starts[place] + len(values)] = values
+
+    target[:starts[4]] = 0
+    target[starts[2]:starts[2] + bucket.rows] = NOT_WRITTEN
+    for i, values in enumerate((batch.token_ids, batch.positions, batch.cells, batch.sampled)):
+        put(i, values)
+    place = 4
+    for lists in batch.lists.values():
+        slots = np.zeros(bucket.rows, np.int32)
+        if lists.slots:
+            slots[list(lists.slots)] = list(lists.slots.values())
+        counts = len(lists.whole), len(lists.split), len(lists.merged)
+        for i, values in enumerate((slots, np.asarray(lists.whole, np.int32).ravel(),
+                                    np.asarray(lists.split, np.int32).ravel(), lists.merged, counts, lists.rows)):
+            put(place + i, values)
+        place += 6
+    tables = np.concatenate(next(iter(batch.lists.values())).tables)
+    put(place, tables)
+    return starts[place] + len(tables)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A step on the device: views of one row of numbers."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    cells: torch.Tensor
+    sampled: torch.Tensor
+    works: Mapping[Window, Work]
+
+
+def inputs(where: Places, windows: Sequence[Window], numbers: torch.Tensor) -> Inputs:
+    bucket, views = where.bucket, where.views(numbers)
+    token_ids, positions, cells = (view[:bucket.rows] for view in views[:3])
+    works = {}
+    for i, (window, (num_whole, num_split, num_merged, num_rows, _)) in enumerate(zip(windows, bucket.items, strict=True)):
+        slots, whole, split, merged, counts, rows = views[4 + 6 * i:10 + 6 * i]
+        works[window] = Work(rows[:num_rows], views[-1], positions, slots, whole[:num_whole * FIELDS].view(-1, FIELDS),
+                             split[:num_split * FIELDS].view(-1, FIELDS), merged[:num_merged], counts)
+    return Inputs(token_ids, positions, cells, views[3][:bucket.samples], works)

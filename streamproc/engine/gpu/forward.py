@@ -1,0 +1,145 @@
+"""Steps by Triton's kernels on a GPU; in CUDA graphs, where steps of that size come again.
+
+A step is one copy of numbers to the device, the layers, the choice of tokens, and one copy back. Kernels are handed in
+(`ops`): Triton's on a GPU, and in its interpreter; their references in plain torch on the CPU.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from streamproc.engine.constrain import Masks, Rows
+from streamproc.engine.gpu.batch import Inputs, fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.graphs import Graphs
+from streamproc.engine.gpu.parallel import ALONE, Ranks
+from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
+from streamproc.engine.gpu.staging import Staging
+from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.model import LoadedModel, free_parameters
+from streamproc.schedule.plan import Chunk, verify
+
+GRAPH_ROWS = 512        # larger steps compute for longer than they take to launch
+MASK_BITS = 32
+NO_MASK = -1
+
+
+class GpuForward:
+    """One caller at a time."""
+
+    def __init__(self, loaded: LoadedModel, program: GpuProgram, ops: Any, deterministic: bool = True,
+                 ranks: Ranks = ALONE) -> None:
+        """ops: kernels/ops.py, or kernels/reference.py; deterministic: products whose rows do not depend on the batch,
+        else torch's.
+        """
+        self.loaded, self.program, self.ops, self.ranks = loaded, program, ops, ranks
+        self.deterministic = deterministic
+        self.windows = tuple(dict.fromkeys(layer.window for layer in program.layers))
+        self.sizes = ops.attention_sizes(loaded.device, program.head_dim)
+        self.name = f"{ops.NAME}, {'deterministic' if deterministic else 'torch products'}"
+        self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(ranks.size)]
+        self._staging = Staging(loaded.device)
+        self._graphs = Graphs(loaded.device)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return (self.name, self.ops.digest(self.loaded.device, self.program.head_dim), str(self.ranks.size),
+                torch.__version__, transformers.__version__)
+
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
+        best, logits = self.best(kv, chunks, masks)
+        self.loaded.require_finite(bool(torch.isfinite(logits).all()))
+        return verify(chunks, iter(best.tolist()))
+
+    def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> tuple[Tensor, Tensor]:
+        """The greedy tokens of all samples, int32, and their logits, float32, on the CPU."""
+        if self.program.rotary.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks)):
+            self._graphs.forget()
+        batch = make_batch(chunks, self.windows, self._cut(kv), kv.null_block)
+        is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used
+        where = places(rounded(batch.bucket) if is_small else batch.bucket)
+        if self._staging.reserve(where.size):
+            self._graphs.forget()
+        self._staging.upload(fill(batch, where, self._staging.numbers))
+        step = inputs(where, self.windows, self._staging.on_device)
+        work, key = partial(self._step, kv, step, where.bucket.num_slots, masks is None), (where.bucket, masks is None)
+        rows, found = self._graphs.run(key, work) if is_small else work()
+        if masks is not None:
+            found = self._choose(rows, self._masks(masks(), len(step.sampled)))
+        return self._staging.download(*found, len(batch.sampled))
+
+    def _cut(self, kv: KVCache) -> Any:
+        return self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)
+
+    def _step(self, kv: KVCache, step: Inputs, num_slots: int, chooses: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """-> what the sampled rows are before the output head, and their tokens with their logits, if asked for."""
+        rows = self._layers(kv, step, num_slots)
+        return rows, self._choose(rows) if chooses and len(step.sampled) else (rows[:, 0].int(), rows[:, 0].float())
+
+    def _layers(self, kv: KVCache, step: Inputs, num_slots: int) -> Tensor:
+        """Writes all cells -> [samples, hidden] after the final norm."""
+        program, ops = self.program, self.ops
+        device, eps = self.loaded.device, program.epsilon
+        scratch = ops.make_scratch(num_slots, program.num_heads, program.head_dim, device)
+        residual = program.embedding.index_select(0, step.token_ids)
+        if program.embedding_scale != 1:
+            residual = residual * program.embedding_scale
+        x = ops.rms_norm(residual, program.layers[0].before_attention, eps)
+        for i, layer in enumerate(program.layers):
+            query = ops.rotary_write(
+                self._product(x, layer.qkv), step.cells, step.positions, *program.rotary.of(layer.kind), kv.blocks,
+                kv.scales, i, program.num_heads, layer.query_norm, layer.key_norm, eps)
+            x = ops.attend(query, kv.blocks, kv.scales, i, step.works[layer.window], scratch, self.sizes,
+                           program.scaling, layer.window, program.softcap)
+            if i + 1 == len(program.layers):    # what nobody samples is of no use any more: its cells are written
+                x, residual = x.index_select(0, step.sampled), residual.index_select(0, step.sampled)
+            x = self._after_attention(x.flatten(1), residual, layer)
+            after = program.layers[i + 1].before_attention if i + 1 < len(program.layers) else program.final_norm
+            x = ops.add_rms_norm(x, residual, after, eps)
+        return x
+
+    def _after_attention(self, x: Tensor, residual: Tensor, layer: GpuLayer) -> Tensor:
+        """Adds what attention gave to the residual -> what the MLP gives, not added yet."""
+        ops, eps = self.ops, self.program.epsilon
+        x = self.ranks.total(self._product(x, layer.output))
+        if layer.after_attention is not None:
+            x = ops.rms_norm(x, layer.after_attention, eps)
+        x = ops.add_rms_norm(x, residual, layer.before_mlp, eps)
+        x = ops.gated(self._product(x, layer.gate_up), self.program.is_gelu)
+        x = self.ranks.total(self._product(x, layer.down))
+        return x if layer.after_mlp is None else ops.rms_norm(x, layer.after_mlp, eps)
+
+    def _product(self, x: Tensor, product: Product) -> Tensor:
+        if self.deterministic:
+            return self.ops.matmul(x, product.weight, product.bias)
+        return F.linear(x, product.weight, product.bias)
+
+    def _choose(self, rows: Tensor, masks: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.ranks.joined(self._product(rows, self.program.head), self._head_sizes)
+        return self.ops.greedy(logits, *(masks or ()))
+
+    def _masks(self, rows: Rows, num_samples: int) -> tuple[Tensor, Tensor]:
+        """[rows with a mask, words] and, for every sample, which of them is its own."""
+        given = [row for row in rows if row is not None]
+        words = -(-self.loaded.vocab_size // MASK_BITS)
+        bits = np.zeros((max(len(given), 1), words), np.uint32)
+        for i, row in enumerate(given):
+            bits[i, :row.size] = row[:words]
+        which = np.full(num_samples, NO_MASK, np.int32)
+        which[[i for i, row in enumerate(rows) if row is not None]] = range(len(given))
+        return self._staging.sent(bits.view(np.int32)), self._staging.sent(which)
+
+    def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> Tensor:
+        return kv.gather(block_table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
+
+    def release(self) -> None:
+        """Free the model's own weights: those that the program uses are its own, or the same."""
+        free_parameters(self.loaded.model)
+
+    def close(self) -> None:
+        self._graphs.forget()
