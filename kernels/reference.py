@@ -28,3 +28,21 @@ def paged_attention(query: torch.Tensor, blocks: torch.Tensor, block_table: Sequ
             scores = keys @ query[row, head].double() / math.sqrt(head_dim)
             out[row, head] = torch.softmax(scores, 0) @ values
     return out
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None) -> torch.Tensor:
+    """kernels/rms_norm.py, in float64."""
+    wide = x.double()
+    y = wide / torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps) * weight.double()
+    return _given(y.to(x.dtype), out)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float,
+                 out: torch.Tensor | None = None) -> torch.Tensor:
+    """kernels/rms_norm.py, in float64."""
+    residual.copy_(residual.double() + x.double())
+    return _given(rms_norm(residual, weight, eps).to(x.dtype), out)
+
+
+def _given(y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    return y if out is None else out.copy_(y)
