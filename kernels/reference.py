@@ -44,5 +44,12 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
     return _given(rms_norm(residual, weight, eps).to(x.dtype), out)
 
 
+def gated(gate_up: torch.Tensor, is_gelu: bool, out: torch.Tensor | None = None) -> torch.Tensor:
+    """kernels/gated.py, in float64."""
+    gate, up = gate_up.double().chunk(2, -1)
+    inside = math.sqrt(8 / math.pi) * (gate + 0.044715 * gate ** 3) if is_gelu else gate
+    return _given((gate * torch.sigmoid(inside) * up).to(gate_up.dtype), out)      # sigmoid(2 u) is (1 + tanh(u)) / 2
+
+
 def _given(y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return y if out is None else out.copy_(y)

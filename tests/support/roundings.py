@@ -6,7 +6,7 @@ EPSILON = {torch.float32: 2.0 ** -23, torch.float16: 2.0 ** -10, torch.bfloat16:
 TINY = {torch.float32: 2.0 ** -126, torch.float16: 2.0 ** -14, torch.bfloat16: 2.0 ** -126}     # the smallest normal
 
 
-def assert_rounded_once(actual: torch.Tensor, exact: torch.Tensor, ulps: float = 4) -> None:
+def assert_rounded_once(actual: torch.Tensor, exact: torch.Tensor, ulps: float | torch.Tensor = 4) -> None:
     """Each number is the exact one (float64), but for this many ulps of float32, rounded once to its own dtype."""
     exact, found = exact.cpu(), actual.cpu().double()
     assert found.shape == exact.shape
