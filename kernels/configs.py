@@ -68,6 +68,19 @@ class ProductTile:
 
 
 @dataclass(frozen=True)
+class ProductPlan:
+    """How one product is launched. `num_pieces`, `piece`: of the depth, all of one depth but the last, which may be less.
+
+    has_programs: every piece has programs of its own, and another kernel adds what they found
+    """
+
+    tile: ProductTile
+    num_pieces: int
+    piece: int
+    has_programs: bool
+
+
+@dataclass(frozen=True)
 class Product:
     """Tiles are tried in their order: the first of which there are enough to fill the chip is taken, or the last."""
 
@@ -76,33 +89,31 @@ class Product:
     least_piece: int    # bits depend on it: no piece is shallower
     fill: int           # bits depend on it: programs that fill the chip
     tiles: tuple[tuple[int, tuple[ProductTile, ...]], ...]      # (up to so many rows, tiles); the last: all others
+    odd: ProductTile    # where rows are not aligned to 16 elements: nothing is copied asynchronously
     group: int = 8      # tiles of rows that take turns over the same columns
 
     def num_pieces(self, columns: int, depth: int) -> int:
-        """Pieces of the depth, a power of two that the weights' shape alone decides."""
+        """A power of two that the weights' shape alone decides."""
         pieces = 1
         while pieces * -(-columns // 64) < self.fill and 2 * pieces * self.least_piece <= depth:
             pieces *= 2
         return pieces
 
-    def piece(self, columns: int, depth: int) -> int:
-        """Depth of every piece but the last, which may be shallower."""
-        pieces = self.num_pieces(columns, depth)
-        return -(-depth // (pieces * self.depth_step)) * self.depth_step
-
-    def plan(self, num_rows: int, columns: int, num_pieces: int) -> tuple[ProductTile, bool]:
-        """-> (tile, whether every piece has a program of its own)."""
+    def plan(self, num_rows: int, columns: int, depth: int) -> ProductPlan:
+        num_pieces = self.num_pieces(columns, depth)
+        piece = -(-depth // (num_pieces * self.depth_step)) * self.depth_step
+        if depth % 16:
+            return ProductPlan(self.odd, num_pieces, piece, has_programs=False)
         tiles = next((tiles for most, tiles in self.tiles if num_rows <= most), self.tiles[-1][1])
         tiles = tuple(tile for tile in tiles if tile.holds(1 + (num_pieces > 1)))
 
         def programs(tile: ProductTile) -> int:
             return -(-num_rows // tile.rows) * -(-columns // tile.columns)
 
-        for per_piece in (1,) if num_pieces == 1 else (1, num_pieces):
-            for tile in tiles:
-                if per_piece * programs(tile) >= self.fill:
-                    return tile, per_piece > 1
-        return tiles[-1], num_pieces > 1
+        ways = [(tile, False) for tile in tiles if programs(tile) >= self.fill]
+        ways += [(tile, True) for tile in tiles if num_pieces > 1 and num_pieces * programs(tile) >= self.fill]
+        tile, has_programs = (*ways, (tiles[-1], num_pieces > 1))[0]
+        return ProductPlan(tile, num_pieces, piece, has_programs)
 
 
 @dataclass(frozen=True)
@@ -122,23 +133,25 @@ class Chip:
         return hashlib.sha256(repr(fields).encode()).hexdigest()
 
 
+ODD = ProductTile(64, 64, 32, 4, 2)
+ATTENTION = Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3))
 AMPERE = Chip(
     name="sm_80",
-    attention=Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3)),
-    product=Product(
-        instruction="mma.m16n8k16", depth_step=128, least_piece=1024, fill=80,
+    attention=ATTENTION,
+    product=Product(    # one stage less than it says has a buffer
+        instruction="mma.m16n8k16", depth_step=128, least_piece=1024, fill=80, odd=ODD,
         tiles=(
-            (16, (ProductTile(16, 64, 128, 4, 4, 2), ProductTile(16, 32, 128, 4, 5, 2))),
-            (64, (ProductTile(64, 128, 64, 4, 3, 2), ProductTile(64, 64, 64, 4, 5, 2))),
-            (0, (ProductTile(128, 256, 64, 8, 3), ProductTile(128, 128, 64, 8, 3), ProductTile(64, 64, 64, 4, 5, 2))),
+            (16, (ProductTile(16, 64, 128, 4, 5, 2), ProductTile(16, 32, 128, 4, 6, 2))),
+            (64, (ProductTile(64, 128, 64, 8, 5), ProductTile(64, 64, 64, 4, 5, 2))),
+            (0, (ProductTile(128, 256, 32, 8, 4), ProductTile(128, 128, 64, 8, 4), ProductTile(64, 64, 64, 4, 5, 2))),
         ),
     ),
 )  # fmt: skip
 HOPPER = Chip(
     name="sm_90",
-    attention=Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3)),
+    attention=ATTENTION,
     product=Product(    # 64 rows and 4 warps at least: fewer do not get wgmma
-        instruction="wgmma.m64k16", depth_step=128, least_piece=1024, fill=96,
+        instruction="wgmma.m64k16", depth_step=128, least_piece=1024, fill=96, odd=ODD,
         tiles=(
             (16, (ProductTile(64, 64, 128, 4, 6), ProductTile(64, 32, 128, 4, 8))),
             (64, (ProductTile(64, 256, 64, 4, 5), ProductTile(64, 128, 64, 4, 8), ProductTile(64, 64, 128, 4, 6))),
@@ -148,17 +161,21 @@ HOPPER = Chip(
 )  # fmt: skip
 BLACKWELL = Chip(
     name="sm_100",
-    attention=Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3)),
-    product=Product(    # 64 rows at least, as tcgen05 has it
-        instruction="tcgen05.k16", depth_step=128, least_piece=1024, fill=108,
-        tiles=HOPPER.product.tiles,
+    attention=ATTENTION,
+    product=Product(    # 64 rows at least, as tcgen05 has it; sums lie in the tensor memory
+        instruction="tcgen05.k16", depth_step=128, least_piece=1024, fill=108, odd=ODD,
+        tiles=(
+            (16, (ProductTile(64, 64, 128, 8, 6), ProductTile(64, 32, 128, 8, 8))),
+            (64, (ProductTile(64, 256, 64, 4, 5), ProductTile(64, 128, 64, 4, 8), ProductTile(64, 64, 128, 8, 6))),
+            (0, (ProductTile(128, 256, 64, 8, 4), ProductTile(128, 128, 64, 8, 4), ProductTile(64, 64, 128, 8, 6))),
+        ),
     ),
 )  # fmt: skip
 INTERPRETED = Chip(     # small enough for tests to meet every tile, and pieces; one depth, so that sums have one order
     name="interpreted",
-    attention=Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3)),
+    attention=ATTENTION,
     product=Product(
-        instruction="sum", depth_step=32, least_piece=64, fill=4,
+        instruction="sum", depth_step=32, least_piece=64, fill=4, odd=ProductTile(64, 64, 32, 1, 1),
         tiles=(
             (16, (ProductTile(16, 64, 32, 1, 1), ProductTile(16, 32, 32, 1, 1))),
             (64, (ProductTile(64, 64, 32, 4, 1), ProductTile(64, 32, 32, 4, 1))),

@@ -105,19 +105,20 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if not num_rows:
         return out
     sizes = (chip or config_of(x.device)).product
-    num_pieces, piece = sizes.num_pieces(columns, depth), sizes.piece(columns, depth)
-    tile, has_programs = sizes.plan(num_rows, columns, num_pieces)
-    target = x.new_empty(num_pieces, num_rows, columns, dtype=torch.float32) if has_programs else out
-    grid = (triton.cdiv(num_rows, tile.rows) * triton.cdiv(columns, tile.columns), num_pieces if has_programs else 1)
-    product[grid](
-        x, weight, None if has_programs else bias, target,
-        num_rows, columns, depth, piece, x.stride(0), weight.stride(0), target.stride(-2),
-        **constants(tile, sizes.group, num_pieces, has_programs), IS_EVEN=depth % tile.depth == 0,
+    plan = sizes.plan(num_rows, columns, depth)
+    tile, num_pieces = plan.tile, plan.num_pieces
+    shape = (num_pieces, num_rows, columns)
+    target = x.new_empty(shape, dtype=torch.float32) if plan.has_programs else out
+    num_tiles = triton.cdiv(num_rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    product[num_tiles, num_pieces if plan.has_programs else 1](
+        x, weight, None if plan.has_programs else bias, target,
+        num_rows, columns, depth, plan.piece, x.stride(0), weight.stride(0), target.stride(-2),
+        **constants(tile, sizes.group, num_pieces, plan.has_programs), IS_EVEN=depth % tile.depth == 0,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    if has_programs:
+    if plan.has_programs:
         add_pieces[num_rows, triton.cdiv(columns, COLUMNS_TO_ADD)](
-            target, bias, out, num_pieces, num_rows, columns, out.stride(0), COLUMNS=COLUMNS_TO_ADD, num_warps=4)
+            target, bias, out, *shape, out.stride(0), COLUMNS=COLUMNS_TO_ADD, num_warps=4)
     return out
 
 
@@ -129,33 +130,31 @@ def constants(tile: ProductTile, group: int, num_pieces: int, has_programs: bool
 
 
 def variants(chip: Chip) -> list[Variant]:
-    """Every tile of the table, in each way that it can be launched; and one for depths that no tile divides."""
-    sizes = {"num_rows": "i32", "columns": "i32:16", "depth": "i32:16", "piece": "i32:16", "x_stride": "i32:16",
-             "weight_stride": "i32:16", "out_stride": "i32:16"}  # fmt: skip
-    tiles = dict.fromkeys(tile for _, tiles in chip.product.tiles for tile in tiles)
-    found = [
-        variant_of(chip, tile, sizes, num_pieces, has_programs)
-        for tile in tiles
-        for num_pieces, has_programs in ((1, False), (2, False), (2, True))
-        if tile.holds(num_pieces)
-    ]
+    """Every tile of the table, in each way that it can be launched; and depths that no tile divides."""
+    sizes = {"num_rows": "i32", **dict.fromkeys(("columns", "depth", "piece", "x_stride", "weight_stride"), "i32:16"),
+             "out_stride": "i32:16"}  # fmt: skip
     odd = {**sizes, **dict.fromkeys(("columns", "depth", "x_stride", "weight_stride", "out_stride"), "i32")}
-    adds = Variant(
-        "add_pieces", add_pieces,
-        {"pieces": "*fp32", "out": "*bf16", "num_pieces": "i32", "num_rows": "i32", "columns": "i32:16",
-         "out_stride": "i32:16"},
-        {"bias": None, "COLUMNS": COLUMNS_TO_ADD}, num_warps=4, num_stages=3, blocks_per_multiprocessor=4,
-    )  # fmt: skip
-    return [*found, variant_of(chip, next(iter(tiles)), odd, 1, False), adds]
+    tiles = dict.fromkeys(tile for _, tiles in chip.product.tiles for tile in tiles)
+    ways = ((1, False), (2, False), (2, True))
+    found = [variant_of(chip, tile, sizes, way) for tile in tiles for way in ways if tile.holds(way[0])]
+    found += [variant_of(chip, tile, sizes, (1, False), is_even=False) for tile in tiles]
+    found += [variant_of(chip, chip.product.odd, odd, way, is_even=False) for way in ways[:2]]
+    adds = {"pieces": "*fp32", "out": "*bf16", "num_pieces": "i32", "num_rows": "i32", "columns": "i32:16",
+            "out_stride": "i32:16"}  # fmt: skip
+    constant = {"bias": None, "COLUMNS": COLUMNS_TO_ADD}
+    return [*found, Variant("add_pieces", add_pieces, adds, constant, num_warps=4, num_stages=3)]
 
 
-def variant_of(chip: Chip, tile: ProductTile, sizes: dict[str, str], num_pieces: int, has_programs: bool) -> Variant:
-    is_even = sizes["depth"] != "i32"
-    way = "a_piece" if has_programs else "whole" if num_pieces == 1 else "all_pieces"
-    name = f"{tile.rows}x{tile.columns}x{tile.depth}_{way}" + ("" if is_even else "_odd")
+def variant_of(chip: Chip, tile: ProductTile, sizes: dict[str, str], way: tuple[int, bool], is_even: bool = True
+               ) -> Variant:
+    """`way`: how many pieces (2: more than one), and whether they have programs of their own."""
+    num_pieces, has_programs = way
+    is_odd = sizes["depth"] == "i32"
+    name = "a_piece" if has_programs else "whole" if num_pieces == 1 else "all_pieces"
     return Variant(
-        name, product,
+        f"{tile.rows}x{tile.columns}x{tile.depth}_{name}" + ("" if is_even else "_odd" if is_odd else "_uneven"),
+        product,
         {"x": "*bf16", "weight": "*bf16", "out": "*fp32" if has_programs else "*bf16", **sizes},
         {"bias": None, **constants(tile, chip.product.group, num_pieces, has_programs), "IS_EVEN": is_even},
-        tile.warps, tile.stages, ("matrix", "copies") if is_even else ("matrix",), tile.resident,
+        tile.warps, tile.stages, ("matrix",) if is_odd else ("matrix", "copies"), tile.resident,
     )  # fmt: skip
