@@ -1,0 +1,32 @@
+"""All kernels in one place, under the names and with the signatures of their references."""
+
+import torch
+
+from streamproc.kernels.argmax import greedy
+from streamproc.kernels.attention import attend
+from streamproc.kernels.blocks import copy_blocks, gather_blocks, scatter_blocks
+from streamproc.kernels.configs import Attention, config_of
+from streamproc.kernels.gated import gated
+from streamproc.kernels.interpreting import INTERPRETING
+from streamproc.kernels.matmul import matmul
+from streamproc.kernels.rms_norm import add_rms_norm, rms_norm
+from streamproc.kernels.rotary import rotary_write
+from streamproc.kernels.work import make_scratch
+
+NAME = "Triton's interpreter" if INTERPRETING else "Triton"
+
+__all__ = [
+    "NAME", "add_rms_norm", "attend", "attention_sizes", "copy_blocks", "digest", "gated", "gather_blocks", "greedy",
+    "make_scratch", "matmul", "rms_norm", "rotary_write", "scatter_blocks",
+]  # fmt: skip
+
+
+def attention_sizes(device: torch.device, head_dim: int) -> Attention:
+    return config_of(device).attention_of(head_dim)
+
+
+def digest(device: torch.device) -> str:
+    """Of all that bits depend on besides the model: tables and compiler."""
+    import triton  # noqa: PLC0415
+
+    return f"{config_of(device).digest} triton {triton.__version__}"
