@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from streamproc.kernels.configs import Attention
+from streamproc.kernels.attention_configs import Attention
 from streamproc.kernels.interpreting import INTERPRETING
 from streamproc.kernels.work import FIELDS, Scratch, Work
 

@@ -4,8 +4,9 @@ import torch
 
 from streamproc.kernels.argmax import greedy
 from streamproc.kernels.attention import attend
+from streamproc.kernels.attention_configs import Attention, attention_facts, attention_of
 from streamproc.kernels.blocks import copy_blocks, gather_blocks, scatter_blocks
-from streamproc.kernels.configs import Attention, config_of
+from streamproc.kernels.configs import config_of
 from streamproc.kernels.gated import gated
 from streamproc.kernels.interpreting import INTERPRETING
 from streamproc.kernels.matmul import matmul
@@ -22,11 +23,11 @@ __all__ = [
 
 
 def attention_sizes(device: torch.device, head_dim: int) -> Attention:
-    return config_of(device).attention_of(head_dim)
+    return attention_of(config_of(device).name, head_dim)
 
 
 def digest(device: torch.device) -> str:
     """Of all that bits depend on besides the model: tables and compiler."""
     import triton  # noqa: PLC0415
 
-    return f"{config_of(device).digest} triton {triton.__version__}"
+    return f"{config_of(device).digest} {attention_facts(config_of(device).name)} triton {triton.__version__}"

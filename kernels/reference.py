@@ -1,9 +1,32 @@
-"""Paged attention as plainly as it can be said: the specification that every other one is tested against."""
+"""What the kernels compute, as plainly as it can be said in torch: the specification that they are tested against.
+
+All functions have the signatures of kernels/ops.py, which the engine can use instead of them.
+"""
 
 import math
 from collections.abc import Sequence
 
 import torch
+
+from streamproc.kernels.attention_configs import INTERPRETED, Attention
+from streamproc.kernels.reference_attention import attend
+from streamproc.kernels.work import make_scratch
+
+NAME = "reference kernels"
+
+__all__ = [
+    "NAME", "add_rms_norm", "attend", "attention_sizes", "copy_blocks", "digest", "gated", "gather_blocks", "greedy",
+    "make_scratch", "matmul", "paged_attention", "rms_norm", "rotary_write", "scatter_blocks",
+]  # fmt: skip
+
+
+def attention_sizes(device: torch.device, head_dim: int) -> Attention:
+    """Of any device: they change no bit here."""
+    return INTERPRETED[-1][1]
+
+
+def digest(device: torch.device) -> str:
+    return str(device.type)
 
 
 def paged_attention(query: torch.Tensor, blocks: torch.Tensor, block_table: Sequence[int], start: int,
@@ -105,6 +128,13 @@ def scatter_blocks(pool: torch.Tensor, block_ids: torch.Tensor, blocks: torch.Te
 def copy_blocks(pool: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
     """kernels/blocks.py"""
     pool[destinations] = pool[sources]
+
+
+def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+           ) -> torch.Tensor:
+    """kernels/matmul.py, in float64."""
+    y = x.double() @ weight.double().T
+    return _given((y if bias is None else y + bias.double()).to(x.dtype), out)
 
 
 def greedy(logits: torch.Tensor, mask: torch.Tensor | None = None, masked: torch.Tensor | None = None

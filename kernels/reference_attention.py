@@ -2,7 +2,7 @@
 
 import torch
 
-from streamproc.kernels.configs import Attention
+from streamproc.kernels.attention_configs import Attention
 from streamproc.kernels.work import Scratch, Work
 
 

@@ -164,8 +164,9 @@ def check_ids(loaded: LoadedModel) -> tuple[int, ...]:
 def agrees(forward: CpuForward, block_size: int) -> bool:
     """Whether every prefix of a short text has the token, and its logit, that transformers' own model gives."""
     loaded, ids = forward.loaded, check_ids(forward.loaded)
-    theirs = loaded.model(input_ids=torch.tensor([ids]), position_ids=torch.arange(len(ids))[None], use_cache=False,
-                          streamproc_step=Recorder()).logits[0].float()
+    theirs = loaded.model(input_ids=torch.tensor([ids], device=loaded.device), use_cache=False,
+                          position_ids=torch.arange(len(ids), device=loaded.device)[None],
+                          streamproc_step=Recorder()).logits[0].float().cpu()
     per_table = -(-len(ids) // block_size)
     kv = KVCache(loaded.layout(block_size), len(ids) * per_table, loaded.device)
     chunks = [Chunk(i, 0, ids[:i + 1], tuple(range(i * per_table, (i + 1) * per_table)), 1) for i in range(len(ids))]

@@ -154,5 +154,5 @@ def inputs(where: Places, windows: Sequence[Window], numbers: torch.Tensor) -> I
     for i, (window, (num_whole, num_split, num_merged, num_rows, _)) in enumerate(zip(windows, bucket.items, strict=True)):
         slots, whole, split, merged, counts, rows = views[4 + 6 * i:10 + 6 * i]
         works[window] = Work(rows[:num_rows], views[-1], positions, slots, whole[:num_whole * FIELDS].view(-1, FIELDS),
-                             split[:num_split * FIELDS].view(-1, FIELDS), merged[:num_merged], counts)
+                             split[:num_split * FIELDS].view(-1, FIELDS), merged[:num_merged], counts[:3])
     return Inputs(token_ids, positions, cells, views[3][:bucket.samples], works)

@@ -48,16 +48,16 @@ class GpuForward:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        return (self.name, self.ops.digest(self.loaded.device, self.program.head_dim), str(self.ranks.size),
+        return (self.name, self.ops.digest(self.loaded.device), str(self.ranks.size),
                 torch.__version__, transformers.__version__)
 
     def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
         best, logits = self.best(kv, chunks, masks)
-        self.loaded.require_finite(bool(torch.isfinite(logits).all()))
+        self.loaded.require_finite(bool(np.isfinite(logits).all()))
         return verify(chunks, iter(best.tolist()))
 
-    def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> tuple[Tensor, Tensor]:
-        """The greedy tokens of all samples, int32, and their logits, float32, on the CPU."""
+    def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
         if self.program.rotary.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks)):
             self._graphs.forget()
         batch = make_batch(chunks, self.windows, self._cut(kv), kv.null_block)
@@ -67,7 +67,7 @@ class GpuForward:
             self._graphs.forget()
         self._staging.upload(fill(batch, where, self._staging.numbers))
         step = inputs(where, self.windows, self._staging.on_device)
-        work, key = partial(self._step, kv, step, where.bucket.num_slots, masks is None), (where.bucket, masks is None)
+        work, key = partial(self._step, kv, step, where.bucket.num_slots, masks is None), (kv.data.data_ptr(), where.bucket, masks is None)
         rows, found = self._graphs.run(key, work) if is_small else work()
         if masks is not None:
             found = self._choose(rows, self._masks(masks(), len(step.sampled)))
@@ -121,7 +121,9 @@ class GpuForward:
 
     def _choose(self, rows: Tensor, masks: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         logits = self.ranks.joined(self._product(rows, self.program.head), self._head_sizes)
-        return self.ops.greedy(logits, *(masks or ()))
+        ids, best = self.ops.greedy(logits, *(masks or ()))
+        softcap = self.program.final_softcap    # it changes no order
+        return ids, best if softcap is None else softcap * torch.tanh(best / softcap)
 
     def _masks(self, rows: Rows, num_samples: int) -> tuple[Tensor, Tensor]:
         """[rows with a mask, words] and, for every sample, which of them is its own."""

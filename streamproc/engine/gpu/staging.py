@@ -41,8 +41,8 @@ class Staging:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.is_pinned else tensor
 
-    def download(self, ids: Tensor, logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """The first `size` of both, on the CPU, once all that was begun before is done."""
+    def download(self, ids: Tensor, logits: Tensor, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `size` of both, once all that was begun before is done."""
         if len(self._back) < 2 * size:
             self._back = self._empty(2 * max(size, LEAST))
         both = torch.stack((ids[:size], logits[:size].view(torch.int32)))
@@ -51,5 +51,5 @@ class Staging:
         if self._event:
             self._event.record()
             self._event.synchronize()
-        found = back.clone()
-        return found[0], found[1].view(torch.float32)
+        found = back.numpy().copy()
+        return found[0], found[1].view(np.float32)
