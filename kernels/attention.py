@@ -1,8 +1,8 @@
 """Attention over paged KV: one kernel for prefill, decode, drafts and forks, so that a row's bits are its own.
 
 A program computes a tile of query rows for one head of K and V: several tokens, times the query heads that share it,
-packed into the rows of one product. It walks the keys in tiles of `key_tile`, in ascending order, with an online softmax
-that begins anew in every split of `key_split` keys. The splits of a row are merged in ascending order, with the same
+packed into the rows of one product. It walks the keys in tiles of `key_tile`, in ascending order, with an online
+softmax that begins anew in every split of `key_split` keys. The splits of a row are merged in ascending order, with the same
 arithmetic in the program itself (a whole item) and in a second kernel (split items). Work is cut by work.py.
 
 What makes a row's bits its own:
@@ -12,8 +12,8 @@ What makes a row's bits its own:
     them in each warp, so that a row's sums are made by the same four threads in the same order;
     multiply-adds are written out, so that no compiler contracts them here and not there.
 
-Online softmax: Milakov and Gimelshein 2018; tiles and the split over keys: FlashAttention-2, Flash-Decoding; query heads
-in the rows of a tile, as in vLLM's Triton backend.
+Online softmax: Milakov and Gimelshein 2018; tiles and the split over keys: FlashAttention-2, Flash-Decoding; query
+heads in the rows of a tile, as in vLLM's Triton backend.
 """
 
 import torch
@@ -145,7 +145,7 @@ def attend_items(
                 top, total, found, asked, position, tile * KEY_TILE, kv, scales, tables, first_tile,
                 block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
                 KEY_TILE, BLOCK_SIZE, HEAD_DIM, WINDOW, phase == 1, CAPPED, SCALED, INTERPRET)
-            if WHOLE:
+            if WHOLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)
                 if (tile + 1) % (KEY_SPLIT // KEY_TILE) == 0:
                     all_top, all_total, all_found = merge(all_top, all_total, all_found, top, total, found)
                     top, total = tl.full([ROWS], LOWEST, tl.float32), tl.zeros([ROWS], tl.float32)
@@ -228,8 +228,8 @@ def attend(
         if not len(items):
             continue
         attend_items[(len(items), kv_heads)](
-            query, cells, of_cells, out, scratch.stats, scratch.sums, work.rows, work.tables, work.positions, work.slots,
-            items, work.counts, query.stride(0), cells.stride(0), cells.stride(2), cells.stride(1), *strides,
+            query, cells, of_cells, out, scratch.stats, scratch.sums, work.rows, work.tables, work.positions,
+            work.slots, items, work.counts, query.stride(0), cells.stride(0), cells.stride(2), cells.stride(1), *strides,
             (1 if softcap else scaling) * LOG2_E, softcap or 0.0, scaling / softcap if softcap else 0.0,
             WHOLE=is_whole, GROUPS=num_heads // kv_heads, ROWS=tile.rows, KEY_TILE=sizes.key_tile,
             BLOCK_SIZE=block_size, CAPPED=softcap is not None, SCALED=scales is not None, INTERPRET=INTERPRETING,

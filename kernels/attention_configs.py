@@ -1,7 +1,7 @@
 """How attention is cut, by chip and head size: a table, as in configs.py.
 
-Registers decide: a program keeps the sums of its rows in float32 twice, those of the split and those of all splits. None
-of this is measured yet on a chip: the table is where measurements go.
+Registers decide: a program keeps the sums of its rows in float32 twice, those of the split and those of all splits.
+None of this is measured yet on a chip: the table is where measurements go.
 """
 
 from dataclasses import dataclass

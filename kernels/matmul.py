@@ -11,6 +11,7 @@ Tiles of rows that take turns over the same columns: Triton's tutorial on matrix
 import torch
 import triton
 import triton.language as tl
+
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip, ProductTile, config_of
 from streamproc.kernels.dots import dot

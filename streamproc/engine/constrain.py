@@ -23,16 +23,12 @@ from typing import Any
 import numpy as np
 import orjson
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
-from numpy.typing import NDArray
 
 from streamproc.engine.grammars import BOOLEAN, NUMBER, CannotConstrain, lark, literal, make_tokenizer, one_line
+from streamproc.engine.masks import Row, Rows
 from streamproc.errors import StreamprocError
 from streamproc.prompts import Renderer
 from streamproc.schedule.plan import STUCK, Chunk, Constraint
-
-Row = NDArray[np.uint32]                # [ceil(vocabulary / 32)] a bit a token, the lowest first
-Rows = list[Row | None]                 # by sample of a step; None: every token may come
-Masks = Callable[[], Rows]              # waits until they are there
 
 MAX_GRAMMARS = 256                      # compiled at once
 MAX_WALKS = 1024                        # answers under way whose matchers are kept
@@ -40,12 +36,6 @@ MAX_FORCED = 256                        # tokens at once without a choice
 FUEL, MAX_ITEMS = 200_000, 10_000       # of a grammar's lexer at first, of its parser in a step
 LIMITS = LLParserLimits(initial_lexer_fuel=FUEL, step_max_items=MAX_ITEMS, max_items_in_row=MAX_ITEMS,
                         verbose_errors=False)  # fmt: skip
-
-
-def unpacked(row: Row, size: int) -> NDArray[np.bool_]:
-    """[size] whether a token is allowed."""
-    bits = np.unpackbits(row.astype("<u4").view(np.uint8), bitorder="little", count=min(size, row.size * 32))
-    return np.pad(bits, (0, size - bits.size)).astype(np.bool_)
 
 
 @dataclass(slots=True)

@@ -14,11 +14,11 @@ from streamproc.engine import exact
 from streamproc.engine.attention import KEY_TILE
 from streamproc.engine.batch import SPAN_ROWS, Geometry, build_batch
 from streamproc.engine.chip import kernel_facts
-from streamproc.engine.constrain import Masks, unpacked
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import library
 from streamproc.engine.cpu.program import compile_program
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.masks import Masks, unpacked
 from streamproc.engine.model import LoadedModel
 from streamproc.engine.parts import Unknown
 from streamproc.engine.support import Recorder

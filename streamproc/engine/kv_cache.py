@@ -19,7 +19,6 @@ import torch
 
 from streamproc.engine.memory import zeros
 
-
 CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 

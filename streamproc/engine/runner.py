@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
-from streamproc.engine.constrain import Constrainer, Masks
 from streamproc.engine.forward import choose_forward, run_step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.masks import Masks
 from streamproc.engine.model import LoadedModel
 from streamproc.schedule.plan import Chunk, Plan
+
+if TYPE_CHECKING:
+    from streamproc.engine.constrain import Constrainer  # its library is not everywhere that models are run
 
 T = TypeVar("T")
 LANE_TOKENS = 32         # fewer are not worth a lane
@@ -71,7 +74,7 @@ class ModelRunner:
     """
 
     def __init__(self, loaded: LoadedModel, kv: KVCache, threads: int = 1, lanes: int = 1,
-                 constrainer: Constrainer | None = None) -> None:
+                 constrainer: "Constrainer | None" = None) -> None:
         """Measures what is exact here, with the threads that each lane will use. No constrainer: no constraints."""
         self.loaded = loaded
         self.kv = kv

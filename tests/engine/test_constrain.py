@@ -19,9 +19,10 @@ from streamproc.answertypes import AnswerType
 from streamproc.config import Config, Prompts
 from streamproc.engine import random_model
 from streamproc.engine.build import Engine, stateless_answer
-from streamproc.engine.constrain import Constrainer, unpacked
+from streamproc.engine.constrain import Constrainer
 from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.masks import unpacked
 from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
 from streamproc.errors import BadAsk, StreamprocError

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from streamproc.kernels.work import FIELDS, Cut, Lists, Span, Work, make_lists
 
+from streamproc.kernels.work import FIELDS, Cut, Lists, Span, Work, make_lists
 from streamproc.schedule.plan import Chunk
 
 Window = int | None
@@ -151,7 +151,8 @@ def inputs(where: Places, windows: Sequence[Window], numbers: torch.Tensor) -> I
     bucket, views = where.bucket, where.views(numbers)
     token_ids, positions, cells = (view[:bucket.rows] for view in views[:3])
     works = {}
-    for i, (window, (num_whole, num_split, num_merged, num_rows, _)) in enumerate(zip(windows, bucket.items, strict=True)):
+    for i, (window, sizes) in enumerate(zip(windows, bucket.items, strict=True)):
+        num_whole, num_split, num_merged, num_rows, _ = sizes
         slots, whole, split, merged, counts, rows = views[4 + 6 * i:10 + 6 * i]
         works[window] = Work(rows[:num_rows], views[-1], positions, slots, whole[:num_whole * FIELDS].view(-1, FIELDS),
                              split[:num_split * FIELDS].view(-1, FIELDS), merged[:num_merged], counts[:3])

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from streamproc.engine.constrain import Masks, Rows
 from streamproc.engine.gpu.batch import Inputs, fill, inputs, make_batch, places, rounded
 from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.masks import Masks, Rows
 from streamproc.engine.model import LoadedModel, free_parameters
 from streamproc.schedule.plan import Chunk, verify
 
@@ -67,7 +67,8 @@ class GpuForward:
             self._graphs.forget()
         self._staging.upload(fill(batch, where, self._staging.numbers))
         step = inputs(where, self.windows, self._staging.on_device)
-        work, key = partial(self._step, kv, step, where.bucket.num_slots, masks is None), (kv.data.data_ptr(), where.bucket, masks is None)
+        work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
+        key = kv.data.data_ptr(), where.bucket, masks is None
         rows, found = self._graphs.run(key, work) if is_small else work()
         if masks is not None:
             found = self._choose(rows, self._masks(masks(), len(step.sampled)))

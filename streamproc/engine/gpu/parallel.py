@@ -1,7 +1,7 @@
 """Several processes, each with a GPU and a part of the model: torch.distributed, as torchrun starts it.
 
-Sums over the GPUs are made in the order of their numbers, by each of them from all parts: a ring's order would depend on
-where a row lies in the batch.
+Sums over the GPUs are made in the order of their numbers, by each of them from all parts: a ring's order would depend
+on where a row lies in the batch.
 """
 
 import os

@@ -8,7 +8,7 @@ LEAST = 2**14
 
 
 class Staging:
-    """`numbers` on the CPU, int32, and `on_device`, where `upload` copies them: at one place until `reserve` says so."""
+    """`numbers` on the CPU, int32, and `on_device`, where `upload` copies them: a place that only `reserve` changes."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
