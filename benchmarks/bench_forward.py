@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from streamproc.engine.forward import Forward, cpu_forward, run_step, torch_forward
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import describe
+from streamproc.engine.loaded import describe
 from streamproc.schedule.plan import Chunk, Plan
 
 BLOCK_SIZE = 16

@@ -39,7 +39,7 @@ from streamproc import keeper
 from streamproc.config import Config, Engine, Snapshots, Topics, Worker
 from streamproc.engine.build import build_engine
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import ModelRunner
 from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink

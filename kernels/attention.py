@@ -2,8 +2,8 @@
 
 A program computes a tile of query rows for one head of K and V: several tokens, times the query heads that share it,
 packed into the rows of one product. It walks the keys in tiles of `key_tile`, in ascending order, with an online
-softmax that begins anew in every split of `key_split` keys. The splits of a row are merged in ascending order, with the same
-arithmetic in the program itself (a whole item) and in a second kernel (split items). Work is cut by work.py.
+softmax that begins anew in every split of `key_split` keys. The splits of a row are merged in ascending order, with the
+same arithmetic in the program itself (a whole item) and in a second kernel (split items). Work is cut by work.py.
 
 What makes a row's bits its own:
     tiles and splits lie at absolute positions, whatever the chunk;
@@ -229,8 +229,8 @@ def attend(
             continue
         attend_items[(len(items), kv_heads)](
             query, cells, of_cells, out, scratch.stats, scratch.sums, work.rows, work.tables, work.positions,
-            work.slots, items, work.counts, query.stride(0), cells.stride(0), cells.stride(2), cells.stride(1), *strides,
-            (1 if softcap else scaling) * LOG2_E, softcap or 0.0, scaling / softcap if softcap else 0.0,
+            work.slots, items, work.counts, query.stride(0), cells.stride(0), cells.stride(2), cells.stride(1),
+            *strides, (1 if softcap else scaling) * LOG2_E, softcap or 0.0, scaling / softcap if softcap else 0.0,
             WHOLE=is_whole, GROUPS=num_heads // kv_heads, ROWS=tile.rows, KEY_TILE=sizes.key_tile,
             BLOCK_SIZE=block_size, CAPPED=softcap is not None, SCALED=scales is not None, INTERPRET=INTERPRETING,
             STAGES=tile.stages, num_warps=tile.warps, **shape)

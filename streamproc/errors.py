@@ -90,3 +90,8 @@ class Fenced(StreamprocError):
     """Another process uses our transactional id or member id; this one must stop."""
 
     code = "FENCED"
+
+
+def one_line(problem: BaseException) -> str:
+    """An error's text, at most 200 characters."""
+    return " ".join(str(problem).split())[:200] or type(problem).__name__

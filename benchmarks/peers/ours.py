@@ -8,7 +8,7 @@ import torch
 from peers.subject import OURS, PORTION, Ids, make_model
 from streamproc.engine.forward import cpu_forward, run_step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel, describe
+from streamproc.engine.loaded import LoadedModel, describe
 from streamproc.errors import Unavailable
 from streamproc.schedule.plan import Chunk, Plan
 

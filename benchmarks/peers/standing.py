@@ -13,7 +13,7 @@ from peers.ours import BLOCK_SIZE
 from peers.subject import ANSWER, QUESTION, VOCAB, Ids, question, tokens
 from streamproc.config import Config, Engine, Topics, Worker
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import ModelRunner
 from streamproc.messages import Ask, Query
 from streamproc.ports import Clock

@@ -13,7 +13,8 @@ from streamproc.engine.attention import KEY_TILE
 from streamproc.engine.constrain import Constrainer
 from streamproc.engine.forward import run_step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel, load_model
+from streamproc.engine.loaded import LoadedModel
+from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError, Usage
 from streamproc.market.rendering import Rendering, read_rendering

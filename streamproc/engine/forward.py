@@ -18,8 +18,8 @@ from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import library
 from streamproc.engine.cpu.program import compile_program
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks, unpacked
-from streamproc.engine.model import LoadedModel
 from streamproc.engine.parts import Unknown
 from streamproc.engine.support import Recorder
 from streamproc.errors import OutOfMemory

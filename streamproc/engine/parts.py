@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 
 # Other families compute more than their parts tell.
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "smollm3"}

@@ -19,8 +19,8 @@ import torch
 from streamproc.engine.batch import check_chunks, window_unit
 from streamproc.engine.forward import choose_forward, run_step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks
-from streamproc.engine.model import LoadedModel
 from streamproc.schedule.plan import Chunk, Plan
 
 if TYPE_CHECKING:

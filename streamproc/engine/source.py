@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from streamproc.engine import random_model
-from streamproc.errors import Unavailable, Usage
+from streamproc.errors import Unavailable, Usage, one_line
 from streamproc.market.rendering import FILE, MARKET_MODEL, market_model
 
 TIMEOUT_S = 10
@@ -59,8 +59,3 @@ def _download(name: str) -> Path:
         raise Unavailable(f"engine.model: {name} is not a folder, not downloaded yet, and the hub cannot be reached "
                           f"({one_line(problem)}); download it elsewhere and give its folder, "
                           f"or use {MARKET_MODEL}") from problem
-
-
-def one_line(problem: BaseException) -> str:
-    """An error's text, at most 200 characters."""
-    return " ".join(str(problem).split())[:200] or type(problem).__name__

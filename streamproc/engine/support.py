@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from streamproc.engine import attention
 from streamproc.engine.attention import Heads, attended
-from streamproc.engine.source import one_line
-from streamproc.errors import Usage
+from streamproc.errors import Usage, one_line
 
 NO_INTERFACE = "its attention, if it has any, does not go through transformers' attention interface"
 PROBE_TOKENS = 24

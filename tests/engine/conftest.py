@@ -24,7 +24,8 @@ from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
 from streamproc.engine.cpu import library as libraries
 from streamproc.engine.forward import Forward, TorchForward, cpu_forward
-from streamproc.engine.model import LoadedModel, describe, load_model
+from streamproc.engine.loaded import LoadedModel, describe
+from streamproc.engine.model import load_model
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

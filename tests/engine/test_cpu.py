@@ -29,7 +29,7 @@ from streamproc.engine.cpu.library import KINDS, library_path, processor_flags
 from streamproc.engine.cpu.program import POSITIONS, Rotary, Unknown, compile_program
 from streamproc.engine.forward import Forward, TorchForward, agrees, choose_forward, cpu_forward, run_step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel, describe
+from streamproc.engine.loaded import LoadedModel, describe
 from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError
 from streamproc.schedule.plan import Chunk, Plan

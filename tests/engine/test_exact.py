@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from streamproc.engine import exact
 from streamproc.engine.attention import Heads, PagedStep
 from streamproc.engine.forward import torch_forward
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 
 
 def measure(loaded: LoadedModel) -> tuple[int, bool]:

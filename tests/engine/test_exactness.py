@@ -10,7 +10,7 @@ import torch
 
 from streamproc.engine.forward import CpuForward, Forward, choose_forward, run_step, torch_forward
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import ModelRunner, split
 from streamproc.schedule.plan import Chunk, Plan
 

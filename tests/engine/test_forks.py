@@ -11,7 +11,7 @@ from streamproc.engine.cpu import library as libraries
 from streamproc.engine.cpu.library import KINDS, processor_flags
 from streamproc.engine.forward import Forward, cpu_forward, run_step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 from streamproc.schedule.plan import Chunk, Plan
 
 SIZE = 16

@@ -13,7 +13,7 @@ from streamproc.engine.cpu import library as libraries
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import KINDS, processor_flags
 from streamproc.engine.forward import choose_forward
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 
 Load = Callable[[str, torch.dtype], LoadedModel]
 

@@ -38,15 +38,8 @@ from streamproc.engine import support
 from streamproc.engine.build import Engine
 from streamproc.engine.forward import choose_forward, run_step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import (
-    LoadedModel,
-    describe,
-    fingerprint,
-    load_model,
-    max_positions,
-    resolve_device,
-    stored_dtype,
-)
+from streamproc.engine.loaded import LoadedModel, describe, fingerprint, max_positions
+from streamproc.engine.model import load_model, resolve_device, stored_dtype
 from streamproc.errors import Unavailable, Usage
 from streamproc.market.rendering import market_model
 from streamproc.schedule.plan import Chunk, Plan

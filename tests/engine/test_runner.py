@@ -8,7 +8,7 @@ import torch
 from streamproc.engine.build import Engine
 from streamproc.engine.forward import Forward, TorchForward, run_step
 from streamproc.engine.kv_cache import KVCache
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError
 from streamproc.schedule.plan import Chunk, Plan

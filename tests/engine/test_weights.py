@@ -12,7 +12,8 @@ from spoiling import edit, edit_weights, recast, refusal
 from streamproc.config import Engine as Settings
 from streamproc.engine import weights
 from streamproc.engine.build import Engine
-from streamproc.engine.model import LoadedModel, describe, load_model
+from streamproc.engine.loaded import LoadedModel, describe
+from streamproc.engine.model import load_model
 from streamproc.errors import Usage
 
 MIB = 2**20

@@ -11,9 +11,9 @@ from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks
 from streamproc.engine.memory import give_back
-from streamproc.engine.model import LoadedModel, free_parameters
 from streamproc.schedule.plan import Chunk, verify
 
 

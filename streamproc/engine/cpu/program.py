@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from streamproc.engine.cpu.tables import Layer, Matrix, Model
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.memory import copied
-from streamproc.engine.model import LoadedModel
 from streamproc.engine.parts import UNROTATED, LayerParts, Parts, Unknown, joined, rotary_tables, take_apart
 
 LANES, PANEL, MAX_HEAD_DIM, MAX_WINDOW = 16, 32, 256, 2**30     # as in forward.cpp; a longer window is none

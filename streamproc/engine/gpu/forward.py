@@ -20,8 +20,8 @@ from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks, Rows
-from streamproc.engine.model import LoadedModel, free_parameters
 from streamproc.schedule.plan import Chunk, verify
 
 GRAPH_ROWS = 512        # larger steps compute for longer than they take to launch
@@ -69,10 +69,10 @@ class GpuForward:
         step = inputs(where, self.windows, self._staging.on_device)
         work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
         key = kv.data.data_ptr(), where.bucket, masks is None
-        rows, found = self._graphs.run(key, work) if is_small else work()
+        rows, (ids, logits) = self._graphs.run(key, work) if is_small else work()
         if masks is not None:
-            found = self._choose(rows, self._masks(masks(), len(step.sampled)))
-        return self._staging.download(*found, len(batch.sampled))
+            ids, logits = self._choose(rows, self._masks(masks(), len(step.sampled)))
+        return self._staging.download(ids, logits, len(batch.sampled))
 
     def _cut(self, kv: KVCache) -> Any:
         return self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from streamproc.engine.gpu.parallel import ALONE, Ranks
-from streamproc.engine.model import LoadedModel
+from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.parts import UNROTATED, LayerParts, Unknown, joined, rotary_tables, take_apart
 
 POSITIONS = 1024        # of the rotary tables, computed at once: the same pieces always, so that the bits are the same
@@ -109,7 +109,8 @@ def compile_gpu_program(loaded: LoadedModel, ranks: Ranks = ALONE) -> GpuProgram
         return GpuProgram(
             parts.embedding.weight.detach(), parts.embedding_scale, layers, parts.final_norm, head,
             Rotary(parts.rotary, {layer.kind for layer in parts.layers} - {UNROTATED}, loaded),
-            shapes.num_heads // ranks.size, shapes.num_kv_heads // ranks.size, shapes.head_dim, parts.epsilon, parts.scaling, parts.is_gelu, shapes.softcap, parts.final_softcap)
+            shapes.num_heads // ranks.size, shapes.num_kv_heads // ranks.size, shapes.head_dim, parts.epsilon,
+            parts.scaling, parts.is_gelu, shapes.softcap, parts.final_softcap)
 
 
 def _layer(layer: LayerParts, loaded: LoadedModel, ranks: Ranks) -> GpuLayer:
