@@ -37,17 +37,17 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
     assert width <= MAX_WIDTH, f"rows of {width} are wider than {MAX_WIDTH}"
     block = triton.next_power_of_2(width)
     if rows:
-        _rms_norm[(rows,)](
+        normalize[(rows,)](
             x, residual, weight, out, x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0),
             eps, width, block, num_warps=min(max(block // 512, 1), 16))
 
 
 @triton.jit
-def _rms_norm(x_ptr, residual_ptr, weight_ptr, out_ptr, x_stride, residual_stride, out_stride, eps,
-              width: tl.constexpr, block: tl.constexpr):
+def normalize(x_ptr, residual_ptr, weight_ptr, out_ptr, x_stride, residual_stride, out_stride, eps,
+              WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, block)
-    here = columns < width
+    columns = tl.arange(0, BLOCK)
+    here = columns < WIDTH
     x = tl.load(x_ptr + row * x_stride + columns, here, 0.0).to(tl.float32)
     if residual_ptr is not None:
         residual = residual_ptr + row * residual_stride + columns
@@ -55,5 +55,5 @@ def _rms_norm(x_ptr, residual_ptr, weight_ptr, out_ptr, x_stride, residual_strid
         tl.store(residual, total, here)
         x = total.to(tl.float32)
     weight = tl.load(weight_ptr + columns, here, 0.0)
-    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), width * 1.0) + eps))
+    scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), WIDTH * 1.0) + eps))
     tl.store(out_ptr + row * out_stride + columns, rounded(x * scale * weight, out_ptr.dtype.element_ty), here)
