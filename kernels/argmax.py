@@ -1,4 +1,4 @@
-"""The token with the largest logit, of those that are allowed. Exact wherever the vocabulary is cut: nothing is added."""
+"""The token with the largest logit, of those that are allowed. However the vocabulary is cut: nothing is added up."""
 
 import torch
 import triton

@@ -49,5 +49,5 @@ def move(from_ptr, to_ptr, sources_ptr, destinations_ptr, pieces, from_stride, t
         destination = tl.load(destinations_ptr + row).to(tl.int64)
     words = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = words < pieces * 2
-    tl.store(to_ptr + destination * (to_stride * 2) + words, tl.load(from_ptr + source * (from_stride * 2) + words, here),
-             here)
+    moved = tl.load(from_ptr + source * (from_stride * 2) + words, here)
+    tl.store(to_ptr + destination * (to_stride * 2) + words, moved, here)

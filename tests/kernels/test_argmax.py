@@ -85,9 +85,8 @@ def test_one_that_is_not_a_number_is_never_missed(place: int) -> None:
     logits[1, place] = float("nan")
     mask, masked = guarded(words(PART + 40, [5, 6])), guarded(torch.zeros(3, dtype=torch.int32))
     for arguments in ((logits,), (logits, mask, masked)):
-        _, best = greedy(*arguments)
-        assert best.isnan().tolist() == [False, True, False]
-        assert reference.greedy(*(argument.cpu() for argument in arguments))[1].isnan().tolist() == best.isnan().tolist()
+        for _, best in (greedy(*arguments), reference.greedy(*(argument.cpu() for argument in arguments))):
+            assert best.isnan().tolist() == [False, True, False]
 
 
 def test_rows_may_lie_apart_and_be_none() -> None:
