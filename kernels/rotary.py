@@ -81,17 +81,16 @@ def turn_and_write(qkv_ptr, cells_ptr, positions_ptr, cosines_ptr, sines_ptr, qu
     source = qkv_ptr + row * qkv_stride + head * HEAD_DIM
     x = tl.load(source + columns, here, 0.0).to(tl.float32)
     if head < NUM_HEADS + KV_HEADS:
-        is_first = columns < HALF
-        partners = tl.where(is_first, columns + HALF, tl.where(columns < 2 * HALF, columns - HALF, columns))
-        partner = tl.load(source + partners, here, 0.0).to(tl.float32)
+        is_first, is_turned = columns < HALF, columns < 2 * HALF
+        partners = tl.where(is_first, columns + HALF, columns - HALF)
+        partner = tl.load(source + partners, is_turned, 0.0).to(tl.float32)
         if query_norm_ptr is not None:
             scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), HEAD_DIM * 1.0) + eps))
             norm_ptr = query_norm_ptr if head < NUM_HEADS else key_norm_ptr
             x = x * scale * tl.load(norm_ptr + columns, here, 0.0)
-            partner = partner * scale * tl.load(norm_ptr + partners, here, 0.0)
+            partner = partner * scale * tl.load(norm_ptr + partners, is_turned, 0.0)
         if HALF:
             angles = tl.load(positions_ptr + row).to(tl.int64) * HALF + tl.where(is_first, columns, columns - HALF)
-            is_turned = columns < 2 * HALF
             cosine = tl.load(cosines_ptr + angles, is_turned, 1.0)
             sine = tl.load(sines_ptr + angles, is_turned, 0.0)
             turned = tl.fma(x, cosine, partner * tl.where(is_first, -sine, sine))
