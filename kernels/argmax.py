@@ -3,6 +3,8 @@
 import torch
 import triton
 import triton.language as tl
+from streamproc.kernels.compiling import Variant
+from streamproc.kernels.configs import Chip
 
 PART = 4096         # of the vocabulary, to one program
 STUCK = -1
@@ -30,6 +32,21 @@ def greedy(logits: torch.Tensor, mask: torch.Tensor | None = None, masked: torch
             0 if mask is None else mask.stride(0), PART, num_warps=4)
         best_of_all[(rows,)](part_ids, part_best, ids, best, num_parts, triton.next_power_of_2(num_parts), num_warps=1)
     return ids, best
+
+
+def variants(chip: Chip) -> list[Variant]:
+    parts = {"logits_ptr": "*bf16", "part_ids_ptr": "*i32", "part_logits_ptr": "*fp32", "vocab": "i32:16",
+             "num_parts": "i32", "logits_stride": "i32:16"}  # fmt: skip
+    masks = {"mask_ptr": "*i32", "masked_ptr": "*i32"}
+    last = {"part_ids_ptr": "*i32", "part_logits_ptr": "*fp32", "ids_ptr": "*i32", "best_ptr": "*fp32",
+            "num_parts": "i32"}  # fmt: skip
+    return [
+        Variant("parts", best_of_parts, {**parts, "mask_stride": "i32:16"}, {**dict.fromkeys(masks), "PART": PART},
+                num_warps=4, num_stages=3),
+        Variant("parts_masked", best_of_parts, {**parts, **masks, "mask_stride": "i32"}, {"PART": PART},
+                num_warps=4, num_stages=3),
+        Variant("all", best_of_all, last, {"BLOCK": 32}, num_warps=1, num_stages=3),
+    ]  # fmt: skip
 
 
 @triton.jit

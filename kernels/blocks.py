@@ -3,6 +3,8 @@
 import torch
 import triton
 import triton.language as tl
+from streamproc.kernels.compiling import Variant
+from streamproc.kernels.configs import Chip
 
 WORDS = 2048        # of 8 bytes, to one program
 
@@ -36,6 +38,17 @@ def _move(source: torch.Tensor, target: torch.Tensor, from_ids: torch.Tensor | N
         move[(len(ids), triton.cdiv(source.shape[1] // 8, WORDS))](
             source.view(torch.int64), target.view(torch.int64), from_ids, to_ids, source.shape[1] // 16,
             source.stride(0) // 16, target.stride(0) // 16, WORDS, num_warps=4)
+
+
+def variants(chip: Chip) -> list[Variant]:
+    types = {"from_ptr": "*i64", "to_ptr": "*i64", **dict.fromkeys(("pieces", "from_stride", "to_stride"), "i32:16")}
+    ids = {"gather": ["sources_ptr"], "scatter": ["destinations_ptr"], "copy": ["sources_ptr", "destinations_ptr"]}
+    return [
+        Variant(name, move, {**types, **dict.fromkeys(given, "*i32")},
+                {"BLOCK": WORDS, **dict.fromkeys({"sources_ptr", "destinations_ptr"} - set(given))},
+                num_warps=4, num_stages=3, blocks_per_multiprocessor=8)
+        for name, given in ids.items()
+    ]  # fmt: skip
 
 
 @triton.jit

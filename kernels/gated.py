@@ -3,7 +3,8 @@
 import torch
 import triton
 import triton.language as tl
-
+from streamproc.kernels.compiling import Variant
+from streamproc.kernels.configs import Chip
 from streamproc.kernels.rounding import rounded
 
 BLOCK = 1024
@@ -22,6 +23,13 @@ def gated(gate_up: torch.Tensor, is_gelu: bool, out: torch.Tensor | None = None)
         activate[(rows, triton.cdiv(inner, BLOCK))](gate_up, out, inner, gate_up.stride(0), out.stride(0), is_gelu,
                                                     BLOCK, num_warps=4)
     return out
+
+
+def variants(chip: Chip) -> list[Variant]:
+    types = {"gate_up_ptr": "*bf16", "out_ptr": "*bf16",
+             **dict.fromkeys(("inner", "gate_up_stride", "out_stride"), "i32:16")}  # fmt: skip
+    return [Variant(name, activate, types, {"IS_GELU": name == "gelu", "BLOCK": BLOCK}, num_warps=4, num_stages=3,
+                    blocks_per_multiprocessor=8) for name in ("silu", "gelu")]
 
 
 @triton.jit

@@ -3,7 +3,8 @@
 import torch
 import triton
 import triton.language as tl
-
+from streamproc.kernels.compiling import Variant
+from streamproc.kernels.configs import Chip
 from streamproc.kernels.rounding import e4m3, int8, rounded
 
 
@@ -41,6 +42,31 @@ def rotary_write(qkv: torch.Tensor, cells: torch.Tensor, positions: torch.Tensor
     return out
 
 
+def variants(chip: Chip) -> list[Variant]:
+    return [variant_of(128, "bf16", has_norms=True), variant_of(128, "i8"), variant_of(128, "u8"),
+            variant_of(80, "bf16"), variant_of(256, "bf16", has_norms=True), variant_of(256, "u8", has_norms=True),
+            variant_of(128, "bf16", half=0)]  # fmt: skip
+
+
+def variant_of(head_dim: int, kv: str, has_norms: bool = False, half: int | None = None) -> Variant:
+    half = head_dim // 2 if half is None else half
+    types = {"qkv_ptr": "*bf16", "cells_ptr": "*i64", "positions_ptr": "*i32", "kv_ptr": f"*{kv}", "out_ptr": "*bf16",
+             "layer": "i32", "eps": "fp32"}  # fmt: skip
+    strides = [name for name in turn_and_write.arg_names if name.endswith("_stride")]
+    types |= dict.fromkeys(strides, "i32:16")
+    constants = {"NUM_HEADS": 32, "KV_HEADS": 8, "HEAD_DIM": head_dim, "HALF": half, "BLOCK_SIZE": 16,
+                 "BLOCK": triton.next_power_of_2(head_dim)}  # fmt: skip
+    optional = {"cosines_ptr": half, "sines_ptr": half, "query_norm_ptr": has_norms, "key_norm_ptr": has_norms,
+                "scales_ptr": kv != "bf16"}  # fmt: skip
+    types |= {name: "*fp32" for name, is_given in optional.items() if is_given}
+    constants |= {name: None for name, is_given in optional.items() if not is_given}
+    if kv != "bf16":
+        del types["scale_slot_stride"]
+        constants["scale_slot_stride"] = 1
+    name = f"{head_dim}_{half}_{kv}{'_normed' if has_norms else ''}"
+    return Variant(name, turn_and_write, types, constants, num_warps=1, num_stages=3, blocks_per_multiprocessor=24)
+
+
 @triton.jit(do_not_specialize=["layer"])
 def turn_and_write(qkv_ptr, cells_ptr, positions_ptr, cosines_ptr, sines_ptr, query_norm_ptr, key_norm_ptr,
                    kv_ptr, scales_ptr, out_ptr, qkv_stride, out_stride, out_head_stride, layer,
@@ -55,17 +81,16 @@ def turn_and_write(qkv_ptr, cells_ptr, positions_ptr, cosines_ptr, sines_ptr, qu
     source = qkv_ptr + row * qkv_stride + head * HEAD_DIM
     x = tl.load(source + columns, here, 0.0).to(tl.float32)
     if head < NUM_HEADS + KV_HEADS:
-        is_first = columns < HALF
-        partners = tl.where(is_first, columns + HALF, tl.where(columns < 2 * HALF, columns - HALF, columns))
-        partner = tl.load(source + partners, here, 0.0).to(tl.float32)
+        is_first, is_turned = columns < HALF, columns < 2 * HALF
+        partners = tl.where(is_first, columns + HALF, columns - HALF)
+        partner = tl.load(source + partners, is_turned, 0.0).to(tl.float32)
         if query_norm_ptr is not None:
             scale = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), HEAD_DIM * 1.0) + eps))
             norm_ptr = query_norm_ptr if head < NUM_HEADS else key_norm_ptr
             x = x * scale * tl.load(norm_ptr + columns, here, 0.0)
-            partner = partner * scale * tl.load(norm_ptr + partners, here, 0.0)
+            partner = partner * scale * tl.load(norm_ptr + partners, is_turned, 0.0)
         if HALF:
             angles = tl.load(positions_ptr + row).to(tl.int64) * HALF + tl.where(is_first, columns, columns - HALF)
-            is_turned = columns < 2 * HALF
             cosine = tl.load(cosines_ptr + angles, is_turned, 1.0)
             sine = tl.load(sines_ptr + angles, is_turned, 0.0)
             turned = tl.fma(x, cosine, partner * tl.where(is_first, -sine, sine))

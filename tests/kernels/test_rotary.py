@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from guarded import guarded, poisoned
 from roundings import assert_rounded_once
-
 from streamproc.kernels import reference
 from streamproc.kernels.rotary import rotary_write
 
@@ -204,6 +203,14 @@ def test_heads_of_extreme_numbers(value: float, codes: torch.dtype) -> None:
         assert torch.equal(read, expected.double() * scales.double()[..., None])
     else:
         assert read.isnan().sum(-1).tolist() == [[16, 0], [0, 0]]
+
+
+def test_what_is_not_turned_is_copied_whatever_it_is() -> None:
+    step = Step.of(1, (1, 1), 32, 8, torch.float32)
+    step.arguments["qkv"][0, 16:32] = torch.tensor([float("inf"), -0.0, float("-inf"), 3e-39]).repeat(4)
+    pool = step.pool(torch.float32)
+    out, expected = step.write(pool)[0, 0, 16:], step.arguments["qkv"][0, 16:32]
+    assert torch.equal(out.view(torch.int32), expected.view(torch.int32))      # bits: 0.0 is not -0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, *CODES], ids=str)
