@@ -69,8 +69,9 @@ class ProductTile:
 
 @dataclass(frozen=True)
 class ProductPlan:
-    """How one product is launched. `num_pieces`, `piece`: of the depth, all of one depth but the last, which may be less.
+    """How one product is launched.
 
+    num_pieces, piece: of the depth, and how deep they are; the last may be less, or nothing
     has_programs: every piece has programs of its own, and another kernel adds what they found
     """
 
@@ -175,7 +176,7 @@ INTERPRETED = Chip(     # small enough for tests to meet every tile, and pieces;
     name="interpreted",
     attention=ATTENTION,
     product=Product(
-        instruction="sum", depth_step=32, least_piece=64, fill=4, odd=ProductTile(64, 64, 32, 1, 1),
+        instruction="sum", depth_step=32, least_piece=64, fill=4, odd=ProductTile(64, 64, 32, 4, 1),
         tiles=(
             (16, (ProductTile(16, 64, 32, 1, 1), ProductTile(16, 32, 32, 1, 1))),
             (64, (ProductTile(64, 64, 32, 4, 1), ProductTile(64, 32, 32, 4, 1))),

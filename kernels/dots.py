@@ -2,10 +2,13 @@
 
 import triton
 import triton.language as tl
+from streamproc.kernels.interpreting import INTERPRETING
+
+INTERPRETED = tl.constexpr(INTERPRETING)
 
 
 @triton.jit
-def dot(a, b, total, INTERPRETED: tl.constexpr):
+def dot(a, b, total):
     """total [m, n] float32 + a [m, k] @ b [k, n], float32 operands without tf32.
 
     The interpreter multiplies the raw bits of bf16, and leaves fp32 to a BLAS, whose order of adding depends on the
@@ -14,5 +17,7 @@ def dot(a, b, total, INTERPRETED: tl.constexpr):
     """
     if INTERPRETED:
         products = a.to(tl.float32)[:, :, None] * b.to(tl.float32)[None, :, :]
-        return total + tl.sum(products, 1)
-    return tl.dot(a, b, total, input_precision="ieee")
+        total += tl.sum(products, 1)
+    else:
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total

@@ -11,11 +11,10 @@ Tiles of rows that take turns over the same columns: Triton's tutorial on matrix
 import torch
 import triton
 import triton.language as tl
-
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip, ProductTile, config_of
 from streamproc.kernels.dots import dot
-from streamproc.kernels.interpreting import INTERPRETING
+from streamproc.kernels.rounding import rounded
 
 COLUMNS_TO_ADD = 1024    # of a program that adds pieces
 
@@ -25,7 +24,7 @@ def product(
     x, weight, bias, out,
     num_rows, columns, depth, piece, x_stride, weight_stride, out_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
-    PIECE_EACH: tl.constexpr, IS_WHOLE: tl.constexpr, IS_EVEN: tl.constexpr, INTERPRETED: tl.constexpr,
+    PIECE_EACH: tl.constexpr, IS_WHOLE: tl.constexpr, IS_EVEN: tl.constexpr,
 ):  # fmt: skip
     """x [num_rows, depth], weight [columns, depth] -> out [num_rows, columns] in out's dtype.
 
@@ -59,7 +58,7 @@ def product(
                 is_inner = (inner < depth - k)[None, :]
                 a = tl.load(x + k + offsets_x, is_row[:, None] & is_inner, other=0.0)
                 b = tl.load(weight + k + offsets_weight, is_column[:, None] & is_inner, other=0.0)
-            found = dot(a, b.T, found, INTERPRETED)
+            found = dot(a, b.T, found)
         total = found if PIECE_EACH or IS_WHOLE else total + found
 
     if PIECE_EACH:
@@ -68,7 +67,7 @@ def product(
         total += tl.load(bias + first_column + column, is_column, other=0.0).to(tl.float32)[None, :]
     out += first_row.to(tl.int64) * out_stride + first_column
     offsets = row[:, None] * out_stride + column[None, :]
-    tl.store(out + offsets, total.to(out.dtype.element_ty), is_row[:, None] & is_column[None, :])
+    tl.store(out + offsets, rounded(total, out.dtype.element_ty), is_row[:, None] & is_column[None, :])
 
 
 @triton.jit
@@ -84,7 +83,7 @@ def add_pieces(pieces, bias, out, num_pieces, num_rows, columns, out_stride, COL
         places += num_rows.to(tl.int64) * columns
     if bias is not None:
         total += tl.load(bias + column, is_column, other=0.0).to(tl.float32)
-    tl.store(out + row * out_stride + column, total.to(out.dtype.element_ty), is_column)
+    tl.store(out + row * out_stride + column, rounded(total, out.dtype.element_ty), is_column)
 
 
 def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None,
@@ -125,7 +124,7 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def constants(tile: ProductTile, group: int, num_pieces: int, has_programs: bool) -> dict[str, object]:
     return {
         "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "GROUP": group, "PIECE_EACH": has_programs,
-        "IS_WHOLE": num_pieces == 1, "INTERPRETED": INTERPRETING,
+        "IS_WHOLE": num_pieces == 1,
     }  # fmt: skip
 
 
@@ -137,7 +136,8 @@ def variants(chip: Chip) -> list[Variant]:
     tiles = dict.fromkeys(tile for _, tiles in chip.product.tiles for tile in tiles)
     ways = ((1, False), (2, False), (2, True))
     found = [variant_of(chip, tile, sizes, way) for tile in tiles for way in ways if tile.holds(way[0])]
-    found += [variant_of(chip, tile, sizes, (1, False), is_even=False) for tile in tiles]
+    firsts = dict.fromkeys(tiles[0] for _, tiles in chip.product.tiles)
+    found += [variant_of(chip, tile, sizes, (1, False), is_even=False) for tile in firsts]
     found += [variant_of(chip, chip.product.odd, odd, way, is_even=False) for way in ways[:2]]
     adds = {"pieces": "*fp32", "out": "*bf16", "num_pieces": "i32", "num_rows": "i32", "columns": "i32:16",
             "out_stride": "i32:16"}  # fmt: skip

@@ -51,5 +51,12 @@ def gated(gate_up: torch.Tensor, is_gelu: bool, out: torch.Tensor | None = None)
     return _given((gate * torch.sigmoid(inside) * up).to(gate_up.dtype), out)      # sigmoid(2 u) is (1 + tanh(u)) / 2
 
 
+def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+           ) -> torch.Tensor:
+    """kernels/matmul.py, in float64."""
+    y = x.double() @ weight.double().T
+    return _given((y if bias is None else y + bias.double()).to(x.dtype), out)
+
+
 def _given(y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return y if out is None else out.copy_(y)
