@@ -188,8 +188,8 @@ def main() -> None:
     if options.write:
         recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() and (options.arch or options.module) else {}
         kernels = {**recorded.get("kernels", {}), **{name: to_record(one) for name, one in found.items()}}
-        table = {"triton": triton.__version__, "kernels": dict(sorted(kernels.items()))}
-        RECORDED.write_text(json.dumps(table, indent=1) + "\n")
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kernels[name])}" for name in sorted(kernels))
+        RECORDED.write_text(f'{{"triton": {json.dumps(triton.__version__)}, "kernels": {{\n{lines}\n}}}}\n')
     if options.json:
         print(json.dumps({"triton": triton.__version__, "kernels": found}))
     elif not options.write:

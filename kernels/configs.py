@@ -90,7 +90,7 @@ class Product:
     least_piece: int    # bits depend on it: no piece is shallower
     fill: int           # bits depend on it: programs that fill the chip
     tiles: tuple[tuple[int, tuple[ProductTile, ...]], ...]      # (up to so many rows, tiles); the last: all others
-    odd: ProductTile    # where rows are not aligned to 16 elements: nothing is copied asynchronously
+    odd: ProductTile    # for float32, and where rows are not aligned to 16 elements: no asynchronous copies
     group: int = 8      # tiles of rows that take turns over the same columns
 
     def num_pieces(self, columns: int, depth: int) -> int:
@@ -100,10 +100,11 @@ class Product:
             pieces *= 2
         return pieces
 
-    def plan(self, num_rows: int, columns: int, depth: int) -> ProductPlan:
+    def plan(self, num_rows: int, columns: int, depth: int, is_wide: bool = False) -> ProductPlan:
+        """`is_wide`: of float32, for which the chips' tables have no tiles."""
         num_pieces = self.num_pieces(columns, depth)
         piece = -(-depth // (num_pieces * self.depth_step)) * self.depth_step
-        if depth % 16:
+        if is_wide or depth % 16:
             return ProductPlan(self.odd, num_pieces, piece, has_programs=False)
         tiles = next((tiles for most, tiles in self.tiles if num_rows <= most), self.tiles[-1][1])
         tiles = tuple(tile for tile in tiles if tile.holds(1 + (num_pieces > 1)))
