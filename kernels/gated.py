@@ -3,6 +3,8 @@
 import torch
 import triton
 import triton.language as tl
+from streamproc.kernels.compiling import Variant
+from streamproc.kernels.configs import Chip
 from streamproc.kernels.rounding import rounded
 
 BLOCK = 1024
@@ -18,20 +20,27 @@ def gated(gate_up: torch.Tensor, is_gelu: bool, out: torch.Tensor | None = None)
     rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, inner, dtype=gate_up.dtype, device=gate_up.device) if out is None else out
     if rows:
-        _gated[(rows, triton.cdiv(inner, BLOCK))](gate_up, out, inner, gate_up.stride(0), out.stride(0), is_gelu,
-                                                  BLOCK, num_warps=4)
+        activate[(rows, triton.cdiv(inner, BLOCK))](gate_up, out, inner, gate_up.stride(0), out.stride(0), is_gelu,
+                                                    BLOCK, num_warps=4)
     return out
 
 
+def variants(chip: Chip) -> list[Variant]:
+    types = {"gate_up_ptr": "*bf16", "out_ptr": "*bf16",
+             **dict.fromkeys(("inner", "gate_up_stride", "out_stride"), "i32:16")}  # fmt: skip
+    return [Variant(name, activate, types, {"IS_GELU": name == "gelu", "BLOCK": BLOCK}, num_warps=4, num_stages=3,
+                    blocks_per_multiprocessor=8) for name in ("silu", "gelu")]
+
+
 @triton.jit
-def _gated(gate_up_ptr, out_ptr, inner, gate_up_stride, out_stride, is_gelu: tl.constexpr, block: tl.constexpr):
+def activate(gate_up_ptr, out_ptr, inner, gate_up_stride, out_stride, IS_GELU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * block + tl.arange(0, block)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = columns < inner
     gates = gate_up_ptr + row * gate_up_stride + columns
     gate = tl.load(gates, here, 0.0).to(tl.float32)
     up = tl.load(gates + inner, here, 0.0).to(tl.float32)
-    if is_gelu:
+    if IS_GELU:
         # 0.5 * (1 + tanh(u)) is sigmoid(2 u). Beyond 16 it is 0 or 1, and nothing overflows on the way.
         inside = tl.minimum(tl.maximum(gate, -16.0), 16.0)
         slope = _sigmoid(1.5957691216057308 * (inside + 0.044715 * inside * inside * inside))

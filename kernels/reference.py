@@ -58,5 +58,74 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return _given((y if bias is None else y + bias.double()).to(x.dtype), out)
 
 
+def rotary_write(qkv: torch.Tensor, cells: torch.Tensor, positions: torch.Tensor, cosines: torch.Tensor | None,
+                 sines: torch.Tensor | None, kv: torch.Tensor, scales: torch.Tensor | None, layer: int, num_heads: int,
+                 query_norm: torch.Tensor | None = None, key_norm: torch.Tensor | None = None, eps: float = 0.0,
+                 out: torch.Tensor | None = None) -> torch.Tensor:
+    """kernels/rotary.py, in float64; what is quantised is rounded to float32 before."""
+    kv_heads, block_size, head_dim = kv.shape[3:]
+    heads = qkv.double().unflatten(-1, (-1, head_dim))
+    query, key, value = heads.split([num_heads, kv_heads, kv_heads], 1)
+    if query_norm is not None and key_norm is not None:
+        query, key = rms_norm(query, query_norm, eps), rms_norm(key, key_norm, eps)
+    if cosines is not None and sines is not None:
+        cos, sin = cosines[positions].double()[:, None], sines[positions].double()[:, None]
+        query, key = turned(query, cos, sin), turned(key, cos, sin)
+    is_written = cells >= 0
+    block, slot = cells[is_written] // block_size, cells[is_written] % block_size
+    for part, x in enumerate((key[is_written], value[is_written])):
+        if scales is None:
+            kv[block, layer, part, :, slot] = x.to(kv.dtype)
+        else:
+            codes, scale = quantized(x.float(), kv.dtype)
+            kv.view(torch.uint8)[block, layer, part, :, slot] = codes.view(torch.uint8)
+            scales[block, layer, part, :, slot] = scale
+    return _given(query.to(qkv.dtype), out)
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x: [rows, heads, head_dim]; cos, sin: [rows, 1, rotated / 2]."""
+    half = cos.shape[-1]
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
+
+
+def quantized(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """x: [..., head_dim] float32 -> codes [..., head_dim] of int8 or float8_e4m3fn, and their scales [...] float32."""
+    largest = 127.0 if dtype == torch.int8 else 448.0
+    scale = torch.where(x.isnan(), torch.inf, x.abs()).amax(-1) / largest
+    is_usual = ((scale > 0) & (scale < torch.inf))[..., None]
+    ratio = torch.where(is_usual, x / torch.where(is_usual, scale[..., None], 1), 0).clamp(-largest, largest)
+    return (ratio.round() if dtype == torch.int8 else ratio).to(dtype), scale
+
+
+def gather_blocks(pool: torch.Tensor, block_ids: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """kernels/blocks.py"""
+    return _given(pool[block_ids], out)
+
+
+def scatter_blocks(pool: torch.Tensor, block_ids: torch.Tensor, blocks: torch.Tensor) -> None:
+    """kernels/blocks.py"""
+    pool[block_ids] = blocks
+
+
+def copy_blocks(pool: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+    """kernels/blocks.py"""
+    pool[destinations] = pool[sources]
+
+
+def greedy(logits: torch.Tensor, mask: torch.Tensor | None = None, masked: torch.Tensor | None = None
+           ) -> tuple[torch.Tensor, torch.Tensor]:
+    """kernels/argmax.py"""
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    is_allowed = torch.ones(logits.shape, dtype=torch.bool, device=logits.device)
+    if mask is not None and masked is not None:
+        is_allowed = (mask[masked][:, ids // 32] >> (ids % 32) & 1).bool() | (masked < 0)[:, None]
+    wide = logits.float()
+    best = torch.where(is_allowed, wide, -torch.inf).amax(1)
+    found = torch.where(is_allowed & (wide == best[:, None]), ids, len(ids)).amin(1).int()
+    return torch.where(found == len(ids), -1, found), torch.where(wide.isnan().any(1), torch.nan, best)
+
+
 def _given(y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return y if out is None else out.copy_(y)
