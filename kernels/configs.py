@@ -27,7 +27,7 @@ None of this is measured yet on a chip: the table is where measurements go.
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -120,7 +120,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Chip:
-    """`name`: of the architecture; chips of one name and digest give the same bits."""
+    """What the kernels are told; `name`: of the architecture. Equal digests, and equal machine code, mean equal bits."""
 
     name: str
     attention: Attention
@@ -140,7 +140,7 @@ ATTENTION = Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3))
 AMPERE = Chip(
     name="sm_80",
     attention=ATTENTION,
-    product=Product(    # one stage less than it says has a buffer
+    product=Product(    # one stage less than it says has a buffer; all fit into the 99 KiB of 8.6, 8.9 and 12
         instruction="mma.m16n8k16", depth_step=128, least_piece=1024, fill=80, odd=ODD,
         tiles=(
             (16, (ProductTile(16, 64, 128, 4, 5, 2), ProductTile(16, 32, 128, 4, 6, 2))),
@@ -185,19 +185,19 @@ INTERPRETED = Chip(     # small enough for tests to meet every tile, and pieces;
         ),
     ),
 )  # fmt: skip
-CHIPS = {8: AMPERE, 9: HOPPER, 10: BLACKWELL}
+CHIPS = {8: AMPERE, 9: HOPPER, 10: BLACKWELL, 12: AMPERE}   # 12 has neither wgmma nor tcgen05, and 99 KiB, as 8.9 has
 
 
 def config_for(capability: tuple[int, int]) -> Chip:
     """The table of a compute capability (major, minor); newer than all known: the newest. ValueError: older than 8.0.
 
-    Consumer chips of a family have less shared memory than its largest: what does not fit fails at the first launch.
+    The name is the capability's: nobody promises that the matrix units of two chips round alike.
     """
-    known = [chip for major, chip in CHIPS.items() if major <= capability[0]]
+    major, minor = capability
+    known = [chip for oldest, chip in CHIPS.items() if oldest <= major]
     if not known:
-        major, minor = capability
         raise ValueError(f"compute capability {major}.{minor} has no bf16 matrix instructions: 8.0 or newer is needed")
-    return known[-1]
+    return replace(known[-1], name=f"sm_{major}{minor}")
 
 
 @functools.cache
