@@ -35,23 +35,6 @@ SUMS_OF_A_THREAD = 128     # registers for fp32 sums; a thread has 255, and its 
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Of attention: query rows of a program, 16 to a warp, so that a row's reductions have one order."""
-
-    rows: int
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True)
-class Attention:
-    key_tile: int       # bits depend on it: keys of one step of the online softmax
-    key_split: int      # bits depend on it: keys of one partial result, cut at absolute positions
-    whole: Tile         # where one program walks all keys of its rows
-    split: Tile         # where a program computes one split
-
-
-@dataclass(frozen=True)
 class ProductTile:
     """What one program computes: rows x columns, `depth` of the inner dimension at a time. No bit depends on it."""
 
@@ -120,26 +103,23 @@ class Product:
 
 @dataclass(frozen=True)
 class Chip:
-    """What the kernels are told; `name`: of the architecture. Equal digests, and equal machine code, mean equal bits."""
+    """`name`: of the table, that of the architecture it was made for; `capability`: of the chip itself."""
 
     name: str
-    attention: Attention
     product: Product
+    capability: tuple[int, int] = (0, 0)
 
     @property
     def digest(self) -> str:
-        """sha256 of all that bits depend on here."""
-        attention, product = self.attention, self.product
-        fields = (self.name, attention.key_tile, attention.key_split, product.instruction, product.depth_step,
-                  product.least_piece, product.fill)  # fmt: skip
-        return hashlib.sha256(repr(fields).encode()).hexdigest()
+        """sha256 of all that bits depend on here. Nobody promises that two chips' matrix units round alike."""
+        product = self.product
+        sizes = (product.instruction, product.depth_step, product.least_piece, product.fill)
+        return hashlib.sha256(repr((self.name, self.capability, sizes)).encode()).hexdigest()
 
 
 ODD = ProductTile(64, 64, 32, 4, 2)
-ATTENTION = Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3))
 AMPERE = Chip(
     name="sm_80",
-    attention=ATTENTION,
     product=Product(    # one stage less than it says has a buffer; all fit into the 99 KiB of 8.6, 8.9 and 12
         instruction="mma.m16n8k16", depth_step=128, least_piece=1024, fill=80, odd=ODD,
         tiles=(
@@ -151,7 +131,6 @@ AMPERE = Chip(
 )  # fmt: skip
 HOPPER = Chip(
     name="sm_90",
-    attention=ATTENTION,
     product=Product(    # 64 rows and 4 warps at least: fewer do not get wgmma
         instruction="wgmma.m64k16", depth_step=128, least_piece=1024, fill=96, odd=ODD,
         tiles=(
@@ -163,7 +142,6 @@ HOPPER = Chip(
 )  # fmt: skip
 BLACKWELL = Chip(
     name="sm_100",
-    attention=ATTENTION,
     product=Product(    # 64 rows at least, as tcgen05 has it; sums lie in the tensor memory
         instruction="tcgen05.k16", depth_step=128, least_piece=1024, fill=108, odd=ODD,
         tiles=(
@@ -175,7 +153,6 @@ BLACKWELL = Chip(
 )  # fmt: skip
 INTERPRETED = Chip(     # small enough for tests to meet every tile, and pieces; one depth, so that sums have one order
     name="interpreted",
-    attention=ATTENTION,
     product=Product(
         instruction="sum", depth_step=32, least_piece=64, fill=4, odd=ProductTile(64, 64, 32, 4, 1),
         tiles=(
@@ -189,15 +166,12 @@ CHIPS = {8: AMPERE, 9: HOPPER, 10: BLACKWELL, 12: AMPERE}   # 12 has neither wgm
 
 
 def config_for(capability: tuple[int, int]) -> Chip:
-    """The table of a compute capability (major, minor); newer than all known: the newest. ValueError: older than 8.0.
-
-    The name is the capability's: nobody promises that the matrix units of two chips round alike.
-    """
-    major, minor = capability
-    known = [chip for oldest, chip in CHIPS.items() if oldest <= major]
+    """The table of a compute capability (major, minor); the newest if newer than all. ValueError: older than 8.0."""
+    known = [chip for oldest, chip in CHIPS.items() if oldest <= capability[0]]
     if not known:
+        major, minor = capability
         raise ValueError(f"compute capability {major}.{minor} has no bf16 matrix instructions: 8.0 or newer is needed")
-    return replace(known[-1], name=f"sm_{major}{minor}")
+    return replace(known[-1], capability=capability)
 
 
 @functools.cache
