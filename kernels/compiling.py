@@ -32,6 +32,7 @@ MATRIX = re.compile(r"(?:[HIQO]|UTC\w*)G?MMA")
 COPIES = re.compile(r"LDGSTS|UTMALDG|UBLKCP")
 LOCAL = re.compile(r"LDL|STL")
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][\w.]*)(.*?);", re.MULTILINE)
+LISTING = re.compile(r"^def variants\(chip", re.MULTILINE)
 LAYOUT = re.compile(r"#(?:ttg\.nvidia_mma|ttng\.tensor_memory_encoding)<(.+?)>$", re.MULTILINE)
 
 
@@ -146,7 +147,7 @@ def inspect(cubin: bytes) -> tuple[dict[str, int], str]:
 def kernel_files() -> Iterator[str]:
     """Names of the modules beside this one that list variants."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if "def variants(" in Path(__file__).with_name(module.name + ".py").read_text():
+        if LISTING.search(Path(__file__).with_name(module.name + ".py").read_text()):
             yield module.name
 
 
@@ -187,8 +188,8 @@ def main() -> None:
     if options.write:
         recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() and (options.arch or options.module) else {}
         kernels = {**recorded.get("kernels", {}), **{name: to_record(one) for name, one in found.items()}}
-        table = {"triton": triton.__version__, "kernels": dict(sorted(kernels.items()))}
-        RECORDED.write_text(json.dumps(table, indent=1) + "\n")
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kernels[name])}" for name in sorted(kernels))
+        RECORDED.write_text(f'{{"triton": {json.dumps(triton.__version__)}, "kernels": {{\n{lines}\n}}}}\n')
     if options.json:
         print(json.dumps({"triton": triton.__version__, "kernels": found}))
     elif not options.write:

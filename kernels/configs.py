@@ -27,28 +27,11 @@ None of this is measured yet on a chip: the table is where measurements go.
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 SUMS_OF_A_THREAD = 128     # registers for fp32 sums; a thread has 255, and its addresses need some
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Of attention: query rows of a program, 16 to a warp, so that a row's reductions have one order."""
-
-    rows: int
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True)
-class Attention:
-    key_tile: int       # bits depend on it: keys of one step of the online softmax
-    key_split: int      # bits depend on it: keys of one partial result, cut at absolute positions
-    whole: Tile         # where one program walks all keys of its rows
-    split: Tile         # where a program computes one split
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,7 @@ class Product:
     least_piece: int    # bits depend on it: no piece is shallower
     fill: int           # bits depend on it: programs that fill the chip
     tiles: tuple[tuple[int, tuple[ProductTile, ...]], ...]      # (up to so many rows, tiles); the last: all others
-    odd: ProductTile    # where rows are not aligned to 16 elements: nothing is copied asynchronously
+    odd: ProductTile    # for float32, and where rows are not aligned to 16 elements: no asynchronous copies
     group: int = 8      # tiles of rows that take turns over the same columns
 
     def num_pieces(self, columns: int, depth: int) -> int:
@@ -100,10 +83,11 @@ class Product:
             pieces *= 2
         return pieces
 
-    def plan(self, num_rows: int, columns: int, depth: int) -> ProductPlan:
+    def plan(self, num_rows: int, columns: int, depth: int, is_wide: bool = False) -> ProductPlan:
+        """`is_wide`: of float32, for which the chips' tables have no tiles."""
         num_pieces = self.num_pieces(columns, depth)
         piece = -(-depth // (num_pieces * self.depth_step)) * self.depth_step
-        if depth % 16:
+        if is_wide or depth % 16:
             return ProductPlan(self.odd, num_pieces, piece, has_programs=False)
         tiles = next((tiles for most, tiles in self.tiles if num_rows <= most), self.tiles[-1][1])
         tiles = tuple(tile for tile in tiles if tile.holds(1 + (num_pieces > 1)))
@@ -119,27 +103,24 @@ class Product:
 
 @dataclass(frozen=True)
 class Chip:
-    """`name`: of the architecture; chips of one name and digest give the same bits."""
+    """`name`: of the table, that of the architecture it was made for; `capability`: of the chip itself."""
 
     name: str
-    attention: Attention
     product: Product
+    capability: tuple[int, int] = (0, 0)
 
     @property
     def digest(self) -> str:
-        """sha256 of all that bits depend on here."""
-        attention, product = self.attention, self.product
-        fields = (self.name, attention.key_tile, attention.key_split, product.instruction, product.depth_step,
-                  product.least_piece, product.fill)  # fmt: skip
-        return hashlib.sha256(repr(fields).encode()).hexdigest()
+        """sha256 of all that bits depend on here. Nobody promises that two chips' matrix units round alike."""
+        product = self.product
+        sizes = (product.instruction, product.depth_step, product.least_piece, product.fill)
+        return hashlib.sha256(repr((self.name, self.capability, sizes)).encode()).hexdigest()
 
 
 ODD = ProductTile(64, 64, 32, 4, 2)
-ATTENTION = Attention(64, 512, whole=Tile(128, 8, 2), split=Tile(64, 4, 3))
 AMPERE = Chip(
     name="sm_80",
-    attention=ATTENTION,
-    product=Product(    # one stage less than it says has a buffer
+    product=Product(    # one stage less than it says has a buffer; all fit into the 99 KiB of 8.6, 8.9 and 12
         instruction="mma.m16n8k16", depth_step=128, least_piece=1024, fill=80, odd=ODD,
         tiles=(
             (16, (ProductTile(16, 64, 128, 4, 5, 2), ProductTile(16, 32, 128, 4, 6, 2))),
@@ -150,7 +131,6 @@ AMPERE = Chip(
 )  # fmt: skip
 HOPPER = Chip(
     name="sm_90",
-    attention=ATTENTION,
     product=Product(    # 64 rows and 4 warps at least: fewer do not get wgmma
         instruction="wgmma.m64k16", depth_step=128, least_piece=1024, fill=96, odd=ODD,
         tiles=(
@@ -162,7 +142,6 @@ HOPPER = Chip(
 )  # fmt: skip
 BLACKWELL = Chip(
     name="sm_100",
-    attention=ATTENTION,
     product=Product(    # 64 rows at least, as tcgen05 has it; sums lie in the tensor memory
         instruction="tcgen05.k16", depth_step=128, least_piece=1024, fill=108, odd=ODD,
         tiles=(
@@ -174,7 +153,6 @@ BLACKWELL = Chip(
 )  # fmt: skip
 INTERPRETED = Chip(     # small enough for tests to meet every tile, and pieces; one depth, so that sums have one order
     name="interpreted",
-    attention=ATTENTION,
     product=Product(
         instruction="sum", depth_step=32, least_piece=64, fill=4, odd=ProductTile(64, 64, 32, 4, 1),
         tiles=(
@@ -184,19 +162,16 @@ INTERPRETED = Chip(     # small enough for tests to meet every tile, and pieces;
         ),
     ),
 )  # fmt: skip
-CHIPS = {8: AMPERE, 9: HOPPER, 10: BLACKWELL}
+CHIPS = {8: AMPERE, 9: HOPPER, 10: BLACKWELL, 12: AMPERE}   # 12 has neither wgmma nor tcgen05, and 99 KiB, as 8.9 has
 
 
 def config_for(capability: tuple[int, int]) -> Chip:
-    """The table of a compute capability (major, minor); newer than all known: the newest. ValueError: older than 8.0.
-
-    Consumer chips of a family have less shared memory than its largest: what does not fit fails at the first launch.
-    """
-    known = [chip for major, chip in CHIPS.items() if major <= capability[0]]
+    """The table of a compute capability (major, minor); the newest if newer than all. ValueError: older than 8.0."""
+    known = [chip for oldest, chip in CHIPS.items() if oldest <= capability[0]]
     if not known:
         major, minor = capability
         raise ValueError(f"compute capability {major}.{minor} has no bf16 matrix instructions: 8.0 or newer is needed")
-    return known[-1]
+    return replace(known[-1], capability=capability)
 
 
 @functools.cache

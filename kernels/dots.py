@@ -2,6 +2,9 @@
 
 import triton
 import triton.language as tl
+from streamproc.kernels.interpreting import INTERPRETING
+
+INTERPRETED = tl.constexpr(INTERPRETING)
 
 from streamproc.kernels.interpreting import INTERPRETING
 

@@ -8,10 +8,11 @@ whether a program walks all pieces, or each has a program and another kernel add
 Tiles of rows that take turns over the same columns: Triton's tutorial on matrix multiplication.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
-
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip, ProductTile, config_of
 from streamproc.kernels.dots import dot
@@ -20,7 +21,7 @@ from streamproc.kernels.rounding import rounded
 COLUMNS_TO_ADD = 1024    # of a program that adds pieces
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])    # one compilation for all batches
 def product(
     x, weight, bias, out,
     num_rows, columns, depth, piece, x_stride, weight_stride, out_stride,
@@ -71,7 +72,7 @@ def product(
     tl.store(out + offsets, rounded(total, out.dtype.element_ty), is_row[:, None] & is_column[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_pieces"])
 def add_pieces(pieces, bias, out, num_pieces, num_rows, columns, out_stride, COLUMNS: tl.constexpr):
     """pieces [num_pieces, num_rows, columns] float32 -> out [num_rows, columns], with the bias."""
     row = tl.program_id(0).to(tl.int64)
@@ -105,7 +106,7 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if not num_rows:
         return out
     sizes = (chip or config_of(x.device)).product
-    plan = sizes.plan(num_rows, columns, depth)
+    plan = sizes.plan(num_rows, columns, depth, is_wide=x.element_size() > 2)
     tile, num_pieces = plan.tile, plan.num_pieces
     shape = (num_pieces, num_rows, columns)
     target = x.new_empty(shape, dtype=torch.float32) if plan.has_programs else out
@@ -140,6 +141,9 @@ def variants(chip: Chip) -> list[Variant]:
     firsts = dict.fromkeys(tiles[0] for _, tiles in chip.product.tiles)
     found += [variant_of(chip, tile, sizes, (1, False), is_even=False) for tile in firsts]
     found += [variant_of(chip, chip.product.odd, odd, way, is_even=False) for way in ways[:2]]
+    wide = variant_of(chip, chip.product.odd, sizes, (2, False))
+    floats = {name: kind.replace("bf16", "fp32") for name, kind in wide.signature.items()}
+    found.append(replace(wide, name=wide.name + "_float32", signature=floats, needs=()))
     adds = {"pieces": "*fp32", "out": "*bf16", "num_pieces": "i32", "num_rows": "i32", "columns": "i32:16",
             "out_stride": "i32:16"}  # fmt: skip
     constant = {"bias": None, "COLUMNS": COLUMNS_TO_ADD}

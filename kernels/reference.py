@@ -74,6 +74,13 @@ def gated(gate_up: torch.Tensor, is_gelu: bool, out: torch.Tensor | None = None)
     return _given((gate * torch.sigmoid(inside) * up).to(gate_up.dtype), out)      # sigmoid(2 u) is (1 + tanh(u)) / 2
 
 
+def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+           ) -> torch.Tensor:
+    """kernels/matmul.py, in float64."""
+    y = x.double() @ weight.double().T
+    return _given((y if bias is None else y + bias.double()).to(x.dtype), out)
+
+
 def rotary_write(qkv: torch.Tensor, cells: torch.Tensor, positions: torch.Tensor, cosines: torch.Tensor | None,
                  sines: torch.Tensor | None, kv: torch.Tensor, scales: torch.Tensor | None, layer: int, num_heads: int,
                  query_norm: torch.Tensor | None = None, key_norm: torch.Tensor | None = None, eps: float = 0.0,
