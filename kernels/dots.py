@@ -2,9 +2,6 @@
 
 import triton
 import triton.language as tl
-from streamproc.kernels.interpreting import INTERPRETING
-
-INTERPRETED = tl.constexpr(INTERPRETING)
 
 from streamproc.kernels.interpreting import INTERPRETING
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-
 from streamproc.kernels.attention_configs import INTERPRETED, Attention
 from streamproc.kernels.reference_attention import attend
 from streamproc.kernels.work import make_scratch

@@ -1,7 +1,6 @@
 """Attention over a list of items in plain torch: what kernels/attention.py computes, row by row, in float64."""
 
 import torch
-
 from streamproc.kernels.attention_configs import Attention
 from streamproc.kernels.work import Scratch, Work
 

@@ -1,4 +1,4 @@
-"""Attention over items in Triton's interpreter against plain attention in float64, and its rows' bits against each other."""
+"""Attention over items against plain attention in float64, and the bits of its rows against each other."""
 
 import random
 from collections.abc import Sequence
@@ -85,7 +85,8 @@ class World:
 def guarded_work(work: Work, spare: int) -> Work:
     """Between bands; items and rows that nobody may look at hold numbers far outside of everything."""
     far = 2**30
-    items = (torch.cat([part, torch.full((spare, FIELDS), far, dtype=torch.int32)]) for part in (work.whole, work.split))
+    nobodys = torch.full((spare, FIELDS), far, dtype=torch.int32)
+    items = (torch.cat([part, nobodys]) for part in (work.whole, work.split))
     merged = torch.cat([work.merged, torch.full((spare,), far, dtype=torch.int32)])
     rest = (work.rows, work.tables, work.positions, work.slots)
     return Work(*map(guarded, rest), *map(guarded, items), guarded(merged), guarded(work.counts))
