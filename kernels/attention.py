@@ -22,7 +22,7 @@ import triton.language as tl
 from streamproc.kernels.attention_configs import Attention, attention_of
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip
-from streamproc.kernels.interpreting import INTERPRETING
+from streamproc.kernels.dots import dot
 from streamproc.kernels.rounding import rounded
 from streamproc.kernels.work import FIELDS, Scratch, Work
 
@@ -40,14 +40,6 @@ def merge(top, total, out, top2, total2, out2):
     scale, scale2 = tl.exp2(top - highest), tl.exp2(top2 - highest)
     out = tl.fma(out, tl.broadcast_to(scale[:, None], out.shape), out2 * scale2[:, None])
     return highest, tl.fma(total, scale, total2 * scale2), out
-
-
-@triton.jit
-def product(a, b, acc, INTERPRET: tl.constexpr):
-    """acc + a @ b in float32; the interpreter's product of bfloat16 is wrong."""
-    if INTERPRET:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -69,7 +61,7 @@ def attend_tile(
     top, total, out, query, places, first_key, kv, scales, table, first_tile,
     block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
     KEY_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr,
-    MASKED: tl.constexpr, CAPPED: tl.constexpr, SCALED: tl.constexpr, INTERPRET: tl.constexpr,
+    MASKED: tl.constexpr, CAPPED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """Keys first_key, first_key + 1, ... more. kv, scales: this layer's and head's keys in block 0; `table`: the
     blocks of tile `first_tile`; `places`: the rows' positions, -1 where there is no row.
@@ -85,7 +77,7 @@ def attend_tile(
     else:
         keys = tl.load(cells[None, :] + dims[:, None], dims[:, None] < HEAD_DIM, other=0.0)
         values = tl.load(cells[:, None] + value_offset + dims[None, :], dims[None, :] < HEAD_DIM, other=0.0)
-    scores = product(query, keys.to(query.dtype), tl.zeros([query.shape[0], KEY_TILE], tl.float32), INTERPRET)
+    scores = dot(query, keys.to(query.dtype), tl.zeros([query.shape[0], KEY_TILE], tl.float32))
     if SCALED:
         of_cells = scales + blocks * scale_block_stride + key % BLOCK_SIZE
         scores = scores * tl.load(of_cells)[None, :]
@@ -103,7 +95,7 @@ def attend_tile(
     total = tl.fma(total, rescale, tl.sum(weights, 1))
     if SCALED:
         weights = weights * tl.load(of_cells + scale_value_offset)[None, :]
-    out = product(rounded(weights, query.dtype), values.to(query.dtype), out * rescale[:, None], INTERPRET)
+    out = dot(rounded(weights, query.dtype), values.to(query.dtype), out * rescale[:, None])
     return highest, total, out
 
 
@@ -114,7 +106,7 @@ def attend_items(
     to_log2, softcap, cap_scale,
     WHOLE: tl.constexpr, GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
     KEY_TILE: tl.constexpr, KEY_SPLIT: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr,
-    CAPPED: tl.constexpr, SCALED: tl.constexpr, INTERPRET: tl.constexpr, STAGES: tl.constexpr,
+    CAPPED: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (item, head of K and V). kv, scales: this layer's keys in block 0."""
     item, head = tl.program_id(0), tl.program_id(1)
@@ -146,7 +138,7 @@ def attend_items(
             top, total, found = attend_tile(
                 top, total, found, asked, position, tile * KEY_TILE, kv, scales, tables, first_tile,
                 block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
-                KEY_TILE, BLOCK_SIZE, HEAD_DIM, WINDOW, phase == 1, CAPPED, SCALED, INTERPRET)
+                KEY_TILE, BLOCK_SIZE, HEAD_DIM, WINDOW, phase == 1, CAPPED, SCALED)
             if WHOLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)
                 if (tile + 1) % (KEY_SPLIT // KEY_TILE) == 0:
                     all_top, all_total, all_found = merge(all_top, all_total, all_found, top, total, found)
@@ -234,7 +226,7 @@ def attend(
             work.slots, items, work.counts, query.stride(0), cells.stride(0), cells.stride(2), cells.stride(1),
             *strides, (1 if softcap else scaling) * LOG2_E, softcap or 0.0, scaling / softcap if softcap else 0.0,
             WHOLE=is_whole, GROUPS=num_heads // kv_heads, ROWS=tile.rows, KEY_TILE=sizes.key_tile,
-            BLOCK_SIZE=block_size, CAPPED=softcap is not None, SCALED=scales is not None, INTERPRET=INTERPRETING,
+            BLOCK_SIZE=block_size, CAPPED=softcap is not None, SCALED=scales is not None,
             STAGES=tile.stages, num_warps=tile.warps, **shape)
     if len(work.merged):
         merge_splits[(len(work.merged), triton.cdiv(num_heads, MERGED_HEADS))](
@@ -270,6 +262,6 @@ def _variant(chip: Chip, head_dim: int, cells: str, window: int, is_capped: bool
     constants = dict(
         WHOLE=is_whole, GROUPS=4, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), ROWS=tile.rows,
         KEY_TILE=sizes.key_tile, KEY_SPLIT=sizes.key_split, BLOCK_SIZE=16, WINDOW=window, CAPPED=is_capped,
-        SCALED=has_codes, INTERPRET=False, STAGES=tile.stages)
+        SCALED=has_codes, STAGES=tile.stages)
     return Variant(name, attend_items, {**pointers, **lists, **strides, **scalars}, constants, tile.warps, tile.stages,
                    ("matrix", "copies"))

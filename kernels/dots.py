@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-
 from streamproc.kernels.interpreting import INTERPRETING
 
 INTERPRETED = tl.constexpr(INTERPRETING)

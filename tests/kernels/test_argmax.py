@@ -7,7 +7,7 @@ from guarded import guarded
 from streamproc.kernels import reference
 from streamproc.kernels.argmax import PART, STUCK, greedy
 
-from streamproc.engine.constrain import unpacked
+from streamproc.engine.masks import unpacked
 from streamproc.schedule import plan
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
