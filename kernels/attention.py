@@ -58,19 +58,20 @@ def divided(out, total):
 
 @triton.jit
 def attend_tile(
-    top, total, out, query, places, first_key, kv, scales, table, first_tile,
+    top, total, out, query, places, first_key, kv, scales, table,
     block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
     KEY_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr,
     MASKED: tl.constexpr, CAPPED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Keys first_key, first_key + 1, ... more. kv, scales: this layer's and head's keys in block 0; `table`: the
-    blocks of tile `first_tile`; `places`: the rows' positions, -1 where there is no row.
+    """Keys first_key, first_key + 1, ... more. kv, scales: this layer's and head's keys in block 0; `table`: the blocks
+    of the sequence; `places`: the rows' positions, -1 where there is no row.
     """
     DIM: tl.constexpr = query.shape[1]
     key = tl.arange(0, KEY_TILE)
     dims = tl.arange(0, DIM)
-    blocks = tl.load(table + (first_key - first_tile * KEY_TILE + key) // BLOCK_SIZE).to(tl.int64)
-    cells = kv + blocks * block_stride + (key % BLOCK_SIZE) * HEAD_DIM
+    blocks = tl.load(table + (first_key + key) // BLOCK_SIZE).to(tl.int64)
+    slots = (first_key + key) % BLOCK_SIZE if BLOCK_SIZE > KEY_TILE else key % BLOCK_SIZE
+    cells = kv + blocks * block_stride + slots * HEAD_DIM
     if DIM == HEAD_DIM:
         keys = tl.load(cells[None, :] + dims[:, None])
         values = tl.load(cells[:, None] + value_offset + dims[None, :])
@@ -79,7 +80,7 @@ def attend_tile(
         values = tl.load(cells[:, None] + value_offset + dims[None, :], dims[None, :] < HEAD_DIM, other=0.0)
     scores = dot(query, keys.to(query.dtype), tl.zeros([query.shape[0], KEY_TILE], tl.float32))
     if SCALED:
-        of_cells = scales + blocks * scale_block_stride + key % BLOCK_SIZE
+        of_cells = scales + blocks * scale_block_stride + slots
         scores = scores * tl.load(of_cells)[None, :]
     if CAPPED:
         scores = softcap * tanh(scores * cap_scale)
@@ -117,7 +118,7 @@ def attend_items(
     first_tile, seen_by_all, end_tile = tl.load(items + 3), tl.load(items + 4), tl.load(items + 5)
     kv += head * head_stride
     scales += head * scale_head_stride
-    tables += table + first_tile * (KEY_TILE // BLOCK_SIZE)
+    tables += table
 
     place = tl.arange(0, ROWS)
     token = place // GROUPS
@@ -136,7 +137,7 @@ def attend_items(
         for tile in tl.range(first_tile if phase == 0 else seen_by_all, seen_by_all if phase == 0 else end_tile,
                              num_stages=STAGES):
             top, total, found = attend_tile(
-                top, total, found, asked, position, tile * KEY_TILE, kv, scales, tables, first_tile,
+                top, total, found, asked, position, tile * KEY_TILE, kv, scales, tables,
                 block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
                 KEY_TILE, BLOCK_SIZE, HEAD_DIM, WINDOW, phase == 1, CAPPED, SCALED)
             if WHOLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)

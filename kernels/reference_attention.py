@@ -1,4 +1,4 @@
-"""Attention over a list of items in plain torch: what kernels/attention.py computes, row by row, in float64."""
+"""Attention over a list of items in plain torch: what kernels/attention.py computes, item by item, in float64."""
 
 import torch
 from streamproc.kernels.attention_configs import Attention
@@ -10,30 +10,38 @@ def attend(
     sizes: Attention, scaling: float, window: int | None = None, softcap: float | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """As kernels/attention.py. A row's keys are those of all its items, whichever kind they are of."""
+    """As kernels/attention.py. What the items of a row give is added up with the weights of their softmaxes."""
     if out is None:
         out = torch.zeros_like(query)
-    tile_blocks = sizes.key_tile // kv.shape[4]
+    num_rows, num_heads, head_dim = query.shape
+    kv_heads, block_size = kv.shape[3:5]
+    asked = query.double().unflatten(1, (kv_heads, -1)).transpose(0, 1)     # [kv_heads, rows, groups, head_dim]
+    top = torch.full((kv_heads, num_rows, num_heads // kv_heads), -1e300, dtype=torch.float64)
+    total, found = torch.zeros_like(top), torch.zeros(*top.shape, head_dim, dtype=torch.float64)
+    is_named = torch.zeros(num_rows, dtype=torch.bool)
     num_whole, num_split, _ = work.counts.tolist()
-    blocks_of: dict[int, dict[int, list[int]]] = {}     # by row and tile
-    for first, num_rows, table, first_tile, _, end_tile in [*work.whole[:num_whole].tolist(),
-                                                            *work.split[:num_split].tolist()]:
-        for row in work.rows[first:first + num_rows].tolist():
-            for tile in range(first_tile, end_tile):
-                begin = table + tile * tile_blocks
-                blocks_of.setdefault(row, {})[tile] = work.tables[begin:begin + tile_blocks].tolist()
-    for row, tiles in blocks_of.items():
-        position = int(work.positions[row])
-        first_key = 0 if window is None else max(0, position - window + 1)
-        numbers = [block for tile in sorted(tiles) for block in tiles[tile]]
-        begin = min(tiles) * sizes.key_tile
-        cells = kv[numbers, layer].double()
+    for first, count, table, first_tile, _, end_tile in [*work.whole[:num_whole].tolist(),
+                                                         *work.split[:num_split].tolist()]:
+        rows = work.rows[first:first + count].long()
+        is_named[rows] = True
+        key = torch.arange(first_tile * sizes.key_tile, end_tile * sizes.key_tile)
+        numbers = work.tables[table + key // block_size].long()
+        cells = kv[numbers, layer, :, :, key % block_size].double()
         if scales is not None:
-            cells = cells * scales[numbers, layer][..., None].double()
-        keys, values = cells.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, first_key - begin:position + 1 - begin]
-        groups = query.shape[1] // keys.shape[0]
-        scores = query[row].double().unflatten(0, (-1, groups)) @ keys.transpose(1, 2) * scaling
+            cells = cells * scales[numbers, layer, :, :, key % block_size][..., None].double()
+        keys, values = cells.permute(1, 2, 0, 3)                                        # [kv_heads, keys, head_dim]
+        scores = torch.einsum("hrgd,hkd->hrgk", asked[:, rows], keys) * scaling
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        out[row] = (torch.softmax(scores, -1) @ values).flatten(0, 1).to(out.dtype)
+        is_hidden = key > work.positions[rows, None]
+        if window is not None:
+            is_hidden |= key <= work.positions[rows, None] - window
+        scores = scores.masked_fill(is_hidden[:, None], -torch.inf)
+        highest = torch.maximum(top[:, rows], scores.amax(-1))
+        weights, factor = torch.exp(scores - highest[..., None]), torch.exp(top[:, rows] - highest)
+        total[:, rows] = total[:, rows] * factor + weights.sum(-1)
+        found[:, rows] = found[:, rows] * factor[..., None] + torch.einsum("hrgk,hkd->hrgd", weights, values)
+        top[:, rows] = highest
+    result = (found / total[..., None]).transpose(0, 1).flatten(1, 2).to(out.dtype)
+    out[is_named] = result[is_named]
     return out

@@ -69,9 +69,9 @@ class Cut:
     split_tokens: int  # in a tile of a split item
     least_whole: int  # rows of a span that is computed whole
 
-    @property
-    def tile_blocks(self) -> int:
-        return self.key_tile // self.block_size
+    def blocks_before(self, position: int) -> int:
+        """Blocks that the positions below this one lie in."""
+        return -(-position // self.block_size)
 
 
 @dataclass(slots=True)
@@ -107,8 +107,9 @@ def make_lists(spans: Sequence[Span], window: int | None, cut: Cut, null_block: 
 
 def _add_table(lists: Lists, span: Span, cut: Cut, null_block: int) -> int:
     """-> where the span's blocks begin in the tables."""
-    num_blocks = -(-(span.start + span.num_rows) // cut.block_size)
-    padded = np.full(-(-num_blocks // cut.tile_blocks) * cut.tile_blocks, null_block, np.int32)
+    end = span.start + span.num_rows
+    num_blocks = cut.blocks_before(end)
+    padded = np.full(cut.blocks_before(-(-end // cut.key_tile) * cut.key_tile), null_block, np.int32)
     padded[:num_blocks] = span.table[:num_blocks]
     lists.tables.append(padded)
     first = lists.num_table_blocks
@@ -152,15 +153,14 @@ def _add_slots(lists: Lists, span: Span, window: int | None, cut: Cut) -> None:
 def _by_split(spans: Sequence[Span], tables: Sequence[int], lists: Lists, window: int | None,
               cut: Cut) -> Iterator[tuple[int, list[tuple[Span, int]]]]:
     """Every split with the spans that see the same blocks in it, and their tables."""
-    split_blocks = cut.key_split // cut.block_size
     groups: dict[tuple[int, bytes], list[tuple[Span, int]]] = {}
     flat = np.concatenate(lists.tables) if lists.tables else np.empty(0, np.int32)
     for span, table in zip(spans, tables, strict=True):
         last = (span.start + span.num_rows - 1) // cut.key_split
         for split in range(_first_key(span.start, window) // cut.key_split, last + 1):
-            first = table + split * split_blocks
+            first, end = split * cut.key_split // cut.block_size, cut.blocks_before((split + 1) * cut.key_split)
             # the last split, which may end before others' does, is the sequence's own
-            blocks = flat[first:first + split_blocks].tobytes() if split < last else table.to_bytes(8, "little")
+            blocks = flat[table + first:table + end].tobytes() if split < last else table.to_bytes(8, "little")
             groups.setdefault((split, blocks), []).append((span, table))
     for (split, _), members in groups.items():
         yield split, members

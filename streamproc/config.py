@@ -87,8 +87,16 @@ class Engine:
     )
     dtype: str = setting(
         "auto",
-        "Number format of weights and KV; auto: as the model was saved.",
-        choices=("auto", "float32", "bfloat16"),
+        "Number format of weights and KV; auto: as the model was saved. float16: on a GPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    kv_dtype: str = setting(
+        "auto",
+        "Number format of the KV pool alone; fp8 (e4m3) and int8, on a GPU, hold twice as many tokens, less exactly.",
+        choices=("auto", "fp8", "int8"),
+    )
+    deterministic: bool = setting(
+        True, "On a GPU: an answer's bits never depend on what else is computed; false: faster products."
     )
     device: str = setting(
         "auto",
@@ -100,7 +108,11 @@ class Engine:
         0, "CPU threads of the model; 0: torch's own choice, as a rule one a core.", low=0, high=1024
     )
     kv_bytes: int = setting(
-        256 * 2**20, "Size of the KV pool that all sessions share.", unit="bytes", low=2**20, high=2**44
+        0,
+        "Size of the KV pool that all sessions share; 0: what the model leaves free on a GPU, 256 MiB on a CPU.",
+        unit="bytes",
+        low=0,
+        high=2**44,
     )
     block_size: int = setting(16, "Tokens in one block of the KV pool.", choices=(1, 2, 4, 8, 16, 32, 64, 128, 256))
     host_bytes: int = setting(

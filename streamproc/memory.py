@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MIB = 2**20
+CPU_POOL_BYTES = 256 * MIB     # of K and V, where no size is given
 ROOT = Path("/")
 CONTROLLERS = {     # by the name in /proc/self/cgroup: where it is mounted, limit, usage, and what of it can be dropped
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),

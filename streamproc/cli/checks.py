@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from streamproc.config import Config, known_settings
 from streamproc.market.rendering import market_model
-from streamproc.memory import MIB, free_memory_bytes, mib
+from streamproc.memory import CPU_POOL_BYTES, MIB, free_memory_bytes, mib
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 BUILT_IN_MODEL, NOISE_MODEL = "market-tiny", "random-tiny"
@@ -166,7 +166,7 @@ def check_machine(config: Config, state_dir: Path, environ: Mapping[str, str]) -
     uses_gpu = gpu is not None and config.engine.device != "cpu"
     yield check_code(uses_gpu)
     if gpu and uses_gpu:
-        yield check_memory(config.engine.kv_bytes, gpu.free_bytes, "the GPU")
+        yield check_memory(config.engine.kv_bytes or gpu.free_bytes // 2, gpu.free_bytes, "the GPU")
     else:
-        yield check_memory(config.engine.kv_bytes, free_memory_bytes(), "this machine")
+        yield check_memory(config.engine.kv_bytes or CPU_POOL_BYTES, free_memory_bytes(), "this machine")
     yield check_state_dir(state_dir)

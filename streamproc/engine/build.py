@@ -18,11 +18,13 @@ from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
 from streamproc.errors import StreamprocError, Usage
 from streamproc.market.rendering import Rendering, read_rendering
+from streamproc.memory import CPU_POOL_BYTES
 from streamproc.prompts import Renderer, load_tokenizer
 from streamproc.schedule.plan import STUCK, Chunk, Constraint, Plan
 from streamproc.state.ending import finished_text
 
 MIN_CONTEXT_TOKENS = 32
+STEP_SHARE, LEAST_STEP_BYTES = 12, 2**30    # of a GPU's memory: for what a step computes with, beside weights and pool
 TEXT = AnswerType()
 SMALL_MODEL_WEIGHTS = 10_000_000
 
@@ -129,19 +131,28 @@ def longest_sequence(config: Config) -> int:
     return config.engine.context_tokens + config.worker.max_question_tokens + config.worker.max_answer_tokens
 
 
+def free_kv_bytes(loaded: LoadedModel) -> int:
+    """What the KV pool may take: on a GPU what the weights have left, less room for steps and their graphs."""
+    if loaded.device.type == "cpu":
+        return CPU_POOL_BYTES
+    free, whole = torch.cuda.mem_get_info(loaded.device)
+    return max(int(free) - max(int(whole) // STEP_SHARE, LEAST_STEP_BYTES), 0)
+
+
 def make_cache(config: Config, loaded: LoadedModel) -> KVCache:
     """The pool of engine.kv_bytes. Raises Usage where it cannot hold the longest sequence or cannot be had."""
     layout = loaded.layout(config.engine.block_size)
-    num_blocks = config.engine.kv_bytes // layout.block_bytes
+    kv_bytes = config.engine.kv_bytes or free_kv_bytes(loaded)
+    num_blocks = kv_bytes // layout.block_bytes
     needed = -(-longest_sequence(config) // layout.block_size) + 1      # and the copy of a partly filled block
     if num_blocks < needed:
-        raise Usage(f"engine.kv_bytes: {config.engine.kv_bytes} holds {num_blocks * layout.block_size} tokens of "
+        raise Usage(f"engine.kv_bytes: {kv_bytes} holds {num_blocks * layout.block_size} tokens of "
                     f"{layout.bytes_per_token} bytes, the longest sequence needs {needed * layout.block_size}; "
                     f"use at least {needed * layout.block_bytes}")
     try:
         return KVCache(layout, num_blocks, loaded.device)
     except RuntimeError as problem:
-        raise Usage(f"engine.kv_bytes: {config.engine.kv_bytes} bytes cannot be had on {loaded.device.type}; "
+        raise Usage(f"engine.kv_bytes: {kv_bytes} bytes cannot be had on {loaded.device.type}; "
                     "use fewer") from problem
 
 

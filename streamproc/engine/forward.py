@@ -5,6 +5,7 @@ is decided once, at start, and is part of the fingerprint: they agree in all but
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -17,23 +18,26 @@ from streamproc.engine.chip import kernel_facts
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import library
 from streamproc.engine.cpu.program import compile_program
-from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.gpu.forward import GpuForward
+from streamproc.engine.gpu.program import compile_gpu_program
+from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks, unpacked
 from streamproc.engine.parts import Unknown
 from streamproc.engine.support import Recorder
-from streamproc.errors import OutOfMemory
+from streamproc.errors import OutOfMemory, Usage
 from streamproc.schedule.plan import STUCK, Chunk, Plan, verify
 
 CHECK_TOKENS = 24
 CHECK_CUTS = (1, 3, 8, 12)
-AGREEMENT = {torch.float32: 0.01, torch.bfloat16: 0.3}     # of the logits' standard deviation
+AGREEMENT = {torch.float32: 0.01, torch.bfloat16: 0.3, torch.float16: 0.1}     # of the logits' standard deviation
 
 
 class Forward(Protocol):
     """A model that computes steps."""
 
     loaded: LoadedModel
+    num_checked: int        # tokens of the sequence that tells whether it is exact: enough to meet all its ways
 
     @property
     def name(self) -> str:
@@ -47,9 +51,10 @@ class Forward(Protocol):
         """
         ...
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
-        """-> the tokens that follow every chunk with samples (plan.verify). `chunks` is not empty; `masks` is called
-        once the layers are computed.
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
+            ) -> dict[int, tuple[int, ...]]:
+        """Copy whole blocks, then compute -> the tokens that follow every chunk with samples (plan.verify). `chunks` is
+        not empty; `masks` is called once the layers are computed.
         """
         ...
 
@@ -74,8 +79,10 @@ def run_step(forward: Forward, kv: KVCache, plan: Plan, masks: Masks | None = No
     """
     try:
         with torch.inference_mode():
+            if plan.chunks:
+                return forward.run(kv, plan.chunks, masks, plan.copies)
             kv.copy(plan.copies)
-            return forward.run(kv, plan.chunks, masks) if plan.chunks else {}
+            return {}
     except (RuntimeError, MemoryError) as problem:
         if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(problem):
             device = forward.loaded.device.type
@@ -91,13 +98,16 @@ class TorchForward:
         self.loaded = loaded
         self.row_multiple = row_multiple
         self.name = "torch"
+        self.num_checked = CHECK_TOKENS
 
     @property
     def facts(self) -> tuple[str, ...]:
         return (torch.__version__, transformers.__version__, str(KEY_TILE), str(SPAN_ROWS), str(self.row_multiple),
                 *kernel_facts(self.loaded.device.type))
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
+            ) -> dict[int, tuple[int, ...]]:
+        kv.copy(copies)
         geometry = Geometry(self.loaded.shapes.num_heads, frozenset(self.loaded.shapes.windows), self.row_multiple)
         batch = build_batch(chunks, kv, geometry)
         logits = self.loaded.model(input_ids=batch.token_ids, position_ids=batch.positions, use_cache=False,
@@ -123,12 +133,32 @@ class TorchForward:
 
 
 def choose_forward(loaded: LoadedModel, block_size: int, threads: int) -> tuple[Forward, bool]:
-    """The fastest that computes this model right, and whether a token's bits depend on nothing but its sequence."""
+    """The fastest that computes this model right, and whether a token's bits depend on nothing but its sequence.
+
+    Raises Usage where K and V are to be codes, and only torch computes the model.
+    """
     with torch.inference_mode():
-        own = cpu_forward(loaded, block_size, threads)
+        own: CpuForward | GpuForward | None
+        if loaded.device.type == "cuda":
+            own = gpu_forward(loaded, block_size)
+        else:
+            own = cpu_forward(loaded, block_size, threads)
         if own:
             return own, whole_is_exact(own, block_size)
+        if loaded.layout(block_size).has_scales:
+            raise Usage("engine.kv_dtype: only auto for this model: our kernels do not know all of its parts")
         return torch_forward(loaded, block_size)
+
+
+def gpu_forward(loaded: LoadedModel, block_size: int) -> GpuForward | None:
+    """None where a part of the model is unknown to us."""
+    from streamproc.kernels import ops  # noqa: PLC0415  (Triton is there for GPUs alone)
+
+    try:
+        forward = GpuForward(loaded, compile_gpu_program(loaded), ops)
+    except (Unknown, AttributeError, KeyError, TypeError):      # as for the CPU
+        return None
+    return forward if agrees(forward, block_size) else None
 
 
 def cpu_forward(loaded: LoadedModel, block_size: int, threads: int) -> CpuForward | None:
@@ -161,14 +191,15 @@ def check_ids(loaded: LoadedModel) -> tuple[int, ...]:
     return tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))
 
 
-def agrees(forward: CpuForward, block_size: int) -> bool:
+def agrees(forward: CpuForward | GpuForward, block_size: int) -> bool:
     """Whether every prefix of a short text has the token, and its logit, that transformers' own model gives."""
     loaded, ids = forward.loaded, check_ids(forward.loaded)
     theirs = loaded.model(input_ids=torch.tensor([ids], device=loaded.device), use_cache=False,
                           position_ids=torch.arange(len(ids), device=loaded.device)[None],
                           streamproc_step=Recorder()).logits[0].float().cpu()
     per_table = -(-len(ids) // block_size)
-    kv = KVCache(loaded.layout(block_size), len(ids) * per_table, loaded.device)
+    layout = replace(loaded.layout(block_size), dtype=loaded.dtype)     # no codes: they are off by what they are
+    kv = KVCache(layout, len(ids) * per_table, loaded.device)
     chunks = [Chunk(i, 0, ids[:i + 1], tuple(range(i * per_table, (i + 1) * per_table)), 1) for i in range(len(ids))]
     found, logits = forward.best(kv, chunks)
     expected = theirs[torch.arange(len(ids)), torch.from_numpy(found).long()]
@@ -178,17 +209,20 @@ def agrees(forward: CpuForward, block_size: int) -> bool:
 
 
 def whole_is_exact(forward: Forward, block_size: int) -> bool:
-    """A short sequence has the same cells in one chunk as in pieces beside another sequence."""
-    loaded, ids = forward.loaded, check_ids(forward.loaded)
-    num_blocks = -(-CHECK_TOKENS // block_size)
+    """A sequence has the same cells in one chunk as in pieces beside another sequence."""
+    loaded, num_tokens = forward.loaded, forward.num_checked
+    ids = tuple(i * 7 % loaded.vocab_size for i in range(num_tokens))
+    num_blocks = -(-num_tokens // block_size)
     tables = [tuple(range(i * num_blocks, (i + 1) * num_blocks)) for i in range(3)]
     kv = KVCache(loaded.layout(block_size), 3 * num_blocks, loaded.device)
     last = run_step(forward, kv, Plan((), (Chunk(0, 0, ids, tables[0], 1),)))
     found: dict[int, tuple[int, ...]] = {}
     start = 0
-    for cut in CHECK_CUTS:
-        company = Chunk(2, 0, ids[:cut + 2], tables[2])
+    cuts = (num_tokens - CHECK_TOKENS, *CHECK_CUTS) if num_tokens > CHECK_TOKENS else CHECK_CUTS
+    for cut in cuts:
+        company = Chunk(2, 0, ids[:min(cut, CHECK_TOKENS) + 2], tables[2])
         piece = Chunk(0, start, ids[start:start + cut], tables[1], 1)
         found = run_step(forward, kv, Plan((), (company, piece)))
         start += cut
-    return found == last and bool(torch.equal(kv.gather(tables[0]), kv.gather(tables[1])))
+    return found == last and all(torch.equal(kv.data[first], kv.data[other])
+                                 for first, other in zip(tables[0], tables[1], strict=True))

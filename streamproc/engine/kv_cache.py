@@ -19,6 +19,7 @@ import torch
 
 from streamproc.engine.memory import zeros
 
+Copies = Sequence[tuple[int, int]]      # (source, destination)
 CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 

@@ -18,6 +18,17 @@ WITHOUT_EFFECT = {"transformers_version", "dtype", "torch_dtype", "use_cache", "
 
 
 @dataclass(frozen=True, slots=True)
+class Ways:
+    """How a GPU is to compute. kv_dtype: of codes in the KV pool; None: the model's own numbers."""
+
+    kv_dtype: torch.dtype | None = None
+    deterministic: bool = True      # products whose rows do not depend on the batch, or torch's
+
+
+PLAIN = Ways()
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model ready for steps. Its parameters are never written; they are freed where our own code has packed them."""
 
@@ -27,10 +38,16 @@ class LoadedModel:
     vocab_size: int                 # rows of the embedding
     max_positions: int | None       # None: the model sets no limit
     dtype: torch.dtype
+    ways: Ways
     device: torch.device
     eos_ids: frozenset[int]
     has_experts: bool               # rows choose their weights, so a matmul's rows depend on the batch
     fingerprint: str                # of weights and configuration
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the cells of the KV pool."""
+        return self.ways.kv_dtype or self.dtype
 
     @property
     def num_layers(self) -> int:
@@ -50,7 +67,8 @@ class LoadedModel:
 
     def layout(self, block_size: int) -> Layout:
         """How this model's KV lies in blocks."""
-        return Layout(self.shapes.num_layers, self.shapes.num_kv_heads, self.shapes.head_dim, block_size, self.dtype)
+        return Layout(self.shapes.num_layers, self.shapes.num_kv_heads, self.shapes.head_dim, block_size,
+                      self.kv_dtype)
 
     def require_finite(self, is_finite: bool) -> None:
         """Raises StreamprocError where what was computed is no number."""
@@ -59,7 +77,7 @@ class LoadedModel:
                                   "try engine.dtype = float32, or get the model again")
 
 
-def describe(model: Any, folder: Path, name: str) -> LoadedModel:
+def describe(model: Any, folder: Path, name: str, ways: Ways = PLAIN) -> LoadedModel:
     """The facts of a model whose attention is ours. Raises Usage where it is not supported."""
     config = model.config.get_text_config()
     check_finite(model, name)
@@ -67,7 +85,7 @@ def describe(model: Any, folder: Path, name: str) -> LoadedModel:
     eos = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
     eos_ids = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
     return LoadedModel(model, folder, shapes, model.get_input_embeddings().num_embeddings, max_positions(config),
-                       model.dtype, model.device, eos_ids, any(p.ndim > 2 for p in model.parameters()),
+                       model.dtype, ways, model.device, eos_ids, any(p.ndim > 2 for p in model.parameters()),
                        fingerprint(model))
 
 

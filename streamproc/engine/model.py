@@ -10,12 +10,14 @@ from transformers.utils import logging
 
 from streamproc import config as settings_of
 from streamproc.engine import attention, support
-from streamproc.engine.loaded import LoadedModel, describe
+from streamproc.engine.kv_cache import CODES
+from streamproc.engine.loaded import LoadedModel, Ways, describe
 from streamproc.engine.source import model_folder
 from streamproc.engine.weights import check_weights
 from streamproc.errors import Usage, one_line
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8_CAPABILITY = (8, 9)      # of the first GPUs that convert it
 DEVICES = r"auto|cpu|cuda(:\d+)?"
 NO_WEIGHTS = ("inv_freq", "rope.freqs", ".masked_bias", ".attn.bias", ".position_ids")    # old files keep such tables
 
@@ -30,10 +32,11 @@ def load_model(settings: settings_of.Engine) -> LoadedModel:
     folder = model_folder(settings.model)
     config = _load_config(folder, settings.model)
     support.check_config(config, settings.model)
-    dtype = DTYPES.get(settings.dtype) or stored_dtype(config)
+    dtype = DTYPES.get(settings.dtype) or stored_dtype(config, device)
+    check_formats(settings, device)
     check_weights(settings, folder, dtype, device)
     model = _load_weights(folder, config, dtype, settings.model).to(device).eval()
-    return describe(model, folder, settings.model)
+    return describe(model, folder, settings.model, Ways(CODES.get(settings.kv_dtype), settings.deterministic))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -50,10 +53,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def stored_dtype(config: Any) -> torch.dtype:
-    """The dtype of the stored weights; float16 is computed in float32, which holds it exactly."""
+def stored_dtype(config: Any, device: torch.device) -> torch.dtype:
+    """The dtype of the stored weights; on a CPU float16 is computed in float32, which holds it exactly."""
     stored = getattr(config, "dtype", None)
+    if stored == torch.float16 and device.type == "cpu":
+        return torch.float32
     return stored if stored in DTYPES.values() else torch.float32
+
+
+def check_formats(settings: settings_of.Engine, device: torch.device) -> None:
+    """Raises Usage where the device does not compute in these number formats."""
+    if device.type == "cpu":
+        if settings.dtype == "float16":
+            raise Usage("engine.dtype: float16 is computed on GPUs only; use auto, float32 or bfloat16")
+        if settings.kv_dtype != "auto":
+            raise Usage(f"engine.kv_dtype: {settings.kv_dtype} is computed on GPUs only; use auto")
+    elif settings.kv_dtype == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise Usage(f"engine.kv_dtype: fp8, but {torch.cuda.get_device_name(device)} cannot convert it; use int8")
 
 
 def _load_config(folder: Path, name: str) -> Any:

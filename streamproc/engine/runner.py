@@ -134,11 +134,13 @@ class ModelRunner:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
         check_chunks(plan.chunks, self.kv)
         first, *rest = split(plan, self.num_lanes)
-        run_step(self.forward, self.kv, Plan(first.copies, ()))
+        if rest:    # what is copied is read by all lanes
+            run_step(self.forward, self.kv, Plan(first.copies, ()))
+            first = replace(first, copies=())
         parts = [helper.submit(run_step, self.forward, self.kv, part, self._masks_of(part))
                  for helper, part in zip(self._helpers, rest, strict=False)]  # fmt: skip
         try:
-            sampled = run_step(self.forward, self.kv, replace(first, copies=()), self._masks_of(first))
+            sampled = run_step(self.forward, self.kv, first, self._masks_of(first))
         finally:
             wait(parts)
         for part in parts:
@@ -177,7 +179,7 @@ class ModelRunner:
 
     def _fingerprint(self) -> str:
         """Of everything that a cell's bits depend on."""
-        facts = (self.loaded.fingerprint, str(self.loaded.dtype), chip(self.loaded.device),
+        facts = (self.loaded.fingerprint, str(self.loaded.dtype), str(self.loaded.kv_dtype), chip(self.loaded.device),
                  str(window_unit(self.block_size)), *self.forward.facts)
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 

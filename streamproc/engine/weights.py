@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from streamproc.config import Engine
 from streamproc.errors import Usage
-from streamproc.memory import MIB, free_memory_bytes, mib
+from streamproc.memory import CPU_POOL_BYTES, MIB, free_memory_bytes, mib
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COMPUTABLE = {"F32", "F16", "BF16"}     # as safetensors calls them
@@ -86,10 +86,11 @@ def check_dtypes(stored: Sequence[Stored], settings: Engine) -> None:
 def check_memory(settings: Engine, weight_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
     """Raises Usage where weights and KV pool are more than is free on the device, or here on the way to it."""
     is_cpu = device.type == "cpu"
-    here = Place("this machine", free_memory_bytes(), CPU_COPIES if is_cpu else 1, settings.kv_bytes if is_cpu else 0)
+    pool = settings.kv_bytes or (CPU_POOL_BYTES if is_cpu else 0)
+    here = Place("this machine", free_memory_bytes(), CPU_COPIES if is_cpu else 1, pool if is_cpu else 0)
     check_room(settings, weight_bytes, dtype, here)
     if device.type == "cuda":
-        there = Place(str(device), torch.cuda.mem_get_info(device)[0], 1, settings.kv_bytes)
+        there = Place(str(device), torch.cuda.mem_get_info(device)[0], 1, pool)
         check_room(settings, weight_bytes, dtype, there)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from streamproc.kernels import reference
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -23,7 +24,9 @@ from transformers import (
 from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
 from streamproc.engine.cpu import library as libraries
-from streamproc.engine.forward import Forward, TorchForward, cpu_forward
+from streamproc.engine.forward import Forward, cpu_forward, torch_forward
+from streamproc.engine.gpu.forward import GpuForward
+from streamproc.engine.gpu.program import compile_gpu_program
 from streamproc.engine.loaded import LoadedModel, describe
 from streamproc.engine.model import load_model
 
@@ -106,14 +109,17 @@ def load(random_tiny: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def forward(load: Any) -> Any:
-    """("own" or "torch", name, dtype) -> what computes it, made once."""
+    """("own", "torch" or "kernels", name, dtype) -> what computes it, made once. Kernels are their references here."""
     made: dict[tuple[str, str, torch.dtype], Forward] = {}
 
     def forward(path: str, name: str, dtype: torch.dtype = torch.float32) -> Forward:
         if (path, name, dtype) not in made:
             with torch.inference_mode():
                 loaded = load(name, dtype)
-                found = cpu_forward(loaded, 16, 1) if path == "own" else TorchForward(loaded, 4)
+                if path == "kernels":
+                    found = GpuForward(loaded, compile_gpu_program(loaded), reference)
+                else:
+                    found = cpu_forward(loaded, 16, 1) if path == "own" else torch_forward(loaded, 16)[0]
             assert found, f"{path} does not compute {name}: was the package installed without a compiler?"
             made[path, name, dtype] = found
         return made[path, name, dtype]

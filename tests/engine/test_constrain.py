@@ -243,7 +243,7 @@ def test_a_draft_is_verified_under_the_constraint(name: str, engine: Engine) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("path", ["own", "torch"])
+@pytest.mark.parametrize("path", ["own", "torch", "kernels"])
 def test_both_paths_choose_the_best_of_what_is_allowed(
     path: str, dtype: torch.dtype, forward: Callable[..., Forward], renderers: dict[str, Renderer]
 ) -> None:
@@ -266,7 +266,7 @@ def test_both_paths_choose_the_best_of_what_is_allowed(
     assert sorted(better.values()) == [1, 3, 5, 7]  # an order
 
 
-@pytest.mark.parametrize("path", ["own", "torch"])
+@pytest.mark.parametrize("path", ["own", "torch", "kernels"])
 def test_a_mask_hides_no_logit_that_is_no_number(path: str, forward: Callable[..., Forward]) -> None:
     found = forward(path, "random-tiny")
     kv = KVCache(found.loaded.layout(16), 3, found.loaded.device)

@@ -17,7 +17,7 @@ from streamproc.schedule.plan import Chunk, Plan
 BLOCK_SIZE = 16
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "smollm2", "smollm3", "random-tiny")
 DTYPES = (torch.float32, torch.bfloat16)
-PATHS = ("own", "torch")
+PATHS = ("own", "torch", "kernels")
 Load = Callable[[str, torch.dtype], LoadedModel]
 GetForward = Callable[..., Forward]
 
@@ -136,7 +136,8 @@ def test_a_draft_holds_as_far_as_it_is_what_would_have_been_decoded(path: str, n
 def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, load: Load) -> None:
     with torch.inference_mode():
         forward, is_exact = torch_forward(load(name, dtype), BLOCK_SIZE)
-    assert (forward.row_multiple, is_exact) == (4, True)
+    assert forward.row_multiple in (4, 8)       # as the processor's maker likes it
+    assert is_exact
     forward, is_exact = choose_forward(load(name, dtype), BLOCK_SIZE, 2)
     assert isinstance(forward, CpuForward)
     assert is_exact
@@ -147,7 +148,8 @@ def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, loa
 def test_large_and_small_blocks_are_measured_too(block_size: int, load: Load) -> None:
     with torch.inference_mode():
         forward, is_exact = torch_forward(load("gemma3", torch.float32), block_size)
-    assert (forward.row_multiple, is_exact) == (4, True)
+    assert forward.row_multiple in (4, 8)
+    assert is_exact
     forward, is_exact = choose_forward(load("gemma3", torch.float32), block_size, 1)
     assert isinstance(forward, CpuForward) == (block_size > 1)
     assert is_exact

@@ -103,7 +103,7 @@ def test_a_step_writes_its_own_cells_only(engine: Engine) -> None:
     assert not kv.blocks[kv.null_block].any()
 
 
-@pytest.mark.parametrize("path", ["own", "torch"])
+@pytest.mark.parametrize("path", ["own", "torch", "kernels"])
 def test_what_other_sequences_hold_does_not_reach_a_row(path: str, forward: Callable[..., Forward]) -> None:
     found = forward(path, "llama")
     loaded = found.loaded
@@ -227,7 +227,7 @@ def test_the_fingerprint_tells_libraries_and_chips_apart(load: Callable[..., Loa
         return runner.fingerprint
 
     prints = {found()}
-    monkeypatch.setattr("transformers.__version__", "5.99.0")
+    monkeypatch.setattr("streamproc.engine.cpu.forward.transformers.__version__", "5.99.0")
     prints.add(found())
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "NEON")
     prints.add(found())

@@ -27,10 +27,10 @@ class World:
 
     def __init__(self, heads: tuple[int, int] = (4, 2), head_dim: int = 32, dtype: torch.dtype = torch.float32,
                  codes: torch.dtype | None = None, lengths: Sequence[tuple[int, int]] = LENGTHS, num_shared: int = 0,
-                 seed: int = 0) -> None:  # fmt: skip
-        generator = torch.Generator().manual_seed(seed)
-        self.heads, self.dim = heads, head_dim
-        cells = torch.randn(NUM_BLOCKS + 1, 2, 2, heads[1], BLOCK_SIZE, head_dim, generator=generator)
+                 block_size: int = BLOCK_SIZE, num_blocks: int = NUM_BLOCKS) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        self.heads, self.dim, self.block_size, self.num_blocks = heads, head_dim, block_size, num_blocks
+        cells = torch.randn(num_blocks + 1, 2, 2, heads[1], block_size, head_dim, generator=generator)
         cells[-1] = 0
         self.scales = None
         if codes is None:
@@ -40,14 +40,14 @@ class World:
             held, scales = quantized(cells, codes)
             self.cells = held.float() * scales[..., None]
             self.kv, self.scales = guarded(held.view(torch.int8)).view(codes), guarded(scales)
-        free = random.Random(seed).sample(range(NUM_BLOCKS), NUM_BLOCKS)
+        free = random.Random(0).sample(range(num_blocks), num_blocks)
         shared, taken = free[:num_shared], num_shared
         self.spans: list[Span] = []
         row = 0
         for start, num_rows in lengths:
-            num_own = -(-(start + num_rows) // BLOCK_SIZE) - num_shared
+            num_own = -(-(start + num_rows) // block_size) - num_shared
             assert num_own >= 0
-            table = (*shared, *(free[(taken + i) % NUM_BLOCKS] for i in range(num_own)))
+            table = (*shared, *(free[(taken + i) % num_blocks] for i in range(num_own)))
             self.spans.append(Span(row, num_rows, start, table))
             taken += num_own
             row += num_rows
@@ -63,7 +63,7 @@ class World:
             packed.append(span._replace(row=len(positions)))
             positions += range(span.start, span.start + span.num_rows)
         sizes = replace(SIZES, least_whole=least_whole)
-        lists = make_lists(packed, window, sizes.cut(BLOCK_SIZE, self.heads[0] // self.heads[1]), NUM_BLOCKS)
+        lists = make_lists(packed, window, sizes.cut(self.block_size, self.heads[0] // self.heads[1]), self.num_blocks)
         work = guarded_work(to_work(lists, positions, torch.device("cpu")), spare)
         scratch = Scratch(poisoned(lists.num_slots + 1, self.heads[0], 2, dtype=torch.float32),
                           poisoned(lists.num_slots + 1, self.heads[0], self.dim, dtype=torch.float32))
@@ -109,6 +109,14 @@ def test_heads_of_any_size(head_dim: int) -> None:
 def test_any_number_of_query_heads_for_a_head_of_keys(heads: tuple[int, int]) -> None:
     world = World(heads=heads, lengths=((SPLIT, 3), (0, 11)))
     world.check(world.run())
+
+
+@pytest.mark.parametrize("block_size", [1, 4, TILE, 2 * TILE, 2 * SPLIT])
+@pytest.mark.parametrize("window", [None, 50])
+def test_blocks_of_any_size(window: int | None, block_size: int) -> None:
+    """Smaller than a tile, as large, larger, and larger than a split."""
+    world = World(lengths=((SPLIT + 3, 2), (0, 11), (SPLIT - 1, 1)), block_size=block_size, num_blocks=200)
+    world.check(world.run(window=window), window)
 
 
 @pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=str)

@@ -10,11 +10,13 @@ import transformers
 from streamproc.engine.cpu.library import library_fingerprint, library_kind
 from streamproc.engine.cpu.program import Program
 from streamproc.engine.cpu.tables import CHUNK, Step
-from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks
 from streamproc.engine.memory import give_back
 from streamproc.schedule.plan import Chunk, verify
+
+NUM_CHECKED = 24        # as many as torch's: it has one way to compute
 
 
 class CpuForward:
@@ -28,13 +30,16 @@ class CpuForward:
         self.loaded = loaded
         self.program = program
         self.name = f"own code, {library_kind()}"
+        self.num_checked = NUM_CHECKED
         self.team = self.library.streamproc_team(threads)
 
     @property
     def facts(self) -> tuple[str, ...]:
         return (library_fingerprint(), torch.__version__, transformers.__version__)     # they fill the rotary tables
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
+            ) -> dict[int, tuple[int, ...]]:
+        kv.copy(copies)
         best, logits = self.best(kv, chunks, masks)
         self.loaded.require_finite(bool(np.isfinite(logits).all()))
         return verify(chunks, iter(best.tolist()))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from streamproc.engine.kv_cache import Copies
 from streamproc.kernels.work import FIELDS, Cut, Lists, Span, Work, make_lists
 from streamproc.schedule.plan import Chunk
 
@@ -109,8 +110,10 @@ def places(bucket: Bucket) -> Places:
     return Places(bucket, tuple(np.cumsum(aligned).tolist()))
 
 
-def fill(batch: Batch, where: Places, numbers: torch.Tensor) -> int:
-    """Write the batch into `numbers` [where.size] int32, on the CPU -> how many of them matter."""
+def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor) -> int:
+    """Write the batch, and behind it the sources and destinations of copies, into `numbers`, int32 on the CPU
+    -> how many of them matter.
+    """
     bucket, target = where.bucket, numbers.numpy()
     starts = (0, *where.ends)
 
@@ -133,7 +136,10 @@ def fill(batch: Batch, where: Places, numbers: torch.Tensor) -> int:
         place += 6
     tables = np.concatenate(next(iter(batch.lists.values())).tables)
     put(place, tables)
-    return starts[place] + len(tables)
+    if not copies:
+        return starts[place] + len(tables)
+    target[where.size:where.size + 2 * len(copies)] = np.asarray(copies, np.int32).T.ravel()
+    return where.size + 2 * len(copies)
 
 
 @dataclass(frozen=True, slots=True)

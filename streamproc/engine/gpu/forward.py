@@ -19,7 +19,7 @@ from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
-from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks, Rows
 from streamproc.schedule.plan import Chunk, verify
@@ -32,17 +32,14 @@ NO_MASK = -1
 class GpuForward:
     """One caller at a time."""
 
-    def __init__(self, loaded: LoadedModel, program: GpuProgram, ops: Any, deterministic: bool = True,
-                 ranks: Ranks = ALONE) -> None:
-        """ops: kernels/ops.py, or kernels/reference.py; deterministic: products whose rows do not depend on the batch,
-        else torch's.
-        """
+    def __init__(self, loaded: LoadedModel, program: GpuProgram, ops: Any, ranks: Ranks = ALONE) -> None:
+        """ops: kernels/ops.py, or kernels/reference.py."""
         self.loaded, self.program, self.ops, self.ranks = loaded, program, ops, ranks
-        self.deterministic = deterministic
         self.windows = tuple(dict.fromkeys(layer.window for layer in program.layers))
-        has_codes = False
-        self.sizes = ops.attention_sizes(loaded.device, program.head_dim, has_codes or program.softcap is not None)
-        self.name = f"{ops.NAME}, {'deterministic' if deterministic else 'torch products'}"
+        is_involved = loaded.layout(1).has_scales or program.softcap is not None
+        self.sizes = ops.attention_sizes(loaded.device, program.head_dim, is_involved)
+        self.num_checked = min(2 * self.sizes.key_split + 40, loaded.max_positions or 2**30)
+        self.name = f"{ops.NAME}, {'deterministic' if loaded.ways.deterministic else 'products by torch'}"
         self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(ranks.size)]
         self._staging = Staging(loaded.device)
         self._graphs = Graphs(loaded.device)
@@ -52,21 +49,26 @@ class GpuForward:
         return (self.name, self.ops.digest(self.loaded.device), str(self.ranks.size),
                 torch.__version__, transformers.__version__)
 
-    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> dict[int, tuple[int, ...]]:
-        best, logits = self.best(kv, chunks, masks)
+    def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
+            ) -> dict[int, tuple[int, ...]]:
+        best, logits = self.best(kv, chunks, masks, copies)
         self.loaded.require_finite(bool(np.isfinite(logits).all()))
         return verify(chunks, iter(best.tolist()))
 
-    def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
+             ) -> tuple[np.ndarray, np.ndarray]:
         """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
         if self.program.rotary.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks)):
             self._graphs.forget()
         batch = make_batch(chunks, self.windows, self._cut(kv), kv.null_block)
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used
         where = places(rounded(batch.bucket) if is_small else batch.bucket)
-        if self._staging.reserve(where.size):
+        if self._staging.reserve(where.size + 2 * len(copies)):
             self._graphs.forget()
-        self._staging.upload(fill(batch, where, self._staging.numbers))
+        self._staging.upload(fill(batch, where, copies, self._staging.numbers))
+        if copies:
+            pairs = self._staging.on_device[where.size:][:2 * len(copies)].view(2, -1)
+            self.ops.copy_blocks(kv.data, *pairs)
         step = inputs(where, self.windows, self._staging.on_device)
         work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
         key = kv.data.data_ptr(), where.bucket, masks is None
@@ -117,7 +119,7 @@ class GpuForward:
         return x if layer.after_mlp is None else ops.rms_norm(x, layer.after_mlp, eps)
 
     def _product(self, x: Tensor, product: Product) -> Tensor:
-        if self.deterministic:
+        if self.loaded.ways.deterministic:
             return self.ops.matmul(x, product.weight, product.bias)
         return F.linear(x, product.weight, product.bias)
 
