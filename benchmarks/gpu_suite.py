@@ -26,13 +26,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER))  # `python -P` leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from gpu import checkout
 from gpu.supervisor import supervise
 from telling import last_line, show
 
+FOLDER = Path(__file__).resolve().parent
 PARTS = {"ceilings": "ceilings", "kernels": "kernel_checks", "times": "kernel_times", "oracle": "oracle",
          "scenarios": "scenarios", "fleet": "fleet", "determinism": "determinism", "blocks": "blocks"}  # fmt: skip
 
@@ -41,7 +41,6 @@ def work(given: argparse.Namespace) -> None:
     """In a process of its own: run the parts and report them."""
     checkout.use()
     import torch  # noqa: PLC0415  # the supervising process does without
-
     from gpu.bench import make_bench  # noqa: PLC0415
     from gpu.card import card  # noqa: PLC0415
     from gpu.worker import Report, work  # noqa: PLC0415

@@ -49,7 +49,7 @@ class Way:
     @property
     def name(self) -> str:
         extras = (f"window {self.window}" if self.window else "", "soft cap" if self.softcap else "", self.codes or "")
-        return " ".join(("attention", str(self.head_dim), str(self.dtype).removeprefix("torch."), *filter(None, extras)))
+        return " ".join(filter(None, ("attention", str(self.head_dim), str(self.dtype).removeprefix("torch."), *extras)))
 
 
 def check(table: Table) -> None:
@@ -117,7 +117,8 @@ class Case:
         spans = [Span(0, self.rows, self.start, self.pool.table)]
         whole = self.attend(spans, range(self.rows), self.bench.kernels, self.query)
         exact = self.attend(spans, range(self.rows), reference, self.query.double())
-        figures = both(near(whole, exact, MOST_WIDE if self.way.dtype == torch.float32 else MOST), same(*self._pairs(whole)))
+        most = MOST_WIDE if self.way.dtype == torch.float32 else MOST
+        figures = both(near(whole, exact, most), same(*self._pairs(whole)))
         if self.way.codes:
             plain = replace(self.pool, kv=self.pool.exact, scales=None)
             wide = self.attend(spans, range(self.rows), reference, self.query.double(), plain)

@@ -86,8 +86,8 @@ def noisy_pool(layout: Layout, num_blocks: int, device: torch.device) -> KVCache
 class Kept:
     """One sequence in blocks of its own, and forks of it, whose last blocks are their own."""
 
-    def __init__(self, forward: GpuForward, kv: KVCache, blocks: Sequence[int], fork_blocks: Sequence[Sequence[int]] = ()
-                 ) -> None:
+    def __init__(self, forward: GpuForward, kv: KVCache, blocks: Sequence[int],
+                 fork_blocks: Sequence[Sequence[int]] = ()) -> None:
         self.forward, self.kv, self.table, self.fork_blocks = forward, kv, tuple(blocks), fork_blocks
         self.size = 0
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from gpu.bench import Bench, Row
-from gpu.models import Ids, Subject, make_subject, run as step
+from gpu.models import Ids, Subject, make_subject
+from gpu.models import run as step
 from streamproc.engine import attention
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.kv_cache import KVCache

@@ -60,7 +60,7 @@ def supervise(names: Sequence[str], seconds: float, command: Command) -> Told:
             problem = _watch(subprocess.Popen(command(path, rest, left)), path, told)
             missing = [name for name in names if name not in told.results]
             if missing == rest and told.running is None:      # it does not even start
-                told.results |= dict.fromkeys(rest, {"error": problem})
+                told.results |= {name: {"error": problem} for name in rest}
             elif told.running is not None:
                 told.results[told.running] = {"error": problem}
             attempt += 1
