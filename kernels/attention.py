@@ -20,8 +20,11 @@ import torch
 import triton
 import triton.language as tl
 
-from streamproc.kernels.attention_configs import Attention
+from streamproc.kernels.attention_configs import Attention, attention_of
+from streamproc.kernels.compiling import Variant
+from streamproc.kernels.configs import Chip
 from streamproc.kernels.interpreting import INTERPRETING
+from streamproc.kernels.rounding import rounded
 from streamproc.kernels.work import FIELDS, Scratch, Work
 
 LOG2_E = 1.4426950408889634
@@ -101,7 +104,7 @@ def attend_tile(
     total = tl.fma(total, rescale, tl.sum(weights, 1))
     if SCALED:
         weights = weights * tl.load(of_cells + scale_value_offset)[None, :]
-    out = product(weights.to(query.dtype), values.to(query.dtype), out * rescale[:, None], INTERPRET)
+    out = product(rounded(weights, query.dtype), values.to(query.dtype), out * rescale[:, None], INTERPRET)
     return highest, total, out
 
 
@@ -138,7 +141,7 @@ def attend_items(
     top, total, found = tl.full([ROWS], LOWEST, tl.float32), tl.zeros([ROWS], tl.float32), \
         tl.zeros([ROWS, DIM], tl.float32)
     all_top, all_total, all_found = top, total, found
-    for phase in tl.static_range(2):  # tiles that all rows see, then the others
+    for phase in tl.static_range(1 if WINDOW > 0 else 0, 2):  # tiles that all rows see, then the others
         for tile in tl.range(first_tile if phase == 0 else seen_by_all, seen_by_all if phase == 0 else end_tile,
                              num_stages=STAGES):
             top, total, found = attend_tile(
@@ -155,7 +158,7 @@ def attend_items(
         all_top, all_total, all_found = merge(all_top, all_total, all_found, top, total, found)
         place_out = (row[:, None] * (GROUPS * tl.num_programs(1)) + heads[:, None]) * HEAD_DIM + dims[None, :]
         result = divided(all_found, all_total)
-        tl.store(out + place_out, result.to(out.dtype.element_ty), is_kept)
+        tl.store(out + place_out, rounded(result, out.dtype.element_ty), is_kept)
     else:
         split = first_tile // (KEY_SPLIT // KEY_TILE)
         sees = is_row & (position >= split * KEY_SPLIT)
@@ -199,7 +202,7 @@ def merge_splits(
             top, total, found = merge(top, total, found, top2, total2, found2)
     result = divided(found, total)
     place = (row * num_heads + heads[:, None]) * HEAD_DIM + dims[None, :]
-    tl.store(out + place, result.to(out.dtype.element_ty), is_kept)
+    tl.store(out + place, rounded(result, out.dtype.element_ty), is_kept)
 
 
 def attend(
@@ -239,3 +242,35 @@ def attend(
             out, scratch.stats, scratch.sums, work.positions, work.slots, work.merged, work.counts, num_heads,
             HEADS=MERGED_HEADS, UNROLLED=UNROLLED, num_warps=4, **shape)
     return out
+
+
+def variants(chip: Chip) -> list[Variant]:
+    """Head sizes, both kinds of items, windows with capped scores, and codes for K and V."""
+    codes = ("*i8",) if chip.name == "sm_80" else ("*i8", "*fp8e4nv")     # older chips cannot convert fp8
+    kinds = [(head_dim, "*bf16", 0, False) for head_dim in (64, 80, 128, 256)] + [(128, "*bf16", 1024, False)]
+    kinds += [(head_dim, "*bf16", 1024, True) for head_dim in (128, 256)] + [(128, cells, 0, False) for cells in codes]
+    found = [_variant(chip, *kind, is_whole) for kind in kinds for is_whole in (True, False)]
+    pointers = dict(out="*bf16", stats="*fp32", sums="*fp32", positions="*i32", slots="*i32", merged="*i32",
+                    counts="*i32", num_heads="i32:16")
+    shape = dict(HEAD_DIM=128, DIM=128, HEADS=MERGED_HEADS, KEY_SPLIT=512, WINDOW=0, UNROLLED=UNROLLED)
+    return [*found, Variant("merge_splits", merge_splits, pointers, shape, num_warps=4, num_stages=3)]
+
+
+def _variant(chip: Chip, head_dim: int, cells: str, window: int, is_capped: bool, is_whole: bool) -> Variant:
+    has_codes = cells != "*bf16"
+    sizes = attention_of(chip.name, head_dim, has_codes or is_capped)
+    tile = sizes.whole if is_whole else sizes.split
+    kind = f"{'_window' * (window > 0)}{'_cap' * is_capped}{('_' + cells[1:]) * has_codes}"
+    name = f"{'whole' if is_whole else 'split'}_{head_dim}{kind}"
+    lists = dict.fromkeys(("rows", "tables", "positions", "slots", "items", "counts"), "*i32")
+    strides = dict.fromkeys(("query_stride", "block_stride", "head_stride", "value_offset", "scale_block_stride",
+                             "scale_head_stride", "scale_value_offset"), "i32:16")    # fmt: skip
+    scalars = dict.fromkeys(("to_log2", "softcap", "cap_scale"), "fp32")
+    pointers = dict(query="*bf16", kv=cells, scales="*fp32" if has_codes else "*bf16", out="*bf16", stats="*fp32",
+                    sums="*fp32")
+    constants = dict(
+        WHOLE=is_whole, GROUPS=4, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), ROWS=tile.rows,
+        KEY_TILE=sizes.key_tile, KEY_SPLIT=sizes.key_split, BLOCK_SIZE=16, WINDOW=window, CAPPED=is_capped,
+        SCALED=has_codes, INTERPRET=False, STAGES=tile.stages)
+    return Variant(name, attend_items, {**pointers, **lists, **strides, **scalars}, constants, tile.warps, tile.stages,
+                   ("matrix", "copies"))

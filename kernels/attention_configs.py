@@ -4,7 +4,7 @@ Registers decide: a program keeps the sums of its rows in float32 twice, those o
 None of this is measured yet on a chip: the table is where measurements go.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamproc.kernels.work import Cut
 
@@ -53,11 +53,14 @@ INTERPRETED = ((256, Attention(16, 64, Tile(32, 4, 1), Tile(16, 4, 1), least_who
 TABLES = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "interpreted": INTERPRETED}    # by configs.Chip.name
 
 
-def attention_of(chip: str, head_dim: int) -> Attention:
-    """ValueError: larger heads than there are kernels for."""
+def attention_of(chip: str, head_dim: int, is_involved: bool = False) -> Attention:
+    """is_involved: scores are capped, or K and V are codes of eight bits; either takes registers.
+
+    ValueError: larger heads than there are kernels for.
+    """
     for most, sizes in TABLES[chip]:
         if head_dim <= most:
-            return sizes
+            return replace(sizes, key_tile=min(sizes.key_tile, 32)) if is_involved else sizes
     raise ValueError(f"heads of {head_dim} dimensions: {TABLES[chip][-1][0]} at most")
 
 

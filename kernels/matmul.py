@@ -93,7 +93,7 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """x @ weight.T + bias, summed in float32, rounded once; a row has the same bits in every batch.
 
     x: [rows, depth]; weight: [columns, depth]; bias: [columns]; rows may lie apart, their elements may not
-    -> out: [rows, columns] of x's dtype (bf16, fp16, or fp32)
+    -> out: [rows, columns] of x's dtype (bf16, fp16, or fp32), or of its own where it is given
     chip: other tiles than the device's own
     ValueError: shapes that do not fit each other, or elements of a row that lie apart
     """

@@ -22,8 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def attention_sizes(device: torch.device, head_dim: int) -> Attention:
-    return attention_of(config_of(device).name, head_dim)
+def attention_sizes(device: torch.device, head_dim: int, is_involved: bool = False) -> Attention:
+    return attention_of(config_of(device).name, head_dim, is_involved)
 
 
 def digest(device: torch.device) -> str:

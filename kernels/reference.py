@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def attention_sizes(device: torch.device, head_dim: int) -> Attention:
+def attention_sizes(device: torch.device, head_dim: int, is_involved: bool = False) -> Attention:
     """Of any device: they change no bit here."""
     return INTERPRETED[-1][1]
 
@@ -72,13 +72,6 @@ def gated(gate_up: torch.Tensor, is_gelu: bool, out: torch.Tensor | None = None)
     gate, up = gate_up.double().chunk(2, -1)
     inside = math.sqrt(8 / math.pi) * (gate + 0.044715 * gate ** 3) if is_gelu else gate
     return _given((gate * torch.sigmoid(inside) * up).to(gate_up.dtype), out)      # sigmoid(2 u) is (1 + tanh(u)) / 2
-
-
-def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
-           ) -> torch.Tensor:
-    """kernels/matmul.py, in float64."""
-    y = x.double() @ weight.double().T
-    return _given((y if bias is None else y + bias.double()).to(x.dtype), out)
 
 
 def rotary_write(qkv: torch.Tensor, cells: torch.Tensor, positions: torch.Tensor, cosines: torch.Tensor | None,

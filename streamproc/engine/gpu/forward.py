@@ -40,7 +40,8 @@ class GpuForward:
         self.loaded, self.program, self.ops, self.ranks = loaded, program, ops, ranks
         self.deterministic = deterministic
         self.windows = tuple(dict.fromkeys(layer.window for layer in program.layers))
-        self.sizes = ops.attention_sizes(loaded.device, program.head_dim)
+        has_codes = False
+        self.sizes = ops.attention_sizes(loaded.device, program.head_dim, has_codes or program.softcap is not None)
         self.name = f"{ops.NAME}, {'deterministic' if deterministic else 'torch products'}"
         self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(ranks.size)]
         self._staging = Staging(loaded.device)
