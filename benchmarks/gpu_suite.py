@@ -70,10 +70,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the kernels' inputs")
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)     # of a process that this one has started
     given = parser.parse_args(argv)
-    given.only = given.only.split(",")
-    given.device = given.device or ("cpu" if given.tiny else "cuda")
-    if unknown := sorted({*given.only} - {*PARTS}):
+    if unknown := sorted({*given.only.split(",")} - {*PARTS}):
         parser.error(f"unknown: {', '.join(unknown)}")
+    given.only = [name for name in PARTS if name in given.only.split(",")]      # a later one may free what earlier need
+    given.device = given.device or ("cpu" if given.tiny else "cuda")
     return given
 
 

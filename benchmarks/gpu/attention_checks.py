@@ -49,7 +49,8 @@ class Way:
     @property
     def name(self) -> str:
         extras = (f"window {self.window}" if self.window else "", "soft cap" if self.softcap else "", self.codes or "")
-        return " ".join(filter(None, ("attention", str(self.head_dim), str(self.dtype).removeprefix("torch."), *extras)))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return " ".join(filter(None, ("attention", str(self.head_dim), dtype, *extras)))
 
 
 def check(table: Table) -> None:

@@ -78,7 +78,12 @@ def make_bench(device: str, is_tiny: bool, seed: int) -> Bench:
 
 
 def free(bench: Bench) -> None:
-    """Memory that no tensor has goes back to the device."""
+    """Memory that no tensor has goes back to the device; graphs of pools that are gone are forgotten: another pool may
+    come to lie in their place.
+    """
+    if "subject" in vars(bench):
+        bench.subject.exact.close()
+        bench.subject.fast.close()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -25,7 +25,7 @@ class Sequences:
     def __init__(self, bench: Bench, count: int, context: int) -> None:
         size, subject = bench.sizes.block_size, bench.subject
         self.bench, self.context = bench, context
-        self.per_table = -(-(context + WARM + bench.sizes.repeats + bench.sizes.portion) // size)
+        self.per_table = -(-_room(bench, context) // size)
         self.kv = noisy_pool(subject.layout(size), count * self.per_table, bench.device)
 
     def tables(self, count: int) -> list[tuple[int, ...]]:
@@ -52,8 +52,13 @@ def how_many_fit(bench: Bench, counts: Sequence[int], context: int) -> int:
         return max(counts)
     free, _ = torch.cuda.mem_get_info(bench.device)
     layout = bench.subject.layout(bench.sizes.block_size)
-    room = context + bench.sizes.portion + 2 * bench.sizes.block_size
+    room = _room(bench, context) + bench.sizes.block_size
     return max((count for count in counts if count * room * layout.bytes_per_token < free - RESERVE), default=0)
+
+
+def _room(bench: Bench, context: int) -> int:
+    """Tokens of a sequence, whichever step comes."""
+    return max(context + WARM + bench.sizes.repeats, bench.sizes.portion)
 
 
 def blocks_that_fit(bench: Bench, layout: Layout) -> int:

@@ -27,7 +27,10 @@ def run(bench: Bench) -> dict[str, Any]:
     for work in (times.decode, times.prefill, times.products, times.others):
         work()
         free(bench)
-    return {"rows": times.rows, "not_run": times.not_run}
+    found: dict[str, Any] = {"rows": times.rows, "not_run": times.not_run}
+    if times.failed:
+        found["error"] = f"failed: {times.failed}"
+    return found
 
 
 def shape_of(sizes: Sizes, dtype: torch.dtype) -> Shape:
@@ -44,6 +47,7 @@ class Times:
         self.shape = shape_of(bench.sizes, bench.dtype)
         self.rows: list[Row] = []
         self.not_run: list[str] = []
+        self.failed: dict[str, str] = {}
 
     def measure(self, name: str, make: Callable[[], tuple[Callable[[], Any], Cost]],
                 beside: Callable[[], Any] | None = None) -> None:
@@ -56,7 +60,11 @@ class Times:
             taken = self.bench.timer.seconds(work)
             other = self.bench.timer.seconds(beside) if beside else None
         except torch.OutOfMemoryError:
-            self.not_run.append(name)
+            self.not_run.append(f"{name}: memory")
+            return
+        except Exception as problem:        # one that does not compile does not stop the others
+            self.bench.timer.finish()       # raises where the device is lost
+            self.failed[name] = f"{type(problem).__name__}: {problem}".split("\n", 1)[0][:100]
             return
         self.rows.append({
             "kernel": name, "us": taken * 1e6, "share": cost.seconds(self.bench.ceilings) / taken,

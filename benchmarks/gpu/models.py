@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +48,14 @@ class Subject:
     def layout(self, block_size: int, codes: str | None = None) -> Layout:
         shapes, dtype = self.loaded.shapes, CODES[codes] if codes else self.loaded.dtype
         return Layout(shapes.num_layers, shapes.num_kv_heads, shapes.head_dim, block_size, dtype)
+
+    def shape_of(self, layout: Layout) -> Shape:
+        """With cells of this layout."""
+        return replace(self.shape, kv_itemsize=layout.dtype.itemsize, scale_bytes=layout.scale_bytes)
+
+    def release(self) -> None:
+        """Nothing but ours can compute with it any more."""
+        self.exact.release()
 
     def ids(self, start: int, count: int, salt: int = 0) -> Ids:
         """A piece of an endless stream of tokens; another salt gives another stream."""

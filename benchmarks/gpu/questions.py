@@ -79,7 +79,7 @@ def ask_all(kept: Kept, tables: Sequence[tuple[int, ...]], questions: Sequence[I
 
 def answer_all(kept: Kept, asked: Sequence[tuple[int, Ids, tuple[int, ...]]], num_answer: int, portion: int = 10**9
                ) -> list[Ids]:
-    """asked: (cells before it, question, blocks). Questions go in steps of `portion` tokens at most, answers together."""
+    """asked: (cells before it, question, blocks). Questions go in steps of `portion` tokens at most, answers in one."""
     chunks = [Chunk(i, start, ids, table, 1) for i, (start, ids, table) in enumerate(asked)]
     found: dict[int, Ids] = {}
     for part in portions(chunks, portion):
