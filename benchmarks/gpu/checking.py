@@ -36,6 +36,7 @@ class Table:
             return
         guards = Guards(self.bench.device)
         found: dict[str, Any] = {"error": "", "bits": "", "note": "", "ok": True}
+        began = self.bench.clock.left
         try:
             found |= work(guards)
             if not guards.are_untouched():
@@ -44,7 +45,7 @@ class Table:
             if self.bench.device.type == "cuda":
                 torch.cuda.synchronize()        # raises where the device is lost: then nothing more can be compared
             found |= {"ok": False, "note": str(problem).split("\n", 1)[0][:100]}
-        self.rows.append({"case": name, **found})
+        self.rows.append({"case": name, "seconds": round(began - self.bench.clock.left, 2), **found})
 
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = {"rows": self.rows, "not_run": self.not_run}

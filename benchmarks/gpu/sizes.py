@@ -49,6 +49,7 @@ class Sizes:
     heads: tuple[int, int] = (8, 2)
     attention_rows: int = 150
     attention_start: int = 900
+    attention_ways: int = 100
     cuts: tuple[int, ...] = (1, 3, 8, 40)
     max_rows: int = 300             # of products whose rows are compared bit by bit
     widths: tuple[int, ...] = (4096, 80, 8192)
@@ -69,6 +70,6 @@ FULL = Sizes()
 TINY = Sizes(
     model=LLAMA_TINY, oracle_model=LLAMA_TINY, contexts=(40, 96), middle=40, batches=(1, 3), portion=32, question=5,
     answer=3, arriving=9, repeats=2, standing=2, record=4, records=2, fleet=3, mixed=(2, 24), mixed_rounds=1, asks=5,
-    head_dims=(16, 24), heads=(4, 2), attention_rows=14, attention_start=50, cuts=(1, 8), max_rows=70, widths=(64, 24),
+    head_dims=(16, 24), heads=(4, 2), attention_rows=14, attention_start=50, attention_ways=4, cuts=(1, 8), max_rows=70, widths=(64, 24),
     products=((96, 128), (40, 200)), vocab=5000, decode_contexts=(40,), prefill_contexts=(48,), product_rows=(1, 20),
     moved_bytes=2**22, product_size=256, flushed_bytes=2**20, oracle_tokens=90, compared=6)  # fmt: skip
