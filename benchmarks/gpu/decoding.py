@@ -99,7 +99,7 @@ def host_s(bench: Bench, forward: GpuForward, kv: KVCache, chunks: Sequence[Chun
     """From the call to the last launch, the median; waiting for the device is not in it."""
     staging, found = forward._staging, []
     event = staging._event
-    watched = staging._event = Watched(event)       # type: ignore[assignment]
+    watched = staging._event = Watched(event)
     try:
         for _ in range(WARM + bench.sizes.repeats):
             bench.timer.finish()

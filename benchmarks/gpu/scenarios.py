@@ -10,6 +10,7 @@
     decode      a step of many sequences, with its share of the floor of bytes; prefill of many sequences in one step
 """
 
+import traceback
 from typing import Any
 
 from gpu import hits, mixed
@@ -25,7 +26,27 @@ DECODE_CONTEXTS = 2     # the shortest ones
 
 
 def run(bench: Bench) -> dict[str, Any]:
-    found: dict[str, Any] = {"rows": [], "more_rows": [], "targets": [], "not_run": [], "failed_peers": {}}
+    found: dict[str, Any] = {"rows": [], "more_rows": [], "targets": [], "not_run": [], "failed_peers": {},
+                             "host_us": {}, "s3": {}, "s4": {}}  # fmt: skip
+    failed: dict[str, str] = {}
+    stages = {"questions": questions, "decode": decode, "s4": mix, "s3": hit, "peers": beside}
+    for name, stage in stages.items():
+        if bench.clock.left <= 0:
+            found["not_run"].append(name)
+            continue
+        try:
+            stage(bench, found)
+        except Exception as problem:        # what the other stages find is worth having
+            traceback.print_exc()
+            failed[name] = f"{type(problem).__name__}: {problem}".split("\n", 1)[0]
+        free(bench)
+        bench.timer.finish()        # raises where the device is lost
+    found["targets"] += targets(bench, found)
+    return found | ({"error": f"failed: {failed}"} if failed else {})
+
+
+def questions(bench: Bench, found: dict[str, Any]) -> None:
+    """Ours, at every context for which the time does; some of it is for the peers."""
     for_peers = bench.clock.left * PEERS_SHARE
     ours = Ours(bench)
     for context in bench.sizes.contexts:
@@ -34,15 +55,14 @@ def run(bench: Bench) -> dict[str, Any]:
             continue
         found["rows"].append(ours.measure(context))
     found["host_us"] = host_us(bench, ours)
-    del ours
-    free(bench)
-    decode(bench, found)
+
+
+def mix(bench: Bench, found: dict[str, Any]) -> None:
     found["s4"] = mixed.Mixed(bench).run()
-    free(bench)
+
+
+def hit(bench: Bench, found: dict[str, Any]) -> None:
     found["s3"] = hits.measure(bench.sizes.asks)
-    beside(bench, found)
-    found["targets"] += targets(bench, found)
-    return found
 
 
 def host_us(bench: Bench, ours: Ours) -> dict[str, float]:
@@ -83,14 +103,15 @@ def beside(bench: Bench, found: dict[str, Any]) -> None:
     peers = Peers(bench)
     for context in sorted(bench.sizes.contexts, key=lambda context: context != bench.sizes.middle):
         peers.measure(context)
-    found["rows"] = [*({**dict.fromkeys(found["rows"][0], ""), **row} if found["rows"] else row
-                       for row in [*found["rows"], *peers.rows])]  # fmt: skip
+    rows = [*found["rows"], *peers.rows]
+    names = dict.fromkeys((name for row in rows for name in row), "")
+    found["rows"] = [{**names, **row} for row in rows]      # a table's rows have the same columns
     found["failed_peers"], found["peers_how"] = peers.failed, peers.how
     found["not_run"] += [f"{name}: {why}" for name, why in peers.failed.items()]
     if bench.clock.left > 0 and "transformers continuous batching" not in peers.failed:
         try:
             found["s4"]["peer_records_per_s"] = mixed.batching(bench)
-        except RuntimeError as problem:
+        except Exception as problem:        # as in peers.py
             found["not_run"].append(f"S4 of transformers: {problem}".split("\n", 1)[0])
 
 
