@@ -74,7 +74,10 @@ class Bench:
 
 
 def make_bench(device: str, is_tiny: bool, seed: int) -> Bench:
-    return Bench(torch.device(device), TINY if is_tiny else FULL, is_tiny, seed)
+    found = torch.empty(0, device=device).device        # with its number
+    if found.type == "cuda":
+        torch.cuda.set_device(found)        # where Triton launches
+    return Bench(found, TINY if is_tiny else FULL, is_tiny, seed)
 
 
 def free(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """How a kernel's result is held against what is exact, in float64."""
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,7 @@ class Table:
             if not guards.are_untouched():
                 found |= {"ok": False, "note": "wrote outside its buffers"}
         except Exception as problem:        # one that does not compile is a row too
+            traceback.print_exc()
             if self.bench.device.type == "cuda":
                 torch.cuda.synchronize()        # raises where the device is lost: then nothing more can be compared
             found |= {"ok": False, "note": str(problem).split("\n", 1)[0][:100]}

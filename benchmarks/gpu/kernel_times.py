@@ -8,6 +8,7 @@
 the floor.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ class Times:
             self.not_run.append(f"{name}: memory")
             return
         except Exception as problem:        # one that does not compile does not stop the others
+            traceback.print_exc()
             self.bench.timer.finish()       # raises where the device is lost
             self.failed[name] = f"{type(problem).__name__}: {problem}".split("\n", 1)[0][:100]
             return

@@ -11,11 +11,13 @@ from gpu.bench import Bench, free
 from gpu.hf import Batching
 from gpu.models import Ids, Kept, run
 from gpu.questions import answer_all, portions
+from gpu.timing import Clock
 from streamproc.engine import attention
 from streamproc.engine.kv_cache import KVCache
 from streamproc.schedule.plan import Chunk
 
 QUESTION_SALT = 500
+PATIENCE_S = 40.0
 
 
 class Mixed:
@@ -84,7 +86,7 @@ def batching(bench: Bench) -> float:
     due = sizes.record * sizes.records
     length = context + 2 * due + sizes.question + sizes.answer
     room = sessions * length * 2 + sessions * sizes.standing * (due + sizes.question + sizes.answer + 64) * 2
-    peer = Batching(bench.subject.model, room, sizes.portion, bench.clock)
+    peer = Batching(bench.subject.model, room, sizes.portion, Clock(min(bench.clock.left, PATIENCE_S)))
 
     def one_round(size: int) -> None:
         """Every session's records first, so that its questions find them."""

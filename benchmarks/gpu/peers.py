@@ -6,9 +6,11 @@ from typing import Any
 from gpu.bench import Bench, Row, free
 from gpu.hf import Batching, Dynamic, KeptCache, Static
 from gpu.questions import medians
+from gpu.timing import Clock
 from streamproc.engine import attention
 
 REPEATS, WARM = 3, 1
+PATIENCE_S = 25.0       # with continuous batching at one context
 
 
 class Peers:
@@ -20,11 +22,15 @@ class Peers:
         self.failed: dict[str, str] = {}
         self.how: dict[str, str] = {}
 
-    def measure(self, context: int) -> None:
+    def kept(self, context: int) -> None:
+        """On kept caches."""
         room = context + self.sizes.arriving + self.sizes.question + self.sizes.answer
         device = self.bench.device
         self._try(Static.name, context, lambda: self._kept(Static(self.model, device, room), context))
         self._try(Dynamic.name, context, lambda: self._kept(Dynamic(self.model, device), context))
+
+    def batching(self, context: int) -> None:
+        """By continuous batching, which has to compute its context first."""
         self._try(Batching.name, context, lambda: self._batching(context))
 
     def _try(self, name: str, context: int, work: Callable[[], Row]) -> None:
@@ -68,7 +74,8 @@ class Peers:
     def _batching(self, context: int) -> Row:
         ids, count, waited = self.bench.subject.ids, self.sizes.answer, self.bench.timer.waited
         room = context + self.sizes.arriving + self.sizes.question + self.sizes.answer
-        peer = Batching(self.model, 2 * room + self.sizes.portion, self.sizes.portion, self.bench.clock)
+        clock = Clock(min(self.bench.clock.left, PATIENCE_S))
+        peer = Batching(self.model, 2 * room + self.sizes.portion, self.sizes.portion, clock)
 
         def one_round(number: int) -> dict[str, float]:
             arriving = ids(context, self.sizes.arriving, salt=1000 + number)

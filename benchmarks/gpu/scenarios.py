@@ -101,8 +101,10 @@ def decode(bench: Bench, found: dict[str, Any]) -> None:
 def beside(bench: Bench, found: dict[str, Any]) -> None:
     """The peers, in the time that is left: the middle context first."""
     peers = Peers(bench)
-    for context in sorted(bench.sizes.contexts, key=lambda context: context != bench.sizes.middle):
-        peers.measure(context)
+    contexts = sorted(bench.sizes.contexts, key=lambda context: context != bench.sizes.middle)
+    for measure in (peers.kept, peers.batching):
+        for context in contexts:
+            measure(context)
     rows = [*found["rows"], *peers.rows]
     names = dict.fromkeys((name for row in rows for name in row), "")
     found["rows"] = [{**names, **row} for row in rows]      # a table's rows have the same columns
