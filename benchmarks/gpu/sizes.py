@@ -72,4 +72,5 @@ TINY = Sizes(
     answer=3, arriving=9, repeats=2, standing=2, record=4, records=2, fleet=3, mixed=(2, 24), mixed_rounds=1, asks=5,
     head_dims=(16, 24), heads=(4, 2), attention_rows=14, attention_start=50, attention_ways=4, cuts=(1, 8), max_rows=70,
     widths=(64, 24), products=((96, 128), (40, 200)), vocab=5000, decode_contexts=(40,), prefill_contexts=(48,),
-    product_rows=(1, 20), moved_bytes=2**22, product_size=256, flushed_bytes=2**20, oracle_tokens=90, compared=6)  # fmt: skip
+    product_rows=(1, 20), moved_bytes=2**22, product_size=256, flushed_bytes=2**20, oracle_tokens=90,
+    compared=6)  # fmt: skip
