@@ -22,6 +22,7 @@ The last line is one JSON object; the exit status is 1 where a part failed.
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ PARTS = {"ceilings": "ceilings", "kernels": "kernel_checks", "times": "kernel_ti
 
 def work(given: argparse.Namespace) -> None:
     """In a process of its own: run the parts and report them."""
+    if given.device == "cpu":       # tiny products: threads that wait for each other take longer than they save
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     checkout.use()
     import torch  # noqa: PLC0415  # the supervising process does without
     from gpu.bench import make_bench  # noqa: PLC0415

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+PORTION = 512       # tokens of a step
+
 
 def measure(asks: int) -> dict[str, Any]:
     """Milliseconds; or why it could not be measured here."""
@@ -30,7 +32,7 @@ def measure(asks: int) -> dict[str, Any]:
         return {"not_run": str(problem)}
     loaded = load(SMALL, make_weights(SMALL), Path())
     stream = standing.Stream(sessions=4, queries=2, every=4, context=100)
-    loop = standing.start(loaded, stream, torch.get_num_threads(), 12 * stream.every * standing.RECORD, 512)
+    loop = standing.start(loaded, stream, torch.get_num_threads(), 12 * stream.every * standing.RECORD, PORTION)
     try:
         standing.answered(loop, rounds=1)
         found = sorted(standing.hit_at_rest(loop, number) for number in range(asks))
