@@ -19,9 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
-from common import last_line, show
+from memory_kafka import MemoryKafka, until_idle
+from telling import last_line, show
 
-from streamproc.config import Config, Engine, Topics, Worker
+from streamproc.config import Config, Engine, Worker
 from streamproc.engine.build import build_engine
 from streamproc.market.files import read_records
 from streamproc.market.questions import KINDS
@@ -29,57 +30,15 @@ from streamproc.market.sample import SAMPLE, sample_path
 from streamproc.messages import Query
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
-from streamproc.records import Record, encode_record
-from streamproc.state.epoch import Epoch, Message
+from streamproc.records import Record
+from streamproc.state.epoch import Message
 from streamproc.state.partition import Recovery
 
 BASES = ("BTC", "ETH", "SOL", "XRP", "ADA", "DOGE", "LTC", "BNB")
 SYMBOLS = tuple(base + money for base in BASES for money in ("USDT", "EUR"))
-BATCH = 500
 PORTION = 4 * len(SYMBOLS)      # records given at once
 AHEAD_TOKENS = 1_024            # waiting for the engine at most, when more are given
 LEVEL = "39430.5"
-
-
-class MemoryKafka:
-    """Records in memory as a source, and a sink that keeps nothing."""
-
-    membership = None
-
-    def __init__(self, topics: Topics) -> None:
-        self.topics = topics
-        self.waiting: list[Message] = []
-        self.num_sent = 0
-        self.is_paused = False
-
-    def add(self, record: Record) -> None:
-        value = encode_record(record)
-        self.waiting.append(Message(self.topics.records, 0, self.num_sent, record.sym.encode(), value, 0))
-        self.num_sent += 1
-
-    def poll(self, timeout_s: float = 0.0) -> list[Message]:
-        if self.is_paused:
-            return []
-        batch, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
-        return batch
-
-    def stamp(self, stamps: object) -> None:
-        """Nobody comes after us."""
-
-    def pause(self) -> None:
-        self.is_paused = True
-
-    def resume(self) -> None:
-        self.is_paused = False
-
-    def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
-        raise AssertionError("every epoch lands")
-
-    def commit(self, epoch: Epoch, membership: Any, timeout_s: float | None = None) -> None:
-        """Everything lands at once."""
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 class Questions:
@@ -114,11 +73,6 @@ def start(config: Config, engine: Any, queries: list[Query]) -> tuple[StreamProc
     processor.connect(kafka)
     processor.assigned({0: Recovery(0, 0, {}, asks_from=0)})
     return processor, kafka
-
-
-def until_idle(processor: StreamProcessor, kafka: MemoryKafka) -> None:
-    while kafka.waiting or not processor.workload.is_idle or processor.partitions[0].dirty:
-        processor.step()
 
 
 def feed(processor: StreamProcessor, kafka: MemoryKafka, source: Iterator[Record], count: int) -> None:

@@ -23,8 +23,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 import torch
-from bench_market import MemoryKafka, Questions, until_idle
+from bench_market import Questions
 from common import last_line, show
+from memory_kafka import MemoryKafka, until_idle
 from peers import ours, standing
 from peers.subject import SHAPE, make_weights
 

@@ -29,8 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 import torch
-from bench_market import until_idle
 from common import fresh_topics, kafka, last_line, show
+from memory_kafka import until_idle
 from peers import ours
 from peers.standing import BLOCK_SIZE, Control, IdRenderer, Kafka, OurEngine, Stream
 from peers.subject import ANSWER, SHAPE, SMALL, make_weights

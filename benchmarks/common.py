@@ -1,21 +1,22 @@
 """What benchmarks share: a Kafka of their own, topics of their own, and how results are told."""
 
-import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka.admin import AdminClient
+from telling import last_line, show
 
 from streamproc.config import Topics
 from streamproc.kafka.broker import Broker, free_port
 from streamproc.kafka.topics import create, load_specs
+
+__all__ = ["fresh_topics", "kafka", "last_line", "show"]
 
 
 @contextmanager
@@ -48,20 +49,3 @@ def fresh_topics(address: str, num_partitions: int) -> Iterator[Topics]:
         for deletion in admin.delete_topics(list(asdict(topics).values())).values():
             deletion.exception()
 
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Results as a table."""
-    names = list(rows[0])
-    cells = [names, *([_text(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    for line in cells:
-        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
-
-
-def last_line(result: dict[str, Any]) -> None:
-    """The result for programs: one JSON object, the last line."""
-    print(json.dumps(result), flush=True)
-
-
-def _text(value: Any) -> str:
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

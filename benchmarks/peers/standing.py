@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from bench_market import MemoryKafka, until_idle
+from memory_kafka import MemoryKafka, until_idle
 
 from peers.ours import BLOCK_SIZE
 from peers.subject import ANSWER, QUESTION, VOCAB, Ids, question, tokens
