@@ -19,6 +19,7 @@ heads in the rows of a tile, as in vLLM's Triton backend.
 import torch
 import triton
 import triton.language as tl
+
 from streamproc.kernels.attention_configs import Attention, attention_of
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from streamproc.kernels.interpreting import INTERPRETING
 
 INTERPRETED = tl.constexpr(INTERPRETING)

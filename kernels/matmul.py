@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 import triton
 import triton.language as tl
+
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip, ProductTile, config_of
 from streamproc.kernels.dots import dot

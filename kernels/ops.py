@@ -1,6 +1,7 @@
 """All kernels in one place, under the names and with the signatures of their references."""
 
 import torch
+
 from streamproc.kernels.argmax import greedy
 from streamproc.kernels.attention import attend
 from streamproc.kernels.attention_configs import Attention, attention_facts, attention_of

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+
 from streamproc.kernels.attention_configs import Attention, Tile
 from streamproc.kernels.reference_attention import attend
 from streamproc.kernels.work import make_scratch

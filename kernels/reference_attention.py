@@ -1,6 +1,7 @@
 """Attention over a list of items in plain torch: what kernels/attention.py computes, item by item, in float64."""
 
 import torch
+
 from streamproc.kernels.attention_configs import Attention
 from streamproc.kernels.work import Scratch, Work
 

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip
 from streamproc.kernels.rounding import rounded

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from streamproc.kernels.interpreting import INTERPRETING
 
 CUTS_BFLOAT16 = tl.constexpr(INTERPRETING)      # the interpreter drops the low bits where a chip rounds

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from streamproc.kernels import reference
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -29,6 +28,7 @@ from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.program import compile_gpu_program
 from streamproc.engine.loaded import LoadedModel, describe
 from streamproc.engine.model import load_model
+from streamproc.kernels import reference
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from guarded import guarded
-from streamproc.kernels import reference
-from streamproc.kernels.argmax import PART, STUCK, greedy
 
 from streamproc.engine.masks import unpacked
+from streamproc.kernels import reference
+from streamproc.kernels.argmax import PART, STUCK, greedy
 from streamproc.schedule import plan
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

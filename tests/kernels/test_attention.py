@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from guarded import guarded, poisoned
+
 from streamproc.kernels.attention import attend
 from streamproc.kernels.attention_configs import INTERPRETED
 from streamproc.kernels.reference import attend as reference_attend

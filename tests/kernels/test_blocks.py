@@ -3,6 +3,7 @@
 import pytest
 import torch
 from guarded import guarded, poisoned
+
 from streamproc.kernels import reference
 from streamproc.kernels.blocks import WORDS, copy_blocks, gather_blocks, scatter_blocks
 

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+
 from streamproc.kernels.configs import CHIPS, INTERPRETED, Chip, ProductTile, config_for
 
 AMPERE, HOPPER, BLACKWELL = (CHIPS[major] for major in (8, 9, 10))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from guarded import DEVICE, guarded, poisoned
 from roundings import assert_rounded_once
+
 from streamproc.kernels import reference
 from streamproc.kernels.configs import Chip, ProductTile, config_of
 from streamproc.kernels.matmul import matmul

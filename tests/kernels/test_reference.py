@@ -5,11 +5,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from streamproc.kernels.reference import paged_attention
 
 from streamproc.engine.attention import Heads
 from streamproc.engine.batch import Geometry, build_batch
 from streamproc.engine.kv_cache import KVCache, Layout
+from streamproc.kernels.reference import paged_attention
 from streamproc.schedule.plan import Chunk
 
 BLOCK_SIZE, HEADS, KV_HEADS, HEAD_DIM = 16, 4, 2, 32

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from guarded import guarded, poisoned
 from roundings import assert_rounded_once
+
 from streamproc.kernels import reference
 from streamproc.kernels.rms_norm import add_rms_norm, rms_norm
 

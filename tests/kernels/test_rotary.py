@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from guarded import guarded, poisoned
 from roundings import assert_rounded_once
+
 from streamproc.kernels import reference
 from streamproc.kernels.rotary import rotary_write
 

@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 from guarded import guarded, poisoned
+
 from streamproc.kernels.rounding import e4m3, int8, rounded
 
 
