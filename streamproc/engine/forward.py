@@ -4,6 +4,7 @@ Both write exactly the cells that the chunks name and give the greedy tokens of 
 is decided once, at start, and is part of the fingerprint: they agree in all but the last bits.
 """
 
+import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,12 +18,15 @@ from streamproc.engine.chip import kernel_facts
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import library
 from streamproc.engine.cpu.program import compile_program
+from streamproc.engine.gpu.forward import GpuForward
+from streamproc.engine.gpu.parallel import Ranks
+from streamproc.engine.gpu.program import compile_gpu_program
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks, unpacked
 from streamproc.engine.parts import Unknown
 from streamproc.engine.support import Recorder
-from streamproc.errors import OutOfMemory
+from streamproc.errors import OutOfMemory, Usage
 from streamproc.schedule.plan import STUCK, Chunk, Plan, verify
 
 CHECK_TOKENS = 24
@@ -125,6 +129,9 @@ class TorchForward:
 def choose_forward(loaded: LoadedModel, block_size: int, threads: int) -> tuple[Forward, bool]:
     """The fastest that computes this model right, and whether a token's bits depend on nothing but its sequence."""
     with torch.inference_mode():
+        if loaded.ranks.size > 1:
+            shared = gpu_forward(loaded, block_size, loaded.ranks)
+            return shared, loaded.ranks.all(whole_is_exact(shared, block_size))
         own = cpu_forward(loaded, block_size, threads)
         if own:
             return own, whole_is_exact(own, block_size)
@@ -146,6 +153,22 @@ def cpu_forward(loaded: LoadedModel, block_size: int, threads: int) -> CpuForwar
     return None
 
 
+def gpu_forward(loaded: LoadedModel, block_size: int, ranks: Ranks) -> GpuForward:
+    """Raises Usage where the model cannot be shared by these processes."""
+    name = "ops" if loaded.device.type == "cuda" else "reference"       # triton is not everywhere
+    ops = importlib.import_module(f"streamproc.kernels.{name}")
+    why = "its logits are not those of transformers"
+    try:
+        forward = GpuForward(loaded, compile_gpu_program(loaded, ranks), ops, ranks=ranks)
+        if ranks.all(agrees(forward, block_size)):
+            return forward
+        forward.close()
+    except (Unknown, AttributeError, KeyError, TypeError) as problem:
+        why = str(problem)
+    raise Usage(f"engine.model: this model cannot be shared by {ranks.size} processes ({why}); use another one, or "
+                "start streamproc without torchrun")
+
+
 def torch_forward(loaded: LoadedModel, block_size: int) -> tuple[TorchForward, bool]:
     """With the padding of rows to use here, and whether it makes results exact."""
     multiple = exact.find_row_multiple(loaded.model)
@@ -161,16 +184,19 @@ def check_ids(loaded: LoadedModel) -> tuple[int, ...]:
     return tuple(i * 7 % loaded.vocab_size for i in range(CHECK_TOKENS))
 
 
-def agrees(forward: CpuForward, block_size: int) -> bool:
+def agrees(forward: CpuForward | GpuForward, block_size: int) -> bool:
     """Whether every prefix of a short text has the token, and its logit, that transformers' own model gives."""
     loaded, ids = forward.loaded, check_ids(forward.loaded)
-    theirs = loaded.model(input_ids=torch.tensor([ids], device=loaded.device), use_cache=False,
-                          position_ids=torch.arange(len(ids), device=loaded.device)[None],
-                          streamproc_step=Recorder()).logits[0].float().cpu()
     per_table = -(-len(ids) // block_size)
     kv = KVCache(loaded.layout(block_size), len(ids) * per_table, loaded.device)
     chunks = [Chunk(i, 0, ids[:i + 1], tuple(range(i * per_table, (i + 1) * per_table)), 1) for i in range(len(ids))]
     found, logits = forward.best(kv, chunks)
+    if loaded.ranks.rank:       # all have found the same, and the first one compares it
+        return True
+    here = loaded.model.device
+    theirs = loaded.model(input_ids=torch.tensor([ids], device=here), use_cache=False,
+                          position_ids=torch.arange(len(ids), device=here)[None],
+                          streamproc_step=Recorder()).logits[0].float().cpu()
     expected = theirs[torch.arange(len(ids)), torch.from_numpy(found).long()]
     allowed = AGREEMENT[loaded.dtype] * theirs.std(dim=-1)
     off = torch.maximum((torch.from_numpy(logits) - expected).abs(), theirs.max(-1).values - expected)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from streamproc.engine import support
+from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import Layout
 from streamproc.engine.support import Shapes
 from streamproc.errors import StreamprocError, Usage
@@ -31,6 +32,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     has_experts: bool               # rows choose their weights, so a matmul's rows depend on the batch
     fingerprint: str                # of weights and configuration
+    ranks: Ranks = ALONE            # the processes that share it
 
     @property
     def num_layers(self) -> int:
@@ -46,11 +48,13 @@ class LoadedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.layout(1).bytes_per_token
+        """In all processes together."""
+        return self.layout(1).bytes_per_token * self.ranks.size
 
     def layout(self, block_size: int) -> Layout:
-        """How this model's KV lies in blocks."""
-        return Layout(self.shapes.num_layers, self.shapes.num_kv_heads, self.shapes.head_dim, block_size, self.dtype)
+        """How this model's KV lies in blocks: that of the heads that are this process's."""
+        num_kv_heads = self.shapes.num_kv_heads // self.ranks.size
+        return Layout(self.shapes.num_layers, num_kv_heads, self.shapes.head_dim, block_size, self.dtype)
 
     def require_finite(self, is_finite: bool) -> None:
         """Raises StreamprocError where what was computed is no number."""
@@ -59,16 +63,20 @@ class LoadedModel:
                                   "try engine.dtype = float32, or get the model again")
 
 
-def describe(model: Any, folder: Path, name: str) -> LoadedModel:
-    """The facts of a model whose attention is ours. Raises Usage where it is not supported."""
+def describe(model: Any, folder: Path, name: str, ranks: Ranks = ALONE) -> LoadedModel:
+    """The facts of a model whose attention is ours. Raises Usage where it is not supported.
+
+    Of several processes the first reads all weights; the others leave what is not theirs in its file.
+    """
     config = model.config.get_text_config()
-    check_finite(model, name)
+    if ranks.rank == 0:
+        check_finite(model, name)
     shapes = support.probe(model, config, name)
     eos = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
     eos_ids = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
     return LoadedModel(model, folder, shapes, model.get_input_embeddings().num_embeddings, max_positions(config),
                        model.dtype, model.device, eos_ids, any(p.ndim > 2 for p in model.parameters()),
-                       fingerprint(model))
+                       fingerprint(model) if ranks.rank == 0 else "", ranks)
 
 
 def max_positions(config: Any) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from streamproc.config import Engine
+from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.errors import Usage
 from streamproc.memory import MIB, free_memory_bytes, mib
 
@@ -35,7 +36,8 @@ class Place(NamedTuple):
     kv_bytes: int
 
 
-def check_weights(settings: Engine, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def check_weights(settings: Engine, folder: Path, dtype: torch.dtype, device: torch.device,
+                  ranks: Ranks = ALONE) -> None:
     """Raises Usage where the weights are of a dtype that is not computed, or they and the pool do not fit the memory.
 
     Files that cannot be read are left to the loader, which says why.
@@ -46,7 +48,7 @@ def check_weights(settings: Engine, folder: Path, dtype: torch.dtype, device: to
         return
     check_dtypes(stored, settings)
     num_bytes = sum(weight.size for weight in stored) * dtype.itemsize
-    check_memory(settings, num_bytes or pickled_bytes(folder), dtype, device)
+    check_memory(settings, num_bytes or pickled_bytes(folder), dtype, device, ranks)
 
 
 def stored_weights(folder: Path) -> Iterator[Stored]:
@@ -83,13 +85,19 @@ def check_dtypes(stored: Sequence[Stored], settings: Engine) -> None:
                     "set engine.dtype=float32 to round them")
 
 
-def check_memory(settings: Engine, weight_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises Usage where weights and KV pool are more than is free on the device, or here on the way to it."""
+def check_memory(settings: Engine, weight_bytes: int, dtype: torch.dtype, device: torch.device,
+                 ranks: Ranks = ALONE) -> None:
+    """Raises Usage where weights and KV pool are more than is free on the device, or here on the way to it.
+
+    What is here serves all processes, and the first one looks at it; each has its part on its device.
+    """
     is_cpu = device.type == "cpu"
     here = Place("this machine", free_memory_bytes(), CPU_COPIES if is_cpu else 1, settings.kv_bytes if is_cpu else 0)
-    check_room(settings, weight_bytes, dtype, here)
+    if ranks.rank == 0:
+        check_room(settings, weight_bytes, dtype, here)
     if device.type == "cuda":
-        there = Place(str(device), torch.cuda.mem_get_info(device)[0], 1, settings.kv_bytes)
+        name = str(device) if ranks.size == 1 else f"{ranks.size} x {device}"
+        there = Place(name, torch.cuda.mem_get_info(device)[0] * ranks.size, 1, settings.kv_bytes)
         check_room(settings, weight_bytes, dtype, there)
 
 

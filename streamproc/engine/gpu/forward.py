@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from streamproc.engine.gpu.batch import Inputs, fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.batch import Bucket, Inputs, fill, inputs, make_batch, places, rounded
 from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
@@ -70,9 +70,20 @@ class GpuForward:
         work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
         key = kv.data.data_ptr(), where.bucket, masks is None
         rows, (ids, logits) = self._graphs.run(key, work) if is_small else work()
+        self.ranks.has_gathered(2 * len(self.program.layers) + (masks is None and bool(len(step.sampled))))
         if masks is not None:
             ids, logits = self._choose(rows, self._masks(masks(), len(step.sampled)))
         return self._staging.download(ids, logits, len(batch.sampled))
+
+    def gathers(self, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+        """Shapes of what a step of several processes gathers from them, in its order."""
+        rows, samples = sum(len(chunk.token_ids) for chunk in chunks), sum(chunk.num_samples for chunk in chunks)
+        if rows <= GRAPH_ROWS and self._graphs.are_used:
+            sizes = rounded(Bucket(rows, samples, 0, ()))
+            rows, samples = sizes.rows, sizes.samples
+        hidden = self.program.embedding.shape[1]
+        before = [(rows, hidden)] * (2 * len(self.program.layers) - 2)
+        return [*before, (samples, hidden), (samples, hidden), (samples, max(self._head_sizes))]
 
     def _cut(self, kv: KVCache) -> Any:
         return self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)
