@@ -33,7 +33,7 @@ def load_model(settings: settings_of.Engine, ranks: Ranks = ALONE) -> LoadedMode
         raise Usage(f"engine.dtype: {settings.dtype!r} is unknown, use one of auto, {', '.join(DTYPES)}")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder = model_folder(settings.model)
+    folder = ranks.of_first(lambda: model_folder(settings.model))       # it may have to be fetched, or written
     config = _load_config(folder, settings.model)
     support.check_config(config, settings.model)
     dtype = DTYPES.get(settings.dtype) or stored_dtype(config)

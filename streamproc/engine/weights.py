@@ -16,7 +16,7 @@ from streamproc.memory import MIB, free_memory_bytes, mib
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COMPUTABLE = {"F32", "F16", "BF16"}     # as safetensors calls them
-CPU_COPIES = 2      # as loaded, and packed for our own code, until the first can be let go
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 class Stored(NamedTuple):
@@ -48,7 +48,9 @@ def check_weights(settings: Engine, folder: Path, dtype: torch.dtype, device: to
         return
     check_dtypes(stored, settings)
     num_bytes = sum(weight.size for weight in stored) * dtype.itemsize
-    check_memory(settings, num_bytes or pickled_bytes(folder), dtype, device, ranks)
+    num_loaded = 1 if are_mapped(stored, dtype) else ranks.size
+    for place in places(settings, device, ranks, num_loaded):
+        check_room(settings, num_bytes or pickled_bytes(folder), dtype, place)
 
 
 def stored_weights(folder: Path) -> Iterator[Stored]:
@@ -61,6 +63,11 @@ def stored_weights(folder: Path) -> Iterator[Stored]:
                 for name in file.keys():  # noqa: SIM118 - it is no dict
                     part = file.get_slice(name)
                     yield Stored(name, part.get_dtype(), math.prod(part.get_shape()))
+
+
+def are_mapped(stored: Sequence[Stored], dtype: torch.dtype) -> bool:
+    """Whether several processes that load these have them in memory once: as they lie in their files."""
+    return bool(stored) and {weight.dtype for weight in stored} == {NAMES[dtype]}
 
 
 def pickled_bytes(folder: Path) -> int:
@@ -85,20 +92,18 @@ def check_dtypes(stored: Sequence[Stored], settings: Engine) -> None:
                     "set engine.dtype=float32 to round them")
 
 
-def check_memory(settings: Engine, weight_bytes: int, dtype: torch.dtype, device: torch.device,
-                 ranks: Ranks = ALONE) -> None:
-    """Raises Usage where weights and KV pool are more than is free on the device, or here on the way to it.
+def places(settings: Engine, device: torch.device, ranks: Ranks, num_loaded: int) -> Iterator[Place]:
+    """The device, and this machine on the way to it; num_loaded: how often all weights are loaded here.
 
     What is here serves all processes, and the first one looks at it; each has its part on its device.
     """
-    is_cpu = device.type == "cpu"
-    here = Place("this machine", free_memory_bytes(), CPU_COPIES if is_cpu else 1, settings.kv_bytes if is_cpu else 0)
     if ranks.rank == 0:
-        check_room(settings, weight_bytes, dtype, here)
+        is_cpu = device.type == "cpu"
+        copies = num_loaded + is_cpu    # packed for our own code, or shared out, before what was loaded can be let go
+        yield Place("this machine", free_memory_bytes(), copies, settings.kv_bytes if is_cpu else 0)
     if device.type == "cuda":
         name = str(device) if ranks.size == 1 else f"{ranks.size} x {device}"
-        there = Place(name, torch.cuda.mem_get_info(device)[0] * ranks.size, 1, settings.kv_bytes)
-        check_room(settings, weight_bytes, dtype, there)
+        yield Place(name, torch.cuda.mem_get_info(device)[0] * ranks.size, 1, settings.kv_bytes)
 
 
 def check_room(settings: Engine, weight_bytes: int, dtype: torch.dtype, place: Place) -> None:

@@ -51,8 +51,11 @@ class Link:
         self._reader = connection.makefile("rb")
 
     def send(self, message: Any) -> None:
-        """Raises OSError where nobody reads any more."""
-        self._socket.sendall(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+        self.send_pickled(pickled(message))
+
+    def send_pickled(self, message: bytes) -> None:
+        with suppress(OSError):     # nobody reads any more: whoever reads here gets to know
+            self._socket.sendall(message)
 
     def messages(self) -> Iterator[Any]:
         """Until the other side is gone."""
@@ -61,6 +64,10 @@ class Link:
                 yield pickle.load(self._reader)
             except (EOFError, OSError, pickle.UnpicklingError):
                 return
+
+
+def pickled(message: Any) -> bytes:
+    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
 
 
 class Followers:
@@ -79,13 +86,21 @@ class Followers:
 
     def start(self, plan: Plan, layout: Layout) -> Plan:
         """Have all of them carry it out -> the first process's part of it. `layout`: of each one's blocks."""
+        if not plan.loads:
+            self.tell(plan)
+            return plan
         loads = [(block_id, cut(data, layout, len(self._links) + 1)) for block_id, data in plan.loads]
         parts = [replace(plan, loads=tuple((block_id, pieces[rank]) for block_id, pieces in loads))
                  for rank in range(len(self._links) + 1)]  # fmt: skip
         for link, part in zip(self._links, parts[1:], strict=True):
-            with suppress(OSError):     # whoever listens to it knows
-                link.send(part)
+            link.send(part)
         return parts[0]
+
+    def tell(self, value: Any) -> None:
+        """What Leader.told gives them."""
+        message = pickled(value)
+        for link in self._links:
+            link.send_pickled(message)
 
     def outcomes(self) -> list[Outcome]:
         """Of the plan, once all of them are done with it. Raises Unavailable where one is lost."""
@@ -97,9 +112,7 @@ class Followers:
     def stop(self) -> None:
         """There are no more plans."""
         self._is_stopping = True
-        for link in self._links:
-            with suppress(OSError):
-                link.send(None)
+        self.tell(None)
 
     def guarded(self, work: "Future[T]") -> "Future[T]":
         """What this work gives; or the loss of a process, as soon as it is known: work that waits for it may hang."""
@@ -157,27 +170,30 @@ class Leader:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._plans = queue.SimpleQueue[Plan | None]()
+        self._told = queue.SimpleQueue[Any]()
         threading.Thread(target=self._listen, daemon=True, name="streamproc-leader").start()
 
     def plans(self) -> Iterator[Plan]:
         """Until there are no more."""
-        while plan := self._plans.get():
+        while plan := self._told.get():
             yield plan
+
+    def told(self) -> Any:
+        """What the first process tells next, however long that takes."""
+        return self._told.get()
 
     def report(self, outcome: Outcome) -> None:
         self._link.send(outcome)
 
     def fail(self, line: str) -> None:
         """The last word."""
-        with suppress(OSError):
-            self._link.send(Failure(line))
+        self._link.send(Failure(line))
 
     def _listen(self) -> None:
         is_over = False
-        for plan in self._link.messages():
-            is_over = plan is None
-            self._plans.put(plan)
+        for message in self._link.messages():
+            is_over = message is None
+            self._told.put(message)
         if not is_over:
             os._exit(Unavailable.exit_code)     # the first process has said why, or nobody can
 

@@ -5,8 +5,9 @@ on where a row lies in the batch. So a row's bits depend on its sequence and on 
 is rounded to the model's dtype before it is sent), not on its company, nor on which process adds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from torch import Tensor
 from streamproc.engine.gpu.links import Followers, Leader
 from streamproc.errors import Usage
 
+T = TypeVar("T")
 GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor      # the older name
 
 
@@ -64,6 +66,16 @@ class Ranks:
         if not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):   # capturing gathers nothing yet
             self._num_gathered += 1
         return parts
+
+    def of_first(self, work: Callable[[], T]) -> T:
+        """What this work gives in the first process, in all of them; the others do not do it."""
+        if self.leader:
+            found: T = self.leader.told()
+            return found
+        found = work()
+        if self.followers:
+            self.followers.tell(found)
+        return found
 
     @contextmanager
     def in_step(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> Iterator[None]:
