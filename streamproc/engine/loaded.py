@@ -66,12 +66,12 @@ class LoadedModel:
 def describe(model: Any, folder: Path, name: str, ranks: Ranks = ALONE) -> LoadedModel:
     """The facts of a model whose attention is ours. Raises Usage where it is not supported.
 
-    Of several processes the first reads all weights; the others leave what is not theirs in its file.
+    Of several processes the first looks at all weights; the others leave those that are not theirs in their files.
     """
     config = model.config.get_text_config()
     if ranks.rank == 0:
         check_finite(model, name)
-    shapes = support.probe(model, config, name)
+    shapes = ranks.of_first(lambda: support.probe(model, config, name))
     eos = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
     eos_ids = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
     return LoadedModel(model, folder, shapes, model.get_input_embeddings().num_embeddings, max_positions(config),
