@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from streamproc.config import Config
 from streamproc.engine.build import Engine, build_engine
+from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.kafka.control import ControlTopic
 from streamproc.kafka.epoch import EpochSink, transactional_id
 from streamproc.kafka.properties import check_reachable, client_properties
@@ -49,8 +50,11 @@ def named(config: Config) -> Config:
     return replace(config, worker=replace(config.worker, slot=slot))
 
 
-def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
-    """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line."""
+def start_worker(config: Config, warn: Callable[[str], None], ranks: Ranks = ALONE) -> Worker:
+    """Model loaded, transactions ready, control topic read, group joined. Raises Usage or Unavailable, in one line.
+
+    ranks: the processes that share the model; this is the first of them.
+    """
     collect_rarely()
     instance_id = config.worker.slot or None  # a slot that is made up for a run is no name to come back to
     config = named(config)
@@ -59,7 +63,7 @@ def start_worker(config: Config, warn: Callable[[str], None]) -> Worker:
     if problem := transactions_at_risk(properties):
         warn(problem)
     check_store(config)
-    engine = build_engine(config)
+    engine = build_engine(config, ranks)
     keeper = make_keeper(config, engine, warn)
     control = ControlTopic(config)
     sink = EpochSink(properties, transactional_id(config), warn)

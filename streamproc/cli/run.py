@@ -3,6 +3,7 @@
 import logging
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from streamproc.cli.common import Call, model_option, shared_options
 from streamproc.config import Snapshots
 from streamproc.errors import Usage
 from streamproc.values import without_account
+
+if TYPE_CHECKING:
+    from streamproc.engine.gpu.parallel import Ranks
 
 
 @click.command()
@@ -24,7 +28,7 @@ def run(call: Call, print_config: bool) -> None:
     streamproc run -b localhost:9092 --model ./my-model -X engine.context_tokens=2048
 
     SIGINT or SIGTERM finishes the epoch, leaves the group and exits with 0. Start as many workers as the records
-    topic has partitions; they share them.
+    topic has partitions; they share them. A model for several GPUs: torchrun --nproc-per-node 4 -m streamproc run ...
     """
     if print_config:
         from streamproc.settings_text import print_config as as_toml
@@ -32,11 +36,16 @@ def run(call: Call, print_config: bool) -> None:
         call.emit({"config": as_toml(call.config)}, as_toml(call.config).rstrip())
         return
     stopped = _stop_on_signals()
+    ranks = _meet(call)
+    if ranks and ranks.rank:
+        _follow(call, ranks)
+        return
     _tell_of(call)
     _check_topics(call)
+    from streamproc.engine.gpu.parallel import ALONE
     from streamproc.worker import start_worker
 
-    worker = start_worker(call.config, lambda text: call.note(f"warning: {text}"))
+    worker = start_worker(call.config, lambda text: call.note(f"warning: {text}"), ranks or ALONE)
     processor, engine = worker.processor, worker.engine
     call.note(
         f"worker {processor.publisher.worker} in group {call.config.worker.group}: {call.config.engine.model} on "
@@ -46,6 +55,7 @@ def run(call: Call, print_config: bool) -> None:
     )
     call.note(f"snapshots: {where_snapshots_go(call.config.snapshots)}")
     worker.run(lambda: bool(stopped))
+    _part(ranks)
     done = processor.counters
     doc = {name: getattr(done, name) for name in done.__slots__}
     call.emit(
@@ -72,6 +82,33 @@ def _stop_on_signals() -> list[int]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     return received
+
+
+def _meet(call: Call) -> "Ranks | None":
+    """The processes that torchrun has started, this one among them; None where it has not."""
+    if call.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    from streamproc.engine.gpu.meeting import meet
+
+    ranks = meet()
+    if ranks.rank == 0:
+        call.note(f"tensor parallel: {ranks.size} processes")
+    return ranks
+
+
+def _follow(call: Call, ranks: "Ranks") -> None:
+    """Compute for the first process until it stops; signals are its affair."""
+    from streamproc.engine.follower import follow
+
+    follow(call.config, ranks)
+    _part(ranks)
+
+
+def _part(ranks: "Ranks | None") -> None:
+    if ranks:
+        from streamproc.engine.gpu.meeting import part
+
+        part()
 
 
 def _tell_of(call: Call) -> None:

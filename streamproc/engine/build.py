@@ -12,6 +12,7 @@ from streamproc.config import Config
 from streamproc.engine.attention import KEY_TILE
 from streamproc.engine.constrain import Constrainer
 from streamproc.engine.forward import run_step
+from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.model import load_model
@@ -58,10 +59,13 @@ class Engine:
         self.runner.close()
 
 
-def build_engine(config: Config) -> Engine:
-    """Load the model and its tokenizer, make the KV pool. Raises Usage or Unavailable, in one line."""
+def build_engine(config: Config, ranks: Ranks = ALONE) -> Engine:
+    """Load the model and its tokenizer, make the KV pool. Raises Usage or Unavailable, in one line.
+
+    ranks: the processes that share the model; this is the first of them.
+    """
     check_block_size(config.engine.block_size)
-    loaded = load_model(config.engine)
+    loaded = load_model(config.engine, ranks)
     rendering, tokenizer = read_rendering(loaded.folder), load_tokenizer(loaded.folder)
     try:
         renderer = Renderer(tokenizer, rendering.prompts_of(config), loaded.eos_ids)
@@ -82,7 +86,7 @@ def share_threads(given: int, loaded: LoadedModel) -> tuple[int, int]:
     """
     threads = given or torch.get_num_threads()
     num_weights = sum(weight.numel() for weight in loaded.model.parameters())
-    is_small = loaded.device.type == "cpu" and num_weights < SMALL_MODEL_WEIGHTS
+    is_small = loaded.device.type == "cpu" and loaded.ranks.size == 1 and num_weights < SMALL_MODEL_WEIGHTS
     return (1, threads) if is_small else (threads, 1)
 
 
@@ -142,13 +146,13 @@ def free_kv_bytes(loaded: LoadedModel) -> int:
 def make_cache(config: Config, loaded: LoadedModel) -> KVCache:
     """The pool of engine.kv_bytes. Raises Usage where it cannot hold the longest sequence or cannot be had."""
     layout = loaded.layout(config.engine.block_size)
-    kv_bytes = config.engine.kv_bytes or free_kv_bytes(loaded)
-    num_blocks = kv_bytes // layout.block_bytes
+    kv_bytes = config.engine.kv_bytes or free_kv_bytes(loaded) * loaded.ranks.size
+    num_blocks = loaded.ranks.least(kv_bytes // (layout.block_bytes * loaded.ranks.size))
     needed = -(-longest_sequence(config) // layout.block_size) + 1      # and the copy of a partly filled block
     if num_blocks < needed:
         raise Usage(f"engine.kv_bytes: {kv_bytes} holds {num_blocks * layout.block_size} tokens of "
-                    f"{layout.bytes_per_token} bytes, the longest sequence needs {needed * layout.block_size}; "
-                    f"use at least {needed * layout.block_bytes}")
+                    f"{loaded.kv_bytes_per_token} bytes, the longest sequence needs {needed * layout.block_size}; "
+                    f"use at least {needed * layout.block_size * loaded.kv_bytes_per_token}")
     try:
         return KVCache(layout, num_blocks, loaded.device)
     except RuntimeError as problem:

@@ -4,6 +4,7 @@ Both write exactly the cells that the chunks name and give the greedy tokens of 
 is decided once, at start, and is part of the fingerprint: they agree in all but the last bits.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -139,26 +140,35 @@ def choose_forward(loaded: LoadedModel, block_size: int, threads: int) -> tuple[
     """
     with torch.inference_mode():
         own: CpuForward | GpuForward | None
-        if loaded.device.type == "cuda":
+        if loaded.device.type == "cuda" or loaded.ranks.size > 1:
             own = gpu_forward(loaded, block_size)
         else:
             own = cpu_forward(loaded, block_size, threads)
         if own:
-            return own, whole_is_exact(own, block_size)
+            return own, loaded.ranks.all(whole_is_exact(own, block_size))
         if loaded.layout(block_size).has_scales:
             raise Usage("engine.kv_dtype: only auto for this model: our kernels do not know all of its parts")
         return torch_forward(loaded, block_size)
 
 
 def gpu_forward(loaded: LoadedModel, block_size: int) -> GpuForward | None:
-    """None where a part of the model is unknown to us."""
-    from streamproc.kernels import ops  # noqa: PLC0415  (Triton is there for GPUs alone)
-
+    """None where a part of the model is unknown to us, and one process can do without. Raises Usage where several
+    processes cannot share it.
+    """
+    name = "ops" if loaded.device.type == "cuda" else "reference"       # triton is not everywhere
+    ops = importlib.import_module(f"streamproc.kernels.{name}")
+    ranks, why = loaded.ranks, "its logits are not those of transformers"
     try:
-        forward = GpuForward(loaded, compile_gpu_program(loaded), ops)
-    except (Unknown, AttributeError, KeyError, TypeError):      # as for the CPU
+        forward = GpuForward(loaded, compile_gpu_program(loaded, ranks), ops)
+        if ranks.all(agrees(forward, block_size)):
+            return forward
+        forward.close()
+    except (Unknown, AttributeError, KeyError, TypeError) as problem:   # as for the CPU
+        why = str(problem)
+    if ranks.size == 1:
         return None
-    return forward if agrees(forward, block_size) else None
+    raise Usage(f"engine.model: this model cannot be shared by {ranks.size} processes ({why}); use another one, or "
+                "start streamproc without torchrun")
 
 
 def cpu_forward(loaded: LoadedModel, block_size: int, threads: int) -> CpuForward | None:
@@ -194,14 +204,17 @@ def check_ids(loaded: LoadedModel) -> tuple[int, ...]:
 def agrees(forward: CpuForward | GpuForward, block_size: int) -> bool:
     """Whether every prefix of a short text has the token, and its logit, that transformers' own model gives."""
     loaded, ids = forward.loaded, check_ids(forward.loaded)
-    theirs = loaded.model(input_ids=torch.tensor([ids], device=loaded.device), use_cache=False,
-                          position_ids=torch.arange(len(ids), device=loaded.device)[None],
-                          streamproc_step=Recorder()).logits[0].float().cpu()
     per_table = -(-len(ids) // block_size)
     layout = replace(loaded.layout(block_size), dtype=loaded.dtype)     # no codes: they are off by what they are
     kv = KVCache(layout, len(ids) * per_table, loaded.device)
     chunks = [Chunk(i, 0, ids[:i + 1], tuple(range(i * per_table, (i + 1) * per_table)), 1) for i in range(len(ids))]
     found, logits = forward.best(kv, chunks)
+    if loaded.ranks.rank:       # all have found the same, and the first one compares it
+        return True
+    here = loaded.model.device
+    theirs = loaded.model(input_ids=torch.tensor([ids], device=here), use_cache=False,
+                          position_ids=torch.arange(len(ids), device=here)[None],
+                          streamproc_step=Recorder()).logits[0].float().cpu()
     expected = theirs[torch.arange(len(ids)), torch.from_numpy(found).long()]
     allowed = AGREEMENT[loaded.dtype] * theirs.std(dim=-1)
     off = torch.maximum((torch.from_numpy(logits) - expected).abs(), theirs.max(-1).values - expected)

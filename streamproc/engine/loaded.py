@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from streamproc.engine import support
+from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import Layout
 from streamproc.engine.support import Shapes
 from streamproc.errors import StreamprocError, Usage
@@ -23,6 +24,7 @@ class Ways:
 
     kv_dtype: torch.dtype | None = None
     deterministic: bool = True      # products whose rows do not depend on the batch, or torch's
+    ranks: Ranks = ALONE            # the processes that share the model
 
 
 PLAIN = Ways()
@@ -50,6 +52,11 @@ class LoadedModel:
         return self.ways.kv_dtype or self.dtype
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that share it."""
+        return self.ways.ranks
+
+    @property
     def num_layers(self) -> int:
         return self.shapes.num_layers
 
@@ -63,12 +70,13 @@ class LoadedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.layout(1).bytes_per_token
+        """In all processes together."""
+        return self.layout(1).bytes_per_token * self.ranks.size
 
     def layout(self, block_size: int) -> Layout:
-        """How this model's KV lies in blocks."""
-        return Layout(self.shapes.num_layers, self.shapes.num_kv_heads, self.shapes.head_dim, block_size,
-                      self.kv_dtype)
+        """How this model's KV lies in blocks: that of the heads that are this process's."""
+        num_kv_heads = self.shapes.num_kv_heads // self.ranks.size
+        return Layout(self.shapes.num_layers, num_kv_heads, self.shapes.head_dim, block_size, self.kv_dtype)
 
     def require_finite(self, is_finite: bool) -> None:
         """Raises StreamprocError where what was computed is no number."""
@@ -78,15 +86,19 @@ class LoadedModel:
 
 
 def describe(model: Any, folder: Path, name: str, ways: Ways = PLAIN) -> LoadedModel:
-    """The facts of a model whose attention is ours. Raises Usage where it is not supported."""
+    """The facts of a model whose attention is ours. Raises Usage where it is not supported.
+
+    Of several processes the first looks at all weights; the others leave those that are not theirs in their files.
+    """
     config = model.config.get_text_config()
-    check_finite(model, name)
-    shapes = support.probe(model, config, name)
+    if ways.ranks.rank == 0:
+        check_finite(model, name)
+    shapes = ways.ranks.of_first(lambda: support.probe(model, config, name))
     eos = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
     eos_ids = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
     return LoadedModel(model, folder, shapes, model.get_input_embeddings().num_embeddings, max_positions(config),
                        model.dtype, ways, model.device, eos_ids, any(p.ndim > 2 for p in model.parameters()),
-                       fingerprint(model))
+                       fingerprint(model) if ways.ranks.rank == 0 else "")
 
 
 def max_positions(config: Any) -> int | None:

@@ -1,6 +1,7 @@
 """Any causal LM that transformers loads, from the settings that name it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.utils import logging
 
 from streamproc import config as settings_of
 from streamproc.engine import attention, support
+from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import CODES
 from streamproc.engine.loaded import LoadedModel, Ways, describe
 from streamproc.engine.source import model_folder
@@ -22,21 +24,28 @@ DEVICES = r"auto|cpu|cuda(:\d+)?"
 NO_WEIGHTS = ("inv_freq", "rope.freqs", ".masked_bias", ".attn.bias", ".position_ids")    # old files keep such tables
 
 
-def load_model(settings: settings_of.Engine) -> LoadedModel:
-    """The model of these settings. Raises Usage or Unavailable, where it cannot be had or is not supported."""
-    device = resolve_device(settings.device)
+def load_model(settings: settings_of.Engine, ranks: Ranks = ALONE) -> LoadedModel:
+    """The model of these settings. Raises Usage or Unavailable, where it cannot be had or is not supported.
+
+    Where several processes share it, it stays in the CPU's memory, as its files are mapped there, once for all of them;
+    `device` is where this one computes.
+    """
+    device = resolve_device(settings.device) if ranks.size == 1 else device_of(settings.device, ranks)
     if settings.dtype not in ("auto", *DTYPES):
         raise Usage(f"engine.dtype: {settings.dtype!r} is unknown, use one of auto, {', '.join(DTYPES)}")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder = model_folder(settings.model)
+    folder = ranks.of_first(lambda: model_folder(settings.model))       # it may have to be fetched, or written
     config = _load_config(folder, settings.model)
     support.check_config(config, settings.model)
     dtype = DTYPES.get(settings.dtype) or stored_dtype(config, device)
     check_formats(settings, device)
-    check_weights(settings, folder, dtype, device)
-    model = _load_weights(folder, config, dtype, settings.model).to(device).eval()
-    return describe(model, folder, settings.model, Ways(CODES.get(settings.kv_dtype), settings.deterministic))
+    check_weights(settings, folder, dtype, device, ranks)
+    model = _load_weights(folder, config, dtype, settings.model).eval()
+    ways = Ways(CODES.get(settings.kv_dtype), settings.deterministic, ranks)
+    if ranks.size == 1:
+        return describe(model.to(device), folder, settings.model, ways)
+    return replace(describe(model, folder, settings.model, ways), device=device)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -51,6 +60,19 @@ def resolve_device(name: str) -> torch.device:
         sees = f"{num_gpus} GPUs" if num_gpus else "no GPU"
         raise Usage(f"engine.device: {name}, but torch sees {sees} here; use cpu or auto, or mend the driver")
     return device
+
+
+def device_of(name: str, ranks: Ranks) -> torch.device:
+    """That of one of several processes: the GPU of its number. Raises Usage where there are too few."""
+    device = resolve_device(name)
+    if device.type == "cpu":
+        return device
+    if device.index is not None:
+        raise Usage(f"engine.device: {name} is one GPU, {ranks.size} processes take one each; use auto or cuda")
+    if torch.cuda.device_count() < ranks.size:
+        raise Usage(f"engine.device: torch sees {torch.cuda.device_count()} GPUs here, {ranks.size} processes take one "
+                    f"each; start torchrun with --nproc-per-node {torch.cuda.device_count()}, or use cpu")
+    return torch.device("cuda", ranks.rank)
 
 
 def stored_dtype(config: Any, device: torch.device) -> torch.dtype:

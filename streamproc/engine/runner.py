@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
 from streamproc.engine.forward import choose_forward, run_step
+from streamproc.engine.gpu.forward import GpuForward
+from streamproc.engine.gpu.links import merged
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LANE_TOKENS = 32         # fewer are not worth a lane
+NOTHING = Plan((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ class ModelRunner:
         self._masks = ThreadPoolExecutor(1, "streamproc-masks")
         if constrainer:
             self._masks.submit(constrainer.prepare)
-        self._pool = ThreadPoolExecutor(1, "streamproc-engine", torch.set_num_threads, (threads,))
+        self._followers = loaded.ranks.followers
+        self._pool = ThreadPoolExecutor(1, "streamproc-engine", settle_thread, (threads, loaded.device))
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
         self.forward, self.exact = self.call(lambda: choose_forward(loaded, kv.layout.block_size, threads))
@@ -105,7 +109,7 @@ class ModelRunner:
 
     @property
     def block_bytes(self) -> int:
-        return self.kv.layout.block_bytes
+        return self.kv.layout.block_bytes * self.loaded.ranks.size
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -121,18 +125,37 @@ class ModelRunner:
 
     def launch(self, plan: Plan) -> ModelFlight:
         """Start a step and return at once."""
-        return ModelFlight(self._pool.submit(self._timed, plan))
+        return ModelFlight(self._submit(self._timed, plan))
 
     def _timed(self, plan: Plan) -> Landed:
         started = time.perf_counter()
+        is_shared = self._followers is not None and plan != NOTHING
+        sampled, saved = self._with_followers(plan) if is_shared else self._carry_out(plan)
+        return Landed(sampled, saved, time.perf_counter() - started)
+
+    def _with_followers(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], dict[bytes, np.ndarray]]:
+        """All processes carry it out; whatever happens, they are all done with it afterwards."""
+        assert self._followers, "this process leads nobody"
+        mine = self._followers.start(plan, self.kv.layout)
+        try:
+            sampled, saved = self._carry_out(mine)
+        finally:
+            outcomes = self._followers.outcomes()
+        return sampled, merged(saved, outcomes, self.kv.layout)
+
+    def _carry_out(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], dict[bytes, np.ndarray]]:
         saved = {name: self.kv.read(block_id) for block_id, name in plan.saves}
         for block_id, data in plan.loads:
             self.kv.write(block_id, data)
-        return Landed(self._run(plan), saved, time.perf_counter() - started)
+        return self._run(plan), saved
 
     def _run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
         check_chunks(plan.chunks, self.kv)
+        if plan.chunks and self.loaded.ranks.size > 1 and isinstance(self.forward, GpuForward):
+            like = self.forward.program.embedding
+            with self.loaded.ranks.in_step(self.forward.gathers(plan.chunks), like):
+                return self._with_forced(plan.chunks, run_step(self.forward, self.kv, plan, self._masks_of(plan)))
         first, *rest = split(plan, self.num_lanes)
         if rest:    # what is copied is read by all lanes
             run_step(self.forward, self.kv, Plan(first.copies, ()))
@@ -151,6 +174,8 @@ class ModelRunner:
         """Begin to make them; None where there is no constraint."""
         if not any(chunk.constraint for chunk in part.chunks):
             return None
+        if self.loaded.ranks.rank:      # the first process chooses; the others only do the same work
+            return lambda: [None] * sum(chunk.num_samples for chunk in part.chunks)
         assert self.constrainer, "a runner without a constrainer"
         return self._masks.submit(self.constrainer.masks, part.chunks).result
 
@@ -162,11 +187,17 @@ class ModelRunner:
 
     def call(self, work: Callable[[], T]) -> T:
         """Do this in the runner's thread, after the steps before it."""
-        return self._pool.submit(work).result()
+        return self._submit(work).result()
+
+    def _submit(self, work: Callable[..., T], *arguments: Any) -> "Future[T]":
+        future = self._pool.submit(work, *arguments)
+        return self._followers.guarded(future) if self._followers else future
 
     def close(self) -> None:
         """Let the step on its way finish and end the thread; harmless when repeated."""
         self._pool.shutdown()
+        if self._followers:
+            self._followers.stop()
         self.close_lanes()
         self._masks.shutdown()
         self.forward.close()
@@ -182,6 +213,13 @@ class ModelRunner:
         facts = (self.loaded.fingerprint, str(self.loaded.dtype), str(self.loaded.kv_dtype), chip(self.loaded.device),
                  str(window_unit(self.block_size)), *self.forward.facts)
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def settle_thread(threads: int, device: torch.device) -> None:
+    """Make this thread one that computes there."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def split(plan: Plan, num_lanes: int) -> list[Plan]:

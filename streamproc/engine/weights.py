@@ -10,12 +10,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from streamproc.config import Engine
+from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.errors import Usage
 from streamproc.memory import CPU_POOL_BYTES, MIB, free_memory_bytes, mib
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COMPUTABLE = {"F32", "F16", "BF16"}     # as safetensors calls them
-CPU_COPIES = 2      # as loaded, and packed for our own code, until the first can be let go
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 class Stored(NamedTuple):
@@ -35,7 +36,8 @@ class Place(NamedTuple):
     kv_bytes: int
 
 
-def check_weights(settings: Engine, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def check_weights(settings: Engine, folder: Path, dtype: torch.dtype, device: torch.device,
+                  ranks: Ranks = ALONE) -> None:
     """Raises Usage where the weights are of a dtype that is not computed, or they and the pool do not fit the memory.
 
     Files that cannot be read are left to the loader, which says why.
@@ -46,7 +48,9 @@ def check_weights(settings: Engine, folder: Path, dtype: torch.dtype, device: to
         return
     check_dtypes(stored, settings)
     num_bytes = sum(weight.size for weight in stored) * dtype.itemsize
-    check_memory(settings, num_bytes or pickled_bytes(folder), dtype, device)
+    num_loaded = 1 if are_mapped(stored, dtype) else ranks.size
+    for place in places(settings, device, ranks, num_loaded):
+        check_room(settings, num_bytes or pickled_bytes(folder), dtype, place)
 
 
 def stored_weights(folder: Path) -> Iterator[Stored]:
@@ -59,6 +63,11 @@ def stored_weights(folder: Path) -> Iterator[Stored]:
                 for name in file.keys():  # noqa: SIM118 - it is no dict
                     part = file.get_slice(name)
                     yield Stored(name, part.get_dtype(), math.prod(part.get_shape()))
+
+
+def are_mapped(stored: Sequence[Stored], dtype: torch.dtype) -> bool:
+    """Whether several processes that load these have them in memory once: as they lie in their files."""
+    return bool(stored) and {weight.dtype for weight in stored} == {NAMES[dtype]}
 
 
 def pickled_bytes(folder: Path) -> int:
@@ -83,15 +92,19 @@ def check_dtypes(stored: Sequence[Stored], settings: Engine) -> None:
                     "set engine.dtype=float32 to round them")
 
 
-def check_memory(settings: Engine, weight_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises Usage where weights and KV pool are more than is free on the device, or here on the way to it."""
+def places(settings: Engine, device: torch.device, ranks: Ranks, num_loaded: int) -> Iterator[Place]:
+    """The device, and this machine on the way to it; num_loaded: how often all weights are loaded here.
+
+    What is here serves all processes, and the first one looks at it; each has its part on its device.
+    """
     is_cpu = device.type == "cpu"
     pool = settings.kv_bytes or (CPU_POOL_BYTES if is_cpu else 0)
-    here = Place("this machine", free_memory_bytes(), CPU_COPIES if is_cpu else 1, pool if is_cpu else 0)
-    check_room(settings, weight_bytes, dtype, here)
+    if ranks.rank == 0:
+        copies = num_loaded + is_cpu    # packed for our own code, or shared out, before what was loaded can be let go
+        yield Place("this machine", free_memory_bytes(), copies, pool if is_cpu else 0)
     if device.type == "cuda":
-        there = Place(str(device), torch.cuda.mem_get_info(device)[0], 1, pool)
-        check_room(settings, weight_bytes, dtype, there)
+        name = str(device) if ranks.size == 1 else f"{ranks.size} x {device}"
+        yield Place(name, torch.cuda.mem_get_info(device)[0] * ranks.size, 1, pool)
 
 
 def check_room(settings: Engine, weight_bytes: int, dtype: torch.dtype, place: Place) -> None:

@@ -63,8 +63,9 @@ def test_dtype_is_as_asked_or_as_stored(folder: Path, engine: Engine) -> None:
     assert half.dtype == torch.bfloat16
     assert half.fingerprint != engine.loaded.fingerprint
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [stored_dtype(LlamaConfig(dtype="bfloat16"), device) for device in (cpu, gpu)] == [torch.bfloat16] * 2
-    assert [stored_dtype(LlamaConfig(dtype="float16"), device) for device in (cpu, gpu)] == [torch.float32, torch.float16]
+    brain, half = LlamaConfig(dtype="bfloat16"), LlamaConfig(dtype="float16")
+    assert [stored_dtype(brain, device) for device in (cpu, gpu)] == [torch.bfloat16, torch.bfloat16]
+    assert [stored_dtype(half, device) for device in (cpu, gpu)] == [torch.float32, torch.float16]
     assert "engine.dtype: 'int8' is unknown, use one of auto" in refusal(Settings(dtype="int8"))
 
 

@@ -12,6 +12,7 @@ from spoiling import edit, edit_weights, recast, refusal
 from streamproc.config import Engine as Settings
 from streamproc.engine import weights
 from streamproc.engine.build import Engine
+from streamproc.engine.gpu.parallel import Ranks
 from streamproc.engine.loaded import LoadedModel, describe
 from streamproc.engine.model import load_model
 from streamproc.errors import Usage
@@ -113,6 +114,21 @@ def test_weights_in_torchs_own_format_are_counted_by_their_files(folder: Path,
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setattr(weights, "free_memory_bytes", lambda: MIB)
     assert "it takes 2 x 3 MiB of float32 weights" in refusal(Settings(model=str(folder)))
+
+
+def test_several_gpus_hold_the_weights_and_the_pool_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, gpu = {"free": 4 * MIB}, {"free": 13 * MIB}
+    monkeypatch.setattr(weights, "free_memory_bytes", lambda: here["free"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu["free"], 2**40))
+    settings = Settings(model=str(folder), kv_bytes=48 * MIB)
+    first, last = (Ranks(rank, 4) for rank in (0, 3))
+    for ranks in (first, last):
+        weights.check_weights(settings, folder, torch.float32, torch.device("cuda", ranks.rank), ranks)
+    with pytest.raises(Usage, match=r"4 x 2 MiB of bfloat16 weights, this machine has 4 MiB free"):     # not mapped
+        weights.check_weights(settings, folder, torch.bfloat16, torch.device("cuda", 0), first)
+    gpu["free"] = 12 * MIB
+    with pytest.raises(Usage, match=r"4 x cuda:3 has 48 MiB free; set engine.kv_bytes=45MiB"):
+        weights.check_weights(settings, folder, torch.float32, torch.device("cuda", 3), last)
 
 
 def test_a_gpu_holds_the_weights_once_and_the_pool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

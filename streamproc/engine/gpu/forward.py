@@ -14,9 +14,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from streamproc.engine.gpu.batch import Inputs, fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.batch import Bucket, Inputs, fill, inputs, make_batch, places, rounded
 from streamproc.engine.gpu.graphs import Graphs
-from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
 from streamproc.engine.kv_cache import Copies, KVCache
@@ -32,15 +31,15 @@ NO_MASK = -1
 class GpuForward:
     """One caller at a time."""
 
-    def __init__(self, loaded: LoadedModel, program: GpuProgram, ops: Any, ranks: Ranks = ALONE) -> None:
+    def __init__(self, loaded: LoadedModel, program: GpuProgram, ops: Any) -> None:
         """ops: kernels/ops.py, or kernels/reference.py."""
-        self.loaded, self.program, self.ops, self.ranks = loaded, program, ops, ranks
+        self.loaded, self.program, self.ops, self.ranks = loaded, program, ops, loaded.ranks
         self.windows = tuple(dict.fromkeys(layer.window for layer in program.layers))
         is_involved = loaded.layout(1).has_scales or program.softcap is not None
         self.sizes = ops.attention_sizes(loaded.device, program.head_dim, is_involved)
         self.num_checked = min(2 * self.sizes.key_split + 40, loaded.max_positions or 2**30)
         self.name = f"{ops.NAME}, {'deterministic' if loaded.ways.deterministic else 'products by torch'}"
-        self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(ranks.size)]
+        self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(self.ranks.size)]
         self._staging = Staging(loaded.device)
         self._graphs = Graphs(loaded.device)
 
@@ -71,11 +70,22 @@ class GpuForward:
             self.ops.copy_blocks(kv.data, *pairs)
         step = inputs(where, self.windows, self._staging.on_device)
         work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
-        key = kv.data.data_ptr(), where.bucket, masks is None
+        key = kv.data.data_ptr(), kv.layout, where.bucket, masks is None
         rows, (ids, logits) = self._graphs.run(key, work) if is_small else work()
+        self.ranks.has_gathered(2 * len(self.program.layers) + (masks is None and bool(len(step.sampled))))
         if masks is not None:
             ids, logits = self._choose(rows, self._masks(masks(), len(step.sampled)))
         return self._staging.download(ids, logits, len(batch.sampled))
+
+    def gathers(self, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+        """Shapes of what a step of several processes gathers from them, in its order."""
+        rows, samples = sum(len(chunk.token_ids) for chunk in chunks), sum(chunk.num_samples for chunk in chunks)
+        if rows <= GRAPH_ROWS and self._graphs.are_used:
+            sizes = rounded(Bucket(rows, samples, 0, ()))
+            rows, samples = sizes.rows, sizes.samples
+        hidden = self.program.embedding.shape[1]
+        before = [(rows, hidden)] * (2 * len(self.program.layers) - 2)
+        return [*before, (samples, hidden), (samples, hidden), (samples, max(self._head_sizes))]
 
     def _cut(self, kv: KVCache) -> Any:
         return self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)

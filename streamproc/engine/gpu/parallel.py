@@ -1,26 +1,32 @@
-"""Several processes, each with a GPU and a part of the model: torch.distributed, as torchrun starts it.
+"""Several processes, each with a GPU and a part of the model.
 
 Sums over the GPUs are made in the order of their numbers, by each of them from all parts: a ring's order would depend
-on where a row lies in the batch.
+on where a row lies in the batch. So a row's bits depend on its sequence and on how many processes there are (each part
+is rounded to the model's dtype before it is sent), not on its company, nor on which process adds.
 """
 
-import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from streamproc.engine.gpu.links import Followers, Leader
 from streamproc.errors import Usage
 
+T = TypeVar("T")
+GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor      # the older name
 
-@dataclass(frozen=True, slots=True)
+
 class Ranks:
-    """This process among `size`."""
+    """This process among `size`: the first one has `followers`, the others a `leader`."""
 
-    rank: int
-    size: int
+    def __init__(self, rank: int, size: int, followers: Followers | None = None, leader: Leader | None = None) -> None:
+        self.rank, self.size = rank, size
+        self.followers, self.leader = followers, leader
+        self._num_gathered = 0
 
     def check(self, num_kv_heads: int, intermediate: int) -> None:
         """Raises Usage where the model cannot be shared out evenly."""
@@ -36,42 +42,70 @@ class Ranks:
         return tensor.detach().tensor_split(self.size, dim)[self.rank].contiguous()
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of what the processes have, rounded once."""
+        """The sum of what the processes have, in float32, rounded once."""
         if self.size == 1:
             return tensor
-        parts = torch.empty(self.size, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        dist.all_gather_into_tensor(parts, tensor.contiguous())
+        parts = self._gathered(tensor)
         total = parts[0].float()
         for part in parts[1:]:
             total += part
         return total.to(tensor.dtype)
 
-    def joined(self, tensor: Tensor, sizes: list[int]) -> Tensor:
+    def joined(self, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
         """[rows, columns of all processes side by side]; sizes: how many columns each has."""
         if self.size == 1:
             return tensor
-        padded = torch.nn.functional.pad(tensor, (0, max(sizes) - tensor.shape[1]))
-        parts = torch.empty(self.size, *padded.shape, dtype=tensor.dtype, device=tensor.device)
-        dist.all_gather_into_tensor(parts, padded)
+        parts = self._gathered(torch.nn.functional.pad(tensor, (0, max(sizes) - tensor.shape[1])))
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], 1)
 
-    def shared(self, value: Any) -> Any:
-        """The first process's value, in all of them."""
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        """[processes, *tensor.shape]"""
+        parts = torch.empty(self.size, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        if tensor.numel():
+            GATHER(parts.flatten(0, 1), tensor.contiguous())
+        if not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):   # capturing gathers nothing yet
+            self._num_gathered += 1
+        return parts
+
+    def of_first(self, work: Callable[[], T]) -> T:
+        """What this work gives in the first process, in all of them; the others do not do it."""
+        if self.leader:
+            found: T = self.leader.told()
+            return found
+        found = work()
+        if self.followers:
+            self.followers.tell(found)
+        return found
+
+    @contextmanager
+    def in_step(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> Iterator[None]:
+        """A step in which every process gathers tensors of these shapes, in this order, of the dtype of `like`.
+
+        Where it fails here, the others get zeros for the rest, and can end it: what they compute counts for nothing.
+        """
+        self._num_gathered = 0
+        try:
+            yield
+        except Exception:
+            for shape in shapes[self._num_gathered:]:
+                self._gathered(torch.zeros(shape, dtype=like.dtype, device=like.device))
+            raise
+
+    def has_gathered(self, num_gathered: int) -> None:
+        """So many were gathered since the step began, be it by a graph."""
+        self._num_gathered = num_gathered
+
+    def all(self, fact: bool) -> bool:
+        """Whether it is so in every process."""
+        return bool(self.least(fact))
+
+    def least(self, number: int) -> int:
+        """The smallest of what the processes have."""
         if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, 0)
-        return box[0]
+            return number
+        numbers = [number] * self.size
+        dist.all_gather_object(numbers, number)
+        return min(numbers)
 
 
 ALONE = Ranks(0, 1)
-
-
-def join(device: torch.device) -> Ranks:
-    """Meet the processes that torchrun started beside this one; ALONE where there are none."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return ALONE
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(dist.get_rank(), size)

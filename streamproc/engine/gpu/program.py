@@ -38,8 +38,9 @@ class Rotary:
         size = size if limit is None else min(size, limit)
         assert positions <= size, "a position beyond the model's"
         places = [range(i, min(i + POSITIONS, size)) for i in range(0, size, POSITIONS)]
-        self._tables = {kind: torch.cat([rotary_tables(self._module, kind, piece, self._loaded.device)
-                                         for piece in places], 1) for kind in self._kinds}
+        here = next(self._module.buffers()).device      # several processes leave the model on the CPU
+        self._tables = {kind: torch.cat([rotary_tables(self._module, kind, piece, here) for piece in places], 1)
+                        .to(self._loaded.device) for kind in self._kinds}
         self.size = size
         return True
 
@@ -97,18 +98,19 @@ class GpuProgram:
 
 
 def compile_gpu_program(loaded: LoadedModel, ranks: Ranks = ALONE) -> GpuProgram:
-    """Raises Unknown where the model is made of other parts."""
+    """What this process has of the model goes to its device. Raises Unknown where the model is made of other parts."""
     parts = take_apart(loaded)
-    shapes = loaded.shapes
+    shapes, device = loaded.shapes, loaded.device
     if shapes.head_dim > MAX_HEAD_DIM:
         raise Unknown("its heads are too large")
     ranks.check(shapes.num_kv_heads, len(parts.layers[0].gate))
     with torch.inference_mode():
         layers = tuple(_layer(layer, loaded, ranks) for layer in parts.layers)
-        head = Product(*(None if each is None else ranks.part(each) for each in joined([parts.head])))
+        weight, bias = (None if each is None else ranks.part(each) for each in joined([parts.head]))
+        head = _product(weight, bias, device)
         return GpuProgram(
-            parts.embedding.weight.detach(), parts.embedding_scale, layers, parts.final_norm, head,
-            Rotary(parts.rotary, {layer.kind for layer in parts.layers} - {UNROTATED}, loaded),
+            parts.embedding.weight.detach().to(device), parts.embedding_scale, layers, parts.final_norm.to(device),
+            head, Rotary(parts.rotary, {layer.kind for layer in parts.layers} - {UNROTATED}, loaded),
             shapes.num_heads // ranks.size, shapes.num_kv_heads // ranks.size, shapes.head_dim, parts.epsilon,
             parts.scaling, parts.is_gelu, shapes.softcap, parts.final_softcap)
 
@@ -116,11 +118,14 @@ def compile_gpu_program(loaded: LoadedModel, ranks: Ranks = ALONE) -> GpuProgram
 def _layer(layer: LayerParts, loaded: LoadedModel, ranks: Ranks) -> GpuLayer:
     if layer.output.bias is not None and ranks.size > 1:
         raise Unknown("its attention's output has a bias")
+    device = loaded.device
     return GpuLayer(
-        _qkv(layer.qkv, loaded, ranks), Product(ranks.part(layer.output.weight, 1), layer.output.bias),
-        Product(torch.cat([ranks.part(layer.gate), ranks.part(layer.up)])), Product(ranks.part(layer.down.weight, 1)),
-        layer.before_attention, layer.query_norm, layer.key_norm, layer.after_attention, layer.before_mlp,
-        layer.after_mlp, layer.window, layer.kind)
+        _qkv(layer.qkv, loaded, ranks), _product(ranks.part(layer.output.weight, 1), layer.output.bias, device),
+        _product(torch.cat([ranks.part(layer.gate), ranks.part(layer.up)]), None, device),
+        _product(ranks.part(layer.down.weight, 1), None, device),
+        layer.before_attention.to(device), _moved(layer.query_norm, device), _moved(layer.key_norm, device),
+        _moved(layer.after_attention, device), layer.before_mlp.to(device), _moved(layer.after_mlp, device),
+        layer.window, layer.kind)
 
 
 def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Product:
@@ -129,5 +134,13 @@ def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Pro
     rows = [loaded.shapes.num_heads * dim, kv_rows, kv_rows]
     weight, bias = (None if whole is None else torch.cat([ranks.part(each) for each in whole.split(rows)])
                     for whole in joined(linears))
+    return _product(weight, bias, loaded.device)
+
+
+def _product(weight: Tensor | None, bias: Tensor | None, device: torch.device) -> Product:
     assert weight is not None, "a product without weights"
-    return Product(weight, bias)
+    return Product(weight.to(device), _moved(bias, device))
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
