@@ -72,7 +72,8 @@ class Case:
         self.bench, self.guards, self.way = bench, guards, way
         self.rows, self.start = bench.sizes.attention_rows, bench.sizes.attention_start + bench.whole(0, 40)
         self.heads, self.kv_heads = bench.sizes.heads
-        self.sizes: Attention = bench.kernels.attention_sizes(bench.device, way.head_dim)
+        self.sizes: Attention = bench.kernels.attention_sizes(bench.device, way.head_dim,
+                                                                     bool(way.codes or way.softcap))
         self.pool = self._pool()
         self.query = guards.copy(bench.normal(self.rows, self.heads, way.head_dim, dtype=way.dtype))
 

@@ -45,7 +45,7 @@ class Fleet:
         self.sessions = min(self.sizes.fleet, blocks_that_fit(bench, layout) // of_session)
         assert self.sessions, "not even one session fits"
         kv = noisy_pool(layout, self.sessions * of_session, bench.device)
-        self.kept = Kept(subject.exact, kv, range(self.full))
+        self.kept = Kept(subject.with_codes(codes), kv, range(self.full))
         self.tables = [self._table(i * of_session, fork)
                        for i in range(self.sessions) for fork in range(self.sizes.standing)]
 

@@ -15,7 +15,7 @@ from streamproc.engine import attention, support
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.program import GpuProgram, compile_gpu_program
 from streamproc.engine.kv_cache import CODES, KVCache, Layout
-from streamproc.engine.loaded import LoadedModel, max_positions
+from streamproc.engine.loaded import PLAIN, LoadedModel, Ways, max_positions
 from streamproc.schedule.plan import Chunk
 
 Ids = tuple[int, ...]
@@ -43,7 +43,13 @@ class Subject:
     @functools.cached_property
     def fast(self) -> GpuForward:
         """With torch's products."""
-        return GpuForward(self.loaded, self.program, self.ops, deterministic=False)
+        return GpuForward(replace(self.loaded, ways=Ways(deterministic=False)), self.program, self.ops)
+
+    def with_codes(self, codes: str | None) -> GpuForward:
+        """For a pool of such cells."""
+        if codes is None:
+            return self.exact
+        return GpuForward(replace(self.loaded, ways=Ways(CODES[codes])), self.program, self.ops)
 
     def layout(self, block_size: int, codes: str | None = None) -> Layout:
         shapes, dtype = self.loaded.shapes, CODES[codes] if codes else self.loaded.dtype
@@ -71,7 +77,7 @@ def make_subject(config: dict[str, Any], device: torch.device, dtype: torch.dtyp
     text = model.config.get_text_config()
     with torch.inference_mode():
         shapes = support.probe(model, text, "random weights")
-        loaded = LoadedModel(model, Path(), shapes, config["vocab_size"], max_positions(text), dtype, device,
+        loaded = LoadedModel(model, Path(), shapes, config["vocab_size"], max_positions(text), dtype, PLAIN, device,
                              frozenset(), False, "random")     # nobody asks what its weights hash to
         program = compile_gpu_program(loaded)
     shape = Shape(config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"],

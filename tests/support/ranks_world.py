@@ -95,7 +95,7 @@ def alone(folder: Path) -> ModelRunner:
 
     def choose(loaded: LoadedModel, block_size: int, threads: int) -> tuple[Any, bool]:
         with torch.inference_mode():
-            return gpu_forward(loaded, block_size, ALONE), True
+            return gpu_forward(loaded, block_size), True
 
     runner.choose_forward = choose
     try:
@@ -182,7 +182,7 @@ def fail(folder: Path, ranks: Ranks) -> None:
     """Process 1 meets an error that it cannot go on from."""
     made = build(models(folder)[0], ranks)
     if ranks.rank == 1:
-        made.kv.copy = None
+        made.forward.windows = None
     go_on(made, ranks)
 
 
