@@ -2,7 +2,7 @@
 
     each        one copy for every block, on a side stream, all of them on their way at once
     gathered    one kernel collects them on the device, one copy moves them; and back
-    engine      KVCache.read and write, as a step's saves and loads call them
+    engine      a step's saves and loads (engine/transfers.py), with nothing to compute beside them
 
 `restore_over_compute`: what a sequence of so many tokens takes to restore, over computing it in steps: below 1
 restoring is better. `crossover_tokens`: the fewest from which on it is, between measured lengths by straight lines.
@@ -17,6 +17,8 @@ from gpu.bench import Bench, Row, free
 from gpu.models import Kept, noisy_pool
 from gpu.targets import verdict
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.transfers import Transfers
+from streamproc.schedule.plan import Plan
 
 
 def run(bench: Bench) -> dict[str, Any]:
@@ -47,6 +49,7 @@ class Moves:
         self.on_host = torch.empty(wanted, self.block_bytes, dtype=torch.uint8, pin_memory=self.is_cuda)
         self.gathered = torch.empty(wanted, self.block_bytes, dtype=torch.uint8, device=bench.device)
         self.stream = torch.cuda.Stream(bench.device) if self.is_cuda else None
+        self.transfers, self.saved = Transfers(self.kv), dict[bytes, Any]()
 
     def rates(self) -> list[Row]:
         count = len(self.order)
@@ -54,14 +57,13 @@ class Moves:
                 "engine": (self.save_by_engine, self.load_by_engine)}  # fmt: skip
         rows = []
         for name, (save, load) in ways.items():
-            num = min(count, 64) if name == "engine" else count
-            before = self.kv.data[self.order[:num]].clone()
-            saved = self._seconds(save, num)
-            self.kv.data[self.order[:num]] = 0
-            loaded = self._seconds(load, num)
-            assert torch.equal(self.kv.data[self.order[:num]], before), f"{name}: other bytes came back"
-            size = num * self.block_bytes
-            rows.append({"way": name, "blocks": num, "block_bytes": self.block_bytes,
+            before = self.kv.data[self.order].clone()
+            saved = self._seconds(save, count)
+            self.kv.data[self.order] = 0
+            loaded = self._seconds(load, count)
+            assert torch.equal(self.kv.data[self.order], before), f"{name}: other bytes came back"
+            size = count * self.block_bytes
+            rows.append({"way": name, "blocks": count, "block_bytes": self.block_bytes,
                          "snapshot_gb_per_s": size / saved / 1e9, "restore_gb_per_s": size / loaded / 1e9,
                          "of_link_out": size / saved / self.bench.ceilings.to_host,
                          "of_link_in": size / loaded / self.bench.ceilings.to_device})  # fmt: skip
@@ -99,12 +101,13 @@ class Moves:
         self.bench.ops.scatter_blocks(self.kv.data, self._index(count), self.gathered[:count])
 
     def save_by_engine(self, count: int) -> None:
-        for i, block in enumerate(self.order[:count]):
-            self.on_host[i].numpy()[:] = self.kv.read(block)
+        self.saved = self.transfers.begin(Plan((), (), tuple((i, i.to_bytes(4)) for i in self.order[:count])))()
 
     def load_by_engine(self, count: int) -> None:
-        for i, block in enumerate(self.order[:count]):
-            self.kv.write(block, self.on_host[i].numpy())
+        loads = tuple((i, self.saved[i.to_bytes(4)]) for i in self.order[:count])
+        self.transfers.begin(Plan((), (), (), loads))()
+        if self.is_cuda:
+            torch.cuda.current_stream().synchronize()
 
     def beside_computing(self) -> tuple[list[Row], int]:
         """-> rows by length; tokens from which on restoring is faster, -1 where it is at no length that was tried."""

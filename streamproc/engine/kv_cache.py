@@ -117,7 +117,7 @@ class KVCache:
         if target.device.type == "cpu":
             target.numpy()[:] = source      # not by torch: it warns of memory that cannot be written, such as a file's
         else:
-            target.copy_(torch.from_numpy(source.copy()))
+            target.copy_(as_pinned(source), non_blocking=True)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination); all sources are read before any destination is written."""
@@ -128,3 +128,12 @@ class KVCache:
     def _index(self, block_ids: Sequence[int]) -> torch.Tensor:
         assert all(0 <= block < self.num_blocks for block in block_ids), "a block outside the pool"
         return torch.tensor(block_ids, dtype=torch.int64, device=self.blocks.device)
+
+
+def as_pinned(array: np.ndarray) -> torch.Tensor:
+    """Bytes as a GPU can fetch them by itself: where they are, if that is pinned memory, else in a copy there."""
+    if array.flags.writeable and (tensor := torch.from_numpy(array)).is_pinned():
+        return tensor
+    pinned = torch.empty(array.size, dtype=torch.uint8, pin_memory=True)
+    pinned.numpy()[:] = array
+    return pinned

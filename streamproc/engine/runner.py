@@ -23,6 +23,7 @@ from streamproc.engine.gpu.links import merged
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks
+from streamproc.engine.transfers import Transfers
 from streamproc.schedule.plan import Chunk, Plan
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class ModelRunner:
         self.loaded = loaded
         self.kv = kv
         self.constrainer = constrainer
+        self._transfers = Transfers(kv)
         self._masks = ThreadPoolExecutor(1, "streamproc-masks")
         if constrainer:
             self._masks.submit(constrainer.prepare)
@@ -144,10 +146,8 @@ class ModelRunner:
         return sampled, merged(saved, outcomes, self.kv.layout)
 
     def _carry_out(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], dict[bytes, np.ndarray]]:
-        saved = {name: self.kv.read(block_id) for block_id, name in plan.saves}
-        for block_id, data in plan.loads:
-            self.kv.write(block_id, data)
-        return self._run(plan), saved
+        saved = self._transfers.begin(plan)
+        return self._run(plan), saved()
 
     def _run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
