@@ -21,7 +21,8 @@ import torch
 from common import last_line, show
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from streamproc.engine.forward import Forward, cpu_forward, run_step, torch_forward
+from streamproc.engine.choice import cpu_forward, torch_forward
+from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import describe
 from streamproc.schedule.plan import Chunk, Plan

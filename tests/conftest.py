@@ -20,6 +20,7 @@ from streamproc.kafka.broker import HOST, Broker, free_port
 from streamproc.kafka.server import SERVER_PROPERTIES
 
 IMAGE = "apache/kafka:4.2.1"
+os.environ.setdefault("TRITON_INTERPRET", "1")      # for tests/kernels; it counts when triton is imported, by whomever
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from peers.subject import OURS, PORTION, Ids, make_model
-from streamproc.engine.forward import cpu_forward, run_step
+from streamproc.engine.choice import cpu_forward
+from streamproc.engine.forward import run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel, describe
 from streamproc.errors import Unavailable

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
-from streamproc.engine.forward import choose_forward, run_step
+from streamproc.engine.choice import choose_forward
+from streamproc.engine.forward import run_step
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.links import merged
 from streamproc.engine.kv_cache import KVCache

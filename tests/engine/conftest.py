@@ -22,8 +22,9 @@ from transformers import (
 
 from streamproc.config import Config, Engine
 from streamproc.engine.build import build_engine
+from streamproc.engine.choice import cpu_forward, torch_forward
 from streamproc.engine.cpu import library as libraries
-from streamproc.engine.forward import Forward, cpu_forward, torch_forward
+from streamproc.engine.forward import Forward
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.program import compile_gpu_program
 from streamproc.engine.loaded import LoadedModel, describe

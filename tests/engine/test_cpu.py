@@ -23,11 +23,12 @@ from transformers import (
 from streamproc.config import Config
 from streamproc.engine import forward as forwards
 from streamproc.engine.build import build_engine, stateless_answer
+from streamproc.engine.choice import agrees, choose_forward, cpu_forward
 from streamproc.engine.cpu import library as libraries
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import KINDS, library_path, processor_flags
 from streamproc.engine.cpu.program import POSITIONS, Rotary, Unknown, compile_program
-from streamproc.engine.forward import Forward, TorchForward, agrees, choose_forward, cpu_forward, run_step
+from streamproc.engine.forward import Forward, TorchForward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel, describe
 from streamproc.engine.runner import ModelRunner

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from streamproc.engine import exact
 from streamproc.engine.attention import Heads, PagedStep
-from streamproc.engine.forward import torch_forward
+from streamproc.engine.choice import torch_forward
 from streamproc.engine.loaded import LoadedModel
 
 

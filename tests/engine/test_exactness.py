@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from streamproc.engine.forward import CpuForward, Forward, choose_forward, run_step, torch_forward
+from streamproc.engine.choice import choose_forward, torch_forward
+from streamproc.engine.forward import CpuForward, Forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import ModelRunner, split

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from streamproc.engine.choice import cpu_forward
 from streamproc.engine.cpu import library as libraries
 from streamproc.engine.cpu.library import KINDS, processor_flags
-from streamproc.engine.forward import Forward, cpu_forward, run_step
+from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.schedule.plan import Chunk, Plan

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from streamproc.cli.checks import OK, WARN, check_code
+from streamproc.engine.choice import choose_forward
 from streamproc.engine.cpu import library as libraries
 from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.cpu.library import KINDS, processor_flags
-from streamproc.engine.forward import choose_forward
 from streamproc.engine.loaded import LoadedModel
 
 Load = Callable[[str, torch.dtype], LoadedModel]

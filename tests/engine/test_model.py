@@ -36,7 +36,8 @@ from transformers import (
 from streamproc.config import Engine as Settings
 from streamproc.engine import support
 from streamproc.engine.build import Engine
-from streamproc.engine.forward import choose_forward, run_step
+from streamproc.engine.choice import choose_forward
+from streamproc.engine.forward import run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel, describe, fingerprint, max_positions
 from streamproc.engine.model import load_model, resolve_device, stored_dtype

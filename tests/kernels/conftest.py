@@ -2,12 +2,9 @@
 looked at after every test.
 """
 
-import os
 from collections.abc import Iterator
 
 import pytest
-
-os.environ.setdefault("TRITON_INTERPRET", "1")      # before anybody imports triton
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,25 @@ def test_a_product_has_one_instruction_in_all_its_tiles(compiled: dict[str, Any]
         found = [one for name, one in compiled["kernels"].items() if name.startswith(f"sm_{arch} matmul.")]
         names = {name for one in found for name in one["matrix"]}
         assert {name.rpartition("x")[2] for name in names} in ({"HMMA.16816.F32.BF16"}, {"16.F32.BF16"}, {"UTCHMMA"})
+
+
+def test_a_rows_reductions_have_one_order_whichever_way_it_is_attended(compiled: dict[str, Any]) -> None:
+    """Warps that share out the keys, and the shape of an instruction there: the same for whole and for split items."""
+    kernels = compiled["kernels"]
+    wholes = [name for name in kernels if ".whole_" in name and " attention." in name]
+    assert len(wholes) > 20
+    for name in wholes:
+        both = kernels[name], kernels[name.replace(".whole_", ".split_")]
+        assert columns_of(both[0]) == columns_of(both[1]), name
+
+
+def columns_of(one: dict[str, Any]) -> set[tuple[str, ...]]:
+    """Of its layouts: what does not only say how many rows a program has."""
+    found = set()
+    for layout in one["layouts"]:
+        warps = re.search(r"warpsPerCTA = \[(\d+), (\d+)\], instrShape = \[([\d, ]+)\]", layout)
+        found.add((warps[2], warps[3]) if warps else (layout,))
+    return found
 
 
 def test_the_compiler_makes_what_it_made(compiled: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from streamproc.config import Engine
 from streamproc.engine import follower, runner
-from streamproc.engine.forward import gpu_forward
+from streamproc.engine.choice import gpu_forward
 from streamproc.engine.gpu.meeting import meet, part
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import KVCache

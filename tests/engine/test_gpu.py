@@ -1,0 +1,79 @@
+"""The GPU's forward on the CPU, with the references of its kernels: K and V as codes, and what it does with a step.
+
+That it computes what the model does, bit for bit in any company, is held in test_exactness.py, beside the CPU's.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from streamproc.engine.choice import accuracy, agrees, whole_is_exact
+from streamproc.engine.gpu.batch import fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.forward import GpuForward
+from streamproc.engine.gpu.program import compile_gpu_program
+from streamproc.engine.kv_cache import CODES, KVCache
+from streamproc.engine.loaded import LoadedModel, Ways
+from streamproc.kernels import reference
+from streamproc.schedule.plan import Chunk
+
+Load = Callable[[str, torch.dtype], LoadedModel]
+
+
+def made(load: Load, name: str, ways: Ways) -> GpuForward:
+    loaded = replace(load(name, torch.bfloat16), ways=ways)
+    return GpuForward(loaded, compile_gpu_program(loaded), reference)
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
+def test_codes_are_exact_too_and_near_to_what_they_stand_for(name: str, codes: str, load: Load) -> None:
+    with torch.inference_mode():
+        forward = made(load, name, Ways(CODES[codes]))
+        assert agrees(forward, 16)
+        assert whole_is_exact(forward, 16)
+        same, off = accuracy(forward, 16)
+    assert same > 0.8
+    assert 0 < off < {"fp8": 0.1, "int8": 0.03}[codes]
+
+
+def test_a_block_of_codes_is_one_piece_with_its_scales(load: Load) -> None:
+    layout = made(load, "llama", Ways(torch.int8)).loaded.layout(16)
+    assert layout.block_bytes == 2 * 2 * 2 * 16 * (16 + 4)      # layers, K and V, heads, cells of codes and a scale
+    kv = KVCache(layout, 3, torch.device("cpu"))
+    kv.blocks[1], kv.scales[1] = 5, 0.5
+    data = kv.read(1)
+    kv.write(2, data)
+    assert torch.equal(kv.gather([2]), torch.full((1, *layout.block_shape), 2.5))
+    assert not kv.gather([0]).any()
+
+
+def test_torchs_products_are_asked_for_by_name(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(reference, "matmul", lambda *arguments: calls.append(arguments))
+    with torch.inference_mode():
+        assert agrees(made(load, "llama", Ways(deterministic=False)), 16)
+    assert not calls
+
+
+@pytest.mark.parametrize("copies", [(), ((3, 4), (5, 6))])
+def test_a_larger_bucket_holds_the_same_step(copies: tuple[tuple[int, int], ...], load: Load) -> None:
+    forward = made(load, "gemma3", Ways())
+    chunks = [Chunk(0, 40, (7, 8, 9), (4, 2, 1), 2), Chunk(1, 0, tuple(range(3, 60)), (7, 6, 5, 3), 1)]
+    batch = make_batch(chunks, forward.windows, forward.sizes.cut(16, 2), 9)
+    found = []
+    for bucket in (batch.bucket, rounded(batch.bucket)):
+        where = places(bucket)
+        numbers = torch.full((where.size + 2 * len(copies),), 12345, dtype=torch.int32)
+        size = fill(batch, where, copies, numbers)
+        if copies:
+            assert numbers[where.size:size].tolist() == [3, 5, 4, 6]
+        step = inputs(where, forward.windows, numbers)
+        assert step.token_ids.tolist()[:60] == [7, 8, 9, *range(3, 60)]
+        assert step.cells.tolist()[60:] == [-1] * (bucket.rows - 60)
+        assert step.positions.tolist()[60:] == [0] * (bucket.rows - 60)
+        found.append([(work.rows[:work.counts[0] + work.counts[1]].tolist(), work.whole[:work.counts[0]].tolist(),
+                       work.split[:work.counts[1]].tolist(), work.merged[:work.counts[2]].tolist(),
+                       work.slots[:60].tolist()) for work in step.works.values()])
+    assert found[0] == found[1]
