@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from streamproc.config import Config
-from streamproc.engine import forward as forwards
+from streamproc.engine import choice
 from streamproc.engine.build import build_engine, stateless_answer
 from streamproc.engine.choice import agrees, choose_forward, cpu_forward
 from streamproc.engine.cpu import library as libraries
@@ -171,14 +171,14 @@ def test_memory_that_runs_out_in_a_step_is_one_line(load: Load, monkeypatch: pyt
 
 
 def test_a_program_that_computes_something_else_is_not_used(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = forwards.compile_program
+    compiled = choice.compile_program
 
     def wrong(loaded: LoadedModel, block_size: int) -> Any:
         program = compiled(loaded, block_size)
         program.model.scaling *= 1.1
         return program
 
-    monkeypatch.setattr(forwards, "compile_program", wrong)
+    monkeypatch.setattr(choice, "compile_program", wrong)
     forward, _ = choose_forward(load("llama", torch.float32), 16, 1)
     assert isinstance(forward, TorchForward)
 
@@ -191,7 +191,7 @@ def test_without_machine_code_torch_computes(config: Config, other_kind: Callabl
     engine.close()
     other_kind({"sse2"})
     if library_path() is not None:          # built for any processor
-        monkeypatch.setattr(forwards, "library", lambda: None)
+        monkeypatch.setattr(choice, "library", lambda: None)
     engine = build_engine(config)
     assert isinstance(engine.runner.forward, TorchForward)
     assert stateless_answer(engine, asked, 8, ()) == expected
@@ -202,7 +202,7 @@ def test_weights_lie_in_memory_once(config: Config, engine: Any, monkeypatch: py
     assert isinstance(engine.runner.forward, CpuForward)
     assert all(weight.is_meta for weight in engine.loaded.model.parameters())
     assert not any(buffer.is_meta for buffer in engine.loaded.model.buffers())
-    monkeypatch.setattr(forwards, "library", lambda: None)
+    monkeypatch.setattr(choice, "library", lambda: None)
     other = build_engine(config)
     assert not any(weight.is_meta for weight in other.loaded.model.parameters())
     asked = (*engine.renderer.prefix_ids, *range(5, 60))

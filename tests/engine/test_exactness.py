@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from streamproc.engine.choice import choose_forward, torch_forward
-from streamproc.engine.forward import CpuForward, Forward, run_step
+from streamproc.engine.cpu.forward import CpuForward
+from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import ModelRunner, split

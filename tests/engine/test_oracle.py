@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 
 from streamproc.answertypes import AnswerType
 from streamproc.config import Config
-from streamproc.engine import build, forward, random_model
+from streamproc.engine import build, choice, random_model
+from streamproc.engine.gpu.forward import GpuForward
 from streamproc.messages import Answer
 from streamproc.records import encode_record
 
@@ -266,13 +267,27 @@ def test_restored_or_evicted_to_host_memory_answers_and_cells_are_those_of_one_c
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_answers_are_right_where_torch_computes(dtype: str, engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "cpu_forward", lambda *_: None)
+    monkeypatch.setattr(choice, "cpu_forward", lambda *_: None)
     settings = make_config(SIZES[0])
     engine = build.build_engine(replace(settings, engine=replace(settings.engine, model="random-tiny", dtype=dtype)))
     world = World(engine, 3)
     world.walk(12)
     Oracle(world, in_one_chunk(engine)).check()
     assert engine.runner.forward.name == "torch"
+
+
+@pytest.mark.parametrize("name", ["random-tiny", "gemma3"])
+def test_answers_are_right_by_the_gpus_forward(name: str, engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, with the references of its kernels."""
+    monkeypatch.setattr(choice, "cpu_forward", lambda loaded, block_size, _: choice.gpu_forward(loaded, block_size))
+    model, settings = str(engines(name, "float32").loaded.folder), make_config(SIZES[0])
+    engine = build.build_engine(replace(settings, engine=replace(settings.engine, model=model, dtype="float32")))
+    assert isinstance(engine.runner.forward, GpuForward)
+    assert engine.runner.exact
+    world = World(engine, 3)
+    world.walk(12)
+    Oracle(world, in_one_chunk(engine)).check()
+    engine.close()
     engine.close()
 
 
