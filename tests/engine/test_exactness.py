@@ -10,6 +10,7 @@ import torch
 
 from streamproc.engine.choice import choose_forward, torch_forward
 from streamproc.engine.cpu.forward import CpuForward
+from streamproc.engine.exact import MULTIPLES
 from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
@@ -138,7 +139,7 @@ def test_a_draft_holds_as_far_as_it_is_what_would_have_been_decoded(path: str, n
 def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, load: Load) -> None:
     with torch.inference_mode():
         forward, is_exact = torch_forward(load(name, dtype), BLOCK_SIZE)
-    assert forward.row_multiple in (4, 8)       # as the processor's maker likes it
+    assert forward.row_multiple in MULTIPLES
     assert is_exact
     forward, is_exact = choose_forward(load(name, dtype), BLOCK_SIZE, 2)
     assert isinstance(forward, CpuForward)
@@ -150,7 +151,7 @@ def test_this_machine_is_measured_to_be_exact(name: str, dtype: torch.dtype, loa
 def test_large_and_small_blocks_are_measured_too(block_size: int, load: Load) -> None:
     with torch.inference_mode():
         forward, is_exact = torch_forward(load("gemma3", torch.float32), block_size)
-    assert forward.row_multiple in (4, 8)
+    assert forward.row_multiple in MULTIPLES
     assert is_exact
     forward, is_exact = choose_forward(load("gemma3", torch.float32), block_size, 1)
     assert isinstance(forward, CpuForward) == (block_size > 1)
