@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +104,7 @@ def check_device(device: str, gpu: Gpu | None) -> Check:
 def check_code(uses_gpu: bool) -> Check:
     """What would compute: our own machine code is for the CPU and the families of models that it knows."""
     if uses_gpu:
-        return Check("code", OK, "torch, on the GPU")
+        return check_gpu_code()
     try:
         from streamproc.engine.cpu.library import damaged_paths, library_kind
     except ImportError as problem:
@@ -116,6 +117,16 @@ def check_code(uses_gpu: bool) -> Check:
         return Check("code", WARN, f"{detail}, our own code is not built for this processor",
                      "install streamproc where there is a C++ compiler: it is several times faster")  # fmt: skip
     return Check("code", OK, detail)
+
+
+def check_gpu_code() -> Check:
+    """Whether our kernels can be compiled here: Triton, and the C compiler that it calls."""
+    if find_spec("triton") is None:
+        return Check("code", WARN, "torch, on the GPU: triton is not installed", "pip install 'streamproc[gpu]'")
+    compilers = [os.environ.get("CC", ""), "gcc", "clang"]
+    if not any(shutil.which(name) for name in compilers if name):
+        return Check("code", WARN, "torch, on the GPU: Triton finds no C compiler", "install gcc, or set CC")
+    return Check("code", OK, "Triton kernels, on the GPU; torch for models that they do not know")
 
 
 def check_memory(kv_bytes: int, free_bytes: int | None, where: str) -> Check:

@@ -21,7 +21,7 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.parts import Unknown
 from streamproc.engine.support import Recorder
-from streamproc.errors import Usage
+from streamproc.errors import Usage, one_line
 from streamproc.schedule.plan import Chunk, Plan
 
 log = logging.getLogger(__name__)
@@ -53,17 +53,20 @@ def gpu_forward(loaded: LoadedModel, block_size: int) -> GpuForward | None:
     processes cannot share it.
     """
     name = "ops" if loaded.device.type == "cuda" else "reference"       # triton is not everywhere
-    ops = importlib.import_module(f"streamproc.kernels.{name}")
     ranks, why = loaded.ranks, "its logits are not those of transformers"
     try:
+        ops = importlib.import_module(f"streamproc.kernels.{name}")
         forward = GpuForward(loaded, compile_gpu_program(loaded, ranks), ops)
         if ranks.all(agrees(forward, block_size)):
             tell_accuracy(forward, block_size)
             return forward
         forward.close()
-    except (Unknown, AttributeError, KeyError, TypeError) as problem:   # as for the CPU
-        why = str(problem)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:        # of the model's parts, or Triton's, which raises many kinds: all are "not here"
+        why = one_line(problem)
     if ranks.size == 1:
+        log.warning("engine: torch computes this model, our kernels for GPUs do not: %s", why)
         return None
     raise Usage(f"engine.model: this model cannot be shared by {ranks.size} processes ({why}); use another one, or "
                 "start streamproc without torchrun")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from streamproc.engine.choice import accuracy, agrees, whole_is_exact
+from streamproc.engine.choice import accuracy, agrees, gpu_forward, whole_is_exact
 from streamproc.engine.gpu.batch import fill, inputs, make_batch, places, rounded
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.program import compile_gpu_program
@@ -55,6 +55,21 @@ def test_torchs_products_are_asked_for_by_name(load: Load, monkeypatch: pytest.M
     with torch.inference_mode():
         assert agrees(made(load, "llama", Ways(deterministic=False)), 16)
     assert not calls
+
+
+def test_where_kernels_cannot_run_torch_computes_and_it_is_said(
+    load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton without a compiler, or on a chip that is too old, raises what it likes."""
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    loaded = load("llama", torch.float32)
+    monkeypatch.setattr(reference, "rms_norm", refuse)
+    with torch.inference_mode():
+        assert gpu_forward(loaded, 16) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine: torch computes this model, our kernels for GPUs do not: Failed to find C compiler. Please specify one"]
 
 
 @pytest.mark.parametrize("copies", [(), ((3, 4), (5, 6))])

@@ -6,6 +6,7 @@ from streamproc.cli.checks import (
     WARN,
     Gpu,
     check_built_in,
+    check_code,
     check_device,
     check_memory,
     check_model,
@@ -94,3 +95,20 @@ def test_what_nvidia_smi_prints_is_read():
     assert parse_gpu("NVIDIA H200, 143000\nNVIDIA H200, 1\n") == Gpu("NVIDIA H200", 143_000 * 2**20)
     assert parse_gpu("No devices were found\n") is None
     assert parse_gpu("") is None
+
+
+@pytest.mark.parametrize(
+    ("finds_triton", "compiler", "state", "detail"),
+    [
+        (True, "gcc", OK, "Triton kernels, on the GPU; torch for models that they do not know"),
+        (True, "none", WARN, "torch, on the GPU: Triton finds no C compiler"),
+        (False, "gcc", WARN, "torch, on the GPU: triton is not installed"),
+    ],
+)
+def test_kernels_for_gpus_need_triton_and_a_compiler(finds_triton, compiler, state, detail, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("streamproc.cli.checks.find_spec", lambda name: object() if finds_triton else None)
+    monkeypatch.setattr("streamproc.cli.checks.shutil.which", lambda name: name if name == compiler else None)
+    found = check_code(uses_gpu=True)
+    assert (found.state, found.detail) == (state, detail)
+    assert bool(found.mend) == (state == WARN)
