@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from streamproc.kernels.attention_configs import Attention, attention_of
+from streamproc.kernels.attention_configs import NEVER, Attention, attention_of
 from streamproc.kernels.compiling import Variant
 from streamproc.kernels.configs import Chip
 from streamproc.kernels.dots import dot
@@ -29,8 +29,8 @@ from streamproc.kernels.work import FIELDS, Scratch, Work
 
 LOG2_E = 1.4426950408889634
 LOWEST = tl.constexpr(-1e30)  # the maximum of no scores: finite, so that differences are
-UNROLLED = 8  # partial results that are read ahead of the chain that merges them
-MERGED_HEADS = 4  # of a row, in one program
+UNROLLED = 16  # partial results that are read ahead of the chain that merges them
+MERGED_HEADS = 1  # of a row, in one program: a chain of splits is short of programs, not of threads
 ITEM = tl.constexpr(FIELDS)
 
 
@@ -58,14 +58,28 @@ def divided(out, total):
 
 
 @triton.jit
+def load_cells(pointers, dims, is_near, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
+    """A tile of keys or values, filled up with zeros to a power of two of dimensions; MASKED: only of those near."""
+    if MASKED:
+        cells = tl.load(pointers, is_near & (dims < HEAD_DIM), other=0.0)
+    elif dims.shape[0] * dims.shape[1] == HEAD_DIM:
+        cells = tl.load(pointers)
+    else:
+        cells = tl.load(pointers, dims < HEAD_DIM, other=0.0)
+    return cells
+
+
+@triton.jit
 def attend_tile(
-    top, total, out, query, places, first_key, kv, scales, table,
+    top, total, out, query, places, last_place, first_key, kv, scales, table,
     block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
     KEY_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr,
     MASKED: tl.constexpr, CAPPED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """Keys first_key, first_key + 1, ... more. kv, scales: this layer's and head's keys in block 0; `table`: the blocks
-    of the sequence; `places`: the rows' positions, -1 where there is no row.
+    of the sequence; `places`: the rows' positions, -1 where there is no row; `last_place`: the largest.
+
+    Values behind the last row are not looked at: whatever was left there, times a weight of 0, would be NaN if it is.
     """
     DIM: tl.constexpr = query.shape[1]
     key = tl.arange(0, KEY_TILE)
@@ -73,12 +87,10 @@ def attend_tile(
     blocks = tl.load(table + (first_key + key) // BLOCK_SIZE).to(tl.int64)
     slots = (first_key + key) % BLOCK_SIZE if BLOCK_SIZE > KEY_TILE else key % BLOCK_SIZE
     cells = kv + blocks * block_stride + slots * HEAD_DIM
-    if DIM == HEAD_DIM:
-        keys = tl.load(cells[None, :] + dims[:, None])
-        values = tl.load(cells[:, None] + value_offset + dims[None, :])
-    else:
-        keys = tl.load(cells[None, :] + dims[:, None], dims[:, None] < HEAD_DIM, other=0.0)
-        values = tl.load(cells[:, None] + value_offset + dims[None, :], dims[None, :] < HEAD_DIM, other=0.0)
+    is_near = first_key + key <= last_place
+    keys = load_cells(cells[None, :] + dims[:, None], dims[:, None], is_near[None, :], HEAD_DIM, False)
+    of_values = cells[:, None] + value_offset + dims[None, :]
+    values = load_cells(of_values, dims[None, :], is_near[:, None], HEAD_DIM, MASKED)
     scores = dot(query, keys.to(query.dtype), tl.zeros([query.shape[0], KEY_TILE], tl.float32))
     if SCALED:
         of_cells = scales + blocks * scale_block_stride + slots
@@ -96,7 +108,7 @@ def attend_tile(
     rescale = tl.exp2(top - highest)
     total = tl.fma(total, rescale, tl.sum(weights, 1))
     if SCALED:
-        weights = weights * tl.load(of_cells + scale_value_offset)[None, :]
+        weights = weights * tl.load(of_cells + scale_value_offset, is_near, other=0.0)[None, :]
     out = dot(rounded(weights, query.dtype), values.to(query.dtype), out * rescale[:, None])
     return highest, total, out
 
@@ -126,6 +138,7 @@ def attend_items(
     is_row = (token < num_rows) & (token < ROWS // GROUPS)
     row = tl.load(rows + first_row + token, is_row, other=0).to(tl.int64)
     position = tl.load(positions + row, is_row, other=-1)
+    last_place = tl.max(position, 0)
     heads = head * GROUPS + place % GROUPS
     dims = tl.arange(0, DIM)
     asked = tl.load(query + row[:, None] * query_stride + heads[:, None] * HEAD_DIM + dims[None, :],
@@ -138,7 +151,7 @@ def attend_items(
         for tile in tl.range(first_tile if phase == 0 else seen_by_all, seen_by_all if phase == 0 else end_tile,
                              num_stages=STAGES):
             top, total, found = attend_tile(
-                top, total, found, asked, position, tile * KEY_TILE, kv, scales, tables,
+                top, total, found, asked, position, last_place, tile * KEY_TILE, kv, scales, tables,
                 block_stride, value_offset, scale_block_stride, scale_value_offset, to_log2, softcap, cap_scale,
                 KEY_TILE, BLOCK_SIZE, HEAD_DIM, WINDOW, phase == 1, CAPPED, SCALED)
             if WHOLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)
@@ -233,33 +246,41 @@ def attend(
     if len(work.merged):
         merge_splits[(len(work.merged), triton.cdiv(num_heads, MERGED_HEADS))](
             out, scratch.stats, scratch.sums, work.positions, work.slots, work.merged, work.counts, num_heads,
-            HEADS=MERGED_HEADS, UNROLLED=UNROLLED, num_warps=4, **shape)
+            HEADS=MERGED_HEADS, UNROLLED=UNROLLED, num_warps=1, **shape)
     return out
 
 
 def variants(chip: Chip) -> list[Variant]:
-    """Head sizes, both kinds of items, windows with capped scores, and codes for K and V."""
+    """Head sizes, both kinds of items, windows, capped scores, codes for K and V, and bf16 beside fp16."""
     codes = ("*i8",) if chip.name == "sm_80" else ("*i8", "*fp8e4nv")     # older chips cannot convert fp8
-    kinds = [(head_dim, "*bf16", 0, False) for head_dim in (64, 80, 128, 256)] + [(128, "*bf16", 1024, False)]
-    kinds += [(head_dim, "*bf16", 1024, True) for head_dim in (128, 256)] + [(128, cells, 0, False) for cells in codes]
+    kinds = [(head_dim, "*bf16", 0, False) for head_dim in (64, 80, 96, 128, 256)]
+    kinds += [(128, "*fp16", 0, False), (128, "*bf16", 1024, False)]
+    kinds += [(head_dim, "*bf16", 1024, True) for head_dim in (128, 256)]
+    kinds += [(head_dim, cells, 0, False) for head_dim in (64, 128, 256) for cells in codes]
     found = [_variant(chip, *kind, is_whole) for kind in kinds for is_whole in (True, False)]
     pointers = dict(out="*bf16", stats="*fp32", sums="*fp32", positions="*i32", slots="*i32", merged="*i32",
                     counts="*i32", num_heads="i32:16")
     shape = dict(HEAD_DIM=128, DIM=128, HEADS=MERGED_HEADS, KEY_SPLIT=512, WINDOW=0, UNROLLED=UNROLLED)
-    return [*found, Variant("merge_splits", merge_splits, pointers, shape, num_warps=4, num_stages=3)]
+    merging = Variant("merge_splits", merge_splits, pointers, shape, num_warps=1, num_stages=3)
+    return [*(variant for variant in found if variant), merging]
 
 
-def _variant(chip: Chip, head_dim: int, cells: str, window: int, is_capped: bool, is_whole: bool) -> Variant:
-    has_codes = cells != "*bf16"
+def _variant(chip: Chip, head_dim: int, cells: str, window: int, is_capped: bool, is_whole: bool
+             ) -> Variant | None:
+    """None where such items are never made."""
+    has_codes = cells not in ("*bf16", "*fp16")
     sizes = attention_of(chip.name, head_dim, has_codes or is_capped)
+    if is_whole and sizes.least_whole == NEVER:
+        return None
+    numbers = "*bf16" if has_codes else cells
     tile = sizes.whole if is_whole else sizes.split
-    kind = f"{'_window' * (window > 0)}{'_cap' * is_capped}{('_' + cells[1:]) * has_codes}"
+    kind = f"{'_window' * (window > 0)}{'_cap' * is_capped}{('_' + cells[1:]) * (cells != '*bf16')}"
     name = f"{'whole' if is_whole else 'split'}_{head_dim}{kind}"
     lists = dict.fromkeys(("rows", "tables", "positions", "slots", "items", "counts"), "*i32")
     strides = dict.fromkeys(("query_stride", "block_stride", "head_stride", "value_offset", "scale_block_stride",
                              "scale_head_stride", "scale_value_offset"), "i32:16")    # fmt: skip
     scalars = dict.fromkeys(("to_log2", "softcap", "cap_scale"), "fp32")
-    pointers = dict(query="*bf16", kv=cells, scales="*fp32" if has_codes else "*bf16", out="*bf16", stats="*fp32",
+    pointers = dict(query=numbers, kv=cells, scales="*fp32" if has_codes else numbers, out=numbers, stats="*fp32",
                     sums="*fp32")
     constants = dict(
         WHOLE=is_whole, GROUPS=4, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), ROWS=tile.rows,

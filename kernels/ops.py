@@ -1,6 +1,10 @@
 """All kernels in one place, under the names and with the signatures of their references."""
 
+import hashlib
+from pathlib import Path
+
 import torch
+import triton
 
 from streamproc.kernels.argmax import greedy
 from streamproc.kernels.attention import attend
@@ -27,7 +31,8 @@ def attention_sizes(device: torch.device, head_dim: int, is_involved: bool = Fal
 
 
 def digest(device: torch.device) -> str:
-    """Of all that bits depend on besides the model: tables and compiler."""
-    import triton  # noqa: PLC0415
-
-    return f"{config_of(device).digest} {attention_facts(config_of(device).name)} triton {triton.__version__}"
+    """Of all that bits depend on besides the model: tables, compiler, and the kernels themselves."""
+    chip, source = config_of(device), hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes())
+    return f"{chip.digest} {attention_facts(chip.name)} triton {triton.__version__} {source.hexdigest()}"

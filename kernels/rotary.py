@@ -16,7 +16,7 @@ def rotary_write(qkv: torch.Tensor, cells: torch.Tensor, positions: torch.Tensor
     """Turns every pair (x1, x2) of a head by its position's angle (Su et al., 2021): x1 cos - x2 sin, x2 cos + x1 sin.
 
     qkv: [rows, (num_heads + 2 * kv_heads) * head_dim], heads of queries, of keys, of values; rows may lie apart
-    cells: [rows] int64, block * block_size + slot that the row's key and value go to; -1: nowhere
+    cells: [rows] int32, block * block_size + slot that the row's key and value go to; -1: nowhere
     positions: [rows] int32, a row of cosines and sines; where a row's cell is -1 too
     cosines, sines: [positions, rotated / 2] float32; x1 is a head's first rotated / 2 dimensions, x2 the next ones,
         what is left of head_dim stays as it is; both None: all of it does
@@ -51,7 +51,7 @@ def variants(chip: Chip) -> list[Variant]:
 
 def variant_of(head_dim: int, kv: str, has_norms: bool = False, half: int | None = None) -> Variant:
     half = head_dim // 2 if half is None else half
-    types = {"qkv_ptr": "*bf16", "cells_ptr": "*i64", "positions_ptr": "*i32", "kv_ptr": f"*{kv}", "out_ptr": "*bf16",
+    types = {"qkv_ptr": "*bf16", "cells_ptr": "*i32", "positions_ptr": "*i32", "kv_ptr": f"*{kv}", "out_ptr": "*bf16",
              "layer": "i32", "eps": "fp32"}  # fmt: skip
     strides = [name for name in turn_and_write.arg_names if name.endswith("_stride")]
     types |= dict.fromkeys(strides, "i32:16")
@@ -100,7 +100,7 @@ def turn_and_write(qkv_ptr, cells_ptr, positions_ptr, cosines_ptr, sines_ptr, qu
         place = out_ptr + row * out_stride + head * out_head_stride
         tl.store(place + columns, rounded(x, out_ptr.dtype.element_ty), here)
     else:
-        cell = tl.load(cells_ptr + row)
+        cell = tl.load(cells_ptr + row).to(tl.int64)     # a pool has more numbers than int32
         if cell >= 0:
             part = (head - NUM_HEADS) // KV_HEADS
             kv_head = (head - NUM_HEADS) % KV_HEADS

@@ -140,7 +140,7 @@ class Times:
                          device=bench.device)
         width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
         qkv, angles = bench.normal(rows, width), bench.normal(2, rows, shape.head_dim // 2, dtype=torch.float32)
-        cells = torch.arange(rows, device=bench.device)
+        cells = torch.arange(rows, dtype=torch.int32, device=bench.device)
         places = cells.int()
         cost = Cost(2 * qkv.numel() * bench.dtype.itemsize + angles.numel() * 4)
         return lambda: self.ops.rotary_write(qkv, cells, places, angles[0], angles[1], kv, None, 0, shape.heads), cost

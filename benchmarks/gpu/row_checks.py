@@ -70,7 +70,7 @@ def rotary_input(bench: Bench, guards: Guards, head_dim: int, dtype: torch.dtype
     """Arguments of rotary_write but the pool."""
     rows, (heads, kv_heads), block_size = bench.whole(2, 60), bench.sizes.heads, bench.sizes.block_size
     angles = bench.normal(100, head_dim // 2, dtype=torch.float32)
-    cells = torch.randperm(5 * block_size, device=bench.device, generator=bench.random)[:rows]
+    cells = torch.randperm(5 * block_size, device=bench.device, generator=bench.random, dtype=torch.int32)[:rows]
     cells[::7] = -1
     positions = torch.randint(100, (rows,), dtype=torch.int32, device=bench.device, generator=bench.random)
     norms_ = [guards.copy(bench.normal(head_dim, dtype=torch.float32)) for _ in range(2)]

@@ -140,6 +140,9 @@ def free_kv_bytes(loaded: LoadedModel) -> int:
     if loaded.device.type == "cpu":
         return CPU_POOL_BYTES
     free, whole = torch.cuda.mem_get_info(loaded.device)
+    if loaded.ranks.size > 1:       # each process's part of the weights is still to come
+        weights = sum(weight.numel() for weight in loaded.model.parameters()) * loaded.dtype.itemsize
+        free -= weights // loaded.ranks.size
     return max(int(free) - max(int(whole) // STEP_SHARE, LEAST_STEP_BYTES), 0)
 
 
@@ -180,7 +183,7 @@ def _continue(engine: Engine, ids: tuple[int, ...], max_tokens: int, stop: tuple
     loaded, renderer = engine.loaded, engine.renderer
     layout = loaded.layout(engine.runner.block_size)
     table = tuple(range(-(-(len(ids) + max_tokens) // layout.block_size)))
-    kv = KVCache(layout, len(table), loaded.device)
+    kv = KVCache(layout, len(table), loaded.device, is_kept=False)
     answer: list[int] = []
     new, start = ids, 0
     while not answer or finished_text(renderer, answer, stop, max_tokens) is None:

@@ -56,9 +56,10 @@ class Layout:
 
 
 class KVCache:
-    """`num_blocks` blocks of cells. Who owns which block is decided elsewhere."""
+    """`num_blocks` blocks of cells. Who owns which block is decided elsewhere. is_kept: not made for one answer."""
 
-    def __init__(self, layout: Layout, num_blocks: int, device: torch.device) -> None:
+    def __init__(self, layout: Layout, num_blocks: int, device: torch.device, is_kept: bool = True) -> None:
+        self.is_kept = is_kept
         self.layout = layout
         self.num_blocks = num_blocks
         self.null_block = num_blocks

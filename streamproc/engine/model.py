@@ -1,6 +1,7 @@
 """Any causal LM that transformers loads, from the settings that name it."""
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from streamproc.engine import attention, support
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import CODES
 from streamproc.engine.loaded import LoadedModel, Ways, describe
+from streamproc.engine.parts import Unknown, join_in_place, take_apart
 from streamproc.engine.source import model_folder
 from streamproc.engine.weights import check_weights
 from streamproc.errors import Usage, one_line
@@ -44,8 +46,18 @@ def load_model(settings: settings_of.Engine, ranks: Ranks = ALONE) -> LoadedMode
     model = _load_weights(folder, config, dtype, settings.model).eval()
     ways = Ways(CODES.get(settings.kv_dtype), settings.deterministic, ranks)
     if ranks.size == 1:
-        return describe(model.to(device), folder, settings.model, ways)
+        loaded = describe(model.to(device), folder, settings.model, ways)
+        if device.type == "cuda":
+            make_room(loaded)
+        return loaded
     return replace(describe(model, folder, settings.model, ways), device=device)
+
+
+def make_room(loaded: LoadedModel) -> None:
+    """Before the KV pool takes what is free: what our kernels will want of the weights takes no memory later."""
+    with suppress(Unknown, AttributeError, KeyError, TypeError):    # a model that torch computes
+        join_in_place(take_apart(loaded))
+    torch.cuda.empty_cache()
 
 
 def resolve_device(name: str) -> torch.device:

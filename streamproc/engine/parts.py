@@ -35,6 +35,7 @@ class LayerParts:
 
     qkv: tuple[nn.Linear, ...]          # queries, keys and values: three, or one that gives all of them
     output: nn.Linear
+    gates: tuple[nn.Linear, ...]        # gate and up: two, or one that gives both
     gate: Tensor                        # [intermediate, hidden]
     up: Tensor
     down: nn.Linear
@@ -116,16 +117,16 @@ class _Dissection:
             raise Unknown("its layers have other parts")
         is_joined = hasattr(attention, "qkv_proj")
         qkv = (attention.qkv_proj,) if is_joined else (attention.q_proj, attention.k_proj, attention.v_proj)
-        gate, up = mlp.gate_up_proj.weight.chunk(2) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj.weight,
-                                                                                          mlp.up_proj.weight)
+        gates = (mlp.gate_up_proj,) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj, mlp.up_proj)
+        gate, up = gates[0].weight.chunk(2) if len(gates) == 1 else (gates[0].weight, gates[1].weight)
         if any(linear.bias is not None for linear in mlp.children() if isinstance(linear, nn.Linear)):
             raise Unknown("its MLP has biases")
-        check_linears([*qkv, attention.o_proj, mlp.down_proj])
+        check_linears([*qkv, attention.o_proj, *gates, mlp.down_proj])
         has_after = "post_feedforward_layernorm" in names
         before_mlp = module.pre_feedforward_layernorm if has_after else module.post_attention_layernorm
         self.scalings.add(float(attention.scaling))
         return LayerParts(
-            qkv, attention.o_proj, gate, up, mlp.down_proj, self._norm(module.input_layernorm),
+            qkv, attention.o_proj, gates, gate, up, mlp.down_proj, self._norm(module.input_layernorm),
             self._norm_of(attention, "q_norm"), self._norm_of(attention, "k_norm"),
             self._norm(module.post_attention_layernorm) if has_after else None, self._norm(before_mlp),
             self._norm_of(module, "post_feedforward_layernorm"), window, kind)
@@ -153,8 +154,35 @@ def joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     biases = [linear.bias for linear in linears]
     if len({bias is None for bias in biases}) > 1:
         raise Unknown("some of its products have a bias")
-    weight = torch.cat([linear.weight for linear in linears])
+    weight = side_by_side([linear.weight.detach() for linear in linears])
     return weight, None if biases[0] is None else torch.cat(biases)
+
+
+def side_by_side(weights: Sequence[Tensor]) -> Tensor:
+    """One weight of all rows; itself, not a copy, where they lie in memory like that."""
+    first, places = weights[0], [0]
+    for weight in weights:
+        places.append(places[-1] + weight.numel())
+    is_one = all(
+        weight.is_contiguous() and weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and weight.storage_offset() == first.storage_offset() + place
+        for weight, place in zip(weights, places, strict=False))
+    if is_one:
+        return first.as_strided((sum(map(len, weights)), *first.shape[1:]), first.stride())
+    return torch.cat(list(weights))
+
+
+def join_in_place(parts: Parts) -> None:
+    """Have the weights of each product that is computed at once lie in one piece, of which the model's own are views:
+    no memory is taken but that of a layer.
+    """
+    for layer in parts.layers:
+        for linears in (layer.qkv, layer.gates):
+            if len(linears) > 1:
+                whole = side_by_side([linear.weight.detach() for linear in linears])
+                rows = [linear.out_features for linear in linears]
+                for linear, part in zip(linears, whole.split(rows), strict=True):
+                    linear.weight = nn.Parameter(part, requires_grad=False)
 
 
 def rotary_tables(module: Any, kind: str | None, places: range, device: torch.device) -> Tensor:

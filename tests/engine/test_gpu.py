@@ -5,18 +5,23 @@ That it computes what the model does, bit for bit in any company, is held in tes
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tiny_models import tiny
 
 from streamproc.engine.choice import accuracy, agrees, gpu_forward, whole_is_exact
-from streamproc.engine.gpu.batch import fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.batch import fill, inputs, make_batch, pairs, places, rounded, size_with
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.program import compile_gpu_program
 from streamproc.engine.kv_cache import CODES, KVCache
-from streamproc.engine.loaded import LoadedModel, Ways
+from streamproc.engine.loaded import LoadedModel, Ways, describe
+from streamproc.engine.parts import join_in_place, take_apart
+from streamproc.engine.support import Recorder
 from streamproc.kernels import reference
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import STUCK, Chunk
 
 Load = Callable[[str, torch.dtype], LoadedModel]
 
@@ -36,6 +41,23 @@ def test_codes_are_exact_too_and_near_to_what_they_stand_for(name: str, codes: s
         same, off = accuracy(forward, 16)
     assert same > 0.8
     assert 0 < off < {"fp8": 0.1, "int8": 0.03}[codes]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3"])
+def test_weights_that_are_joined_in_place_are_taken_as_they_are(name: str) -> None:
+    model = tiny(name)
+    loaded, token_ids = describe(model, Path(), name), torch.arange(9)[None]
+    with torch.inference_mode():
+        before = model(token_ids, use_cache=False, streamproc_step=Recorder()).logits
+        join_in_place(take_apart(loaded))
+        program = compile_gpu_program(loaded)
+        assert torch.equal(model(token_ids, use_cache=False, streamproc_step=Recorder()).logits, before)
+        assert agrees(GpuForward(loaded, program, reference), 16)
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    for layer in program.layers:
+        for product in (layer.qkv, layer.gate_up, layer.output, layer.down):
+            assert product.weight.untyped_storage().data_ptr() in own
+    assert program.head.weight.untyped_storage().data_ptr() in own
 
 
 def test_a_block_of_codes_is_one_piece_with_its_scales(load: Load) -> None:
@@ -72,6 +94,15 @@ def test_where_kernels_cannot_run_torch_computes_and_it_is_said(
         "engine: torch computes this model, our kernels for GPUs do not: Failed to find C compiler. Please specify one"]
 
 
+def test_a_constraint_that_allows_nothing_is_told_and_no_fault_of_the_model(load: Load) -> None:
+    forward = made(load, "llama", Ways())
+    kv = KVCache(forward.loaded.layout(16), 2, torch.device("cpu"))
+    chunk = Chunk(0, 0, (5, 6, 7), (0,), 1)
+    with torch.inference_mode():
+        found = forward.run(kv, [chunk], lambda: [np.zeros(-(-forward.loaded.vocab_size // 32), np.uint32)])
+    assert found == {0: (STUCK,)}
+
+
 @pytest.mark.parametrize("copies", [(), ((3, 4), (5, 6))])
 def test_a_larger_bucket_holds_the_same_step(copies: tuple[tuple[int, int], ...], load: Load) -> None:
     forward = made(load, "gemma3", Ways())
@@ -80,10 +111,11 @@ def test_a_larger_bucket_holds_the_same_step(copies: tuple[tuple[int, int], ...]
     found = []
     for bucket in (batch.bucket, rounded(batch.bucket)):
         where = places(bucket)
-        numbers = torch.full((where.size + 2 * len(copies),), 12345, dtype=torch.int32)
+        numbers = torch.full((size_with(where, copies),), 12345, dtype=torch.int32)
         size = fill(batch, where, copies, numbers)
-        if copies:
-            assert numbers[where.size:size].tolist() == [3, 5, 4, 6]
+        assert size <= len(numbers)
+        sources, destinations = pairs(where, copies, numbers)
+        assert [*zip(sources.tolist(), destinations.tolist(), strict=True)] == [*copies]
         step = inputs(where, forward.windows, numbers)
         assert step.token_ids.tolist()[:60] == [7, 8, 9, *range(3, 60)]
         assert step.cells.tolist()[60:] == [-1] * (bucket.rows - 60)

@@ -9,12 +9,12 @@ import torch
 from guarded import guarded, poisoned
 
 from streamproc.kernels.attention import attend
-from streamproc.kernels.attention_configs import INTERPRETED
+from streamproc.kernels.attention_configs import SMALL
 from streamproc.kernels.reference import attend as reference_attend
 from streamproc.kernels.reference import paged_attention, quantized
 from streamproc.kernels.work import FIELDS, Scratch, Span, Work, make_lists, to_work
 
-SIZES = INTERPRETED[-1][1]
+SIZES = SMALL
 BLOCK_SIZE, NUM_BLOCKS, LAYER = 8, 64, 1
 TILE, SPLIT = SIZES.key_tile, SIZES.key_split
 WHOLE, SPLITS = 1, 10**6        # least_whole: every span one way
@@ -173,6 +173,17 @@ def test_forks_read_their_sessions_keys_together_and_give_the_same_bits(window: 
     assert len(lists.split) == 2 * tiles_of_shared + len(few)
     for span in world.spans:
         assert torch.equal(world.run([span], window), together[span.row:span.row + span.num_rows])
+
+
+@pytest.mark.parametrize("codes", [None, torch.int8], ids=str)
+def test_what_was_left_behind_the_last_row_is_of_no_effect(codes: torch.dtype | None) -> None:
+    """Cells that nobody has written yet may hold whatever their block held before."""
+    world = World(lengths=((SPLIT + 3, 2),), codes=codes)
+    before = world.run()
+    span, end = world.spans[0], SPLIT + 5
+    left = world.scales if world.scales is not None else world.kv
+    left[span.table[end // BLOCK_SIZE], :, :, :, end % BLOCK_SIZE:] = float("nan")
+    assert torch.equal(world.run(), before)
 
 
 def test_a_restored_session_has_the_same_bits_in_other_blocks() -> None:

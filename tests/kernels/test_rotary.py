@@ -61,7 +61,7 @@ class Step:
         qkv = (torch.randn(rows, (heads[0] + 2 * heads[1]) * head_dim, generator=generator) * 2).to(dtype)
         angles = torch.outer(torch.arange(40), 10.0 ** -torch.linspace(0, 3, half)) if half else None
         weights = torch.randn(2, head_dim, generator=generator)
-        cells = torch.randperm(NUM_BLOCKS * BLOCK_SIZE, generator=generator)[:rows]
+        cells = torch.randperm(NUM_BLOCKS * BLOCK_SIZE, generator=generator, dtype=torch.int32)[:rows]
         cells[1::3] = -1
         return cls({
             "qkv": guarded(qkv), "cells": guarded(cells),

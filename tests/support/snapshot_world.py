@@ -201,16 +201,20 @@ class S3Server:
 
 
 class Far(Wrapped):
-    """A store that is so many seconds away; `num_read`: requests for parts of segments."""
+    """A store that is so many seconds away; `read`: of which segments parts were asked for."""
 
     def __init__(self, store, seconds):
         super().__init__(store)
         self.seconds = seconds
-        self.num_read = 0
+        self.read: list[str] = []
         self._lock = threading.Lock()
+
+    @property
+    def num_read(self):
+        return len(self.read)
 
     def step(self, deed, path):
         if deed == "get" and "/segments/" in path:
             with self._lock:
-                self.num_read += 1
+                self.read.append(path)
         time.sleep(self.seconds)

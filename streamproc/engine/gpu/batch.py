@@ -19,6 +19,7 @@ from streamproc.schedule.plan import Chunk
 
 Window = int | None
 NOT_WRITTEN = -1
+ALIGNED = 4         # numbers in 16 bytes: what kernels are compiled for
 SPLIT_STEP = 4      # of a bucket's items: few different graphs, and few programs that find nothing to do
 
 
@@ -106,7 +107,7 @@ def places(bucket: Bucket) -> Places:
     for whole, split, merged, rows, _ in bucket.items:
         sizes += [bucket.rows, whole * FIELDS, split * FIELDS, merged, 3, rows]
     sizes.append(bucket.tables)
-    aligned = [-(-size // 4) * 4 for size in sizes]     # 16 bytes: what a kernel is compiled for
+    aligned = [-(-size // ALIGNED) * ALIGNED for size in sizes]
     return Places(bucket, tuple(np.cumsum(aligned).tolist()))
 
 
@@ -136,10 +137,20 @@ def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor) -> 
         place += 6
     tables = np.concatenate(next(iter(batch.lists.values())).tables)
     put(place, tables)
-    if not copies:
-        return starts[place] + len(tables)
-    target[where.size:where.size + 2 * len(copies)] = np.asarray(copies, np.int32).T.ravel()
-    return where.size + 2 * len(copies)
+    for place_of, part in enumerate(pairs(where, copies, numbers)):
+        part.numpy()[:] = [pair[place_of] for pair in copies]
+    return size_with(where, copies) if copies else starts[place] + len(tables)
+
+
+def pairs(where: Places, copies: Copies, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the sources and the destinations of copies lie, both aligned."""
+    first, second = where.size, (where.size + size_with(where, copies)) // 2
+    return numbers[first:first + len(copies)], numbers[second:second + len(copies)]
+
+
+def size_with(where: Places, copies: Copies) -> int:
+    """Numbers of the lists and of copies behind them."""
+    return where.size + 2 * (-(-len(copies) // ALIGNED) * ALIGNED)
 
 
 @dataclass(frozen=True, slots=True)

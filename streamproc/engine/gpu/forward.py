@@ -14,16 +14,18 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from streamproc.engine.gpu.batch import Bucket, Inputs, fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.batch import Bucket, Inputs, fill, inputs, make_batch, pairs, places, rounded, size_with
 from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
 from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks, Rows
-from streamproc.schedule.plan import Chunk, verify
+from streamproc.schedule.plan import STUCK, Chunk, verify
 
 GRAPH_ROWS = 512        # larger steps compute for longer than they take to launch
+MOST_POSITIONS, MOST_NUMBERS = 2**16, 2**20     # room from the start
+CHECKED_ROWS = 400      # beyond two splits: rows of every kind of product
 MASK_BITS = 32
 NO_MASK = -1
 
@@ -37,11 +39,14 @@ class GpuForward:
         self.windows = tuple(dict.fromkeys(layer.window for layer in program.layers))
         is_involved = loaded.layout(1).has_scales or program.softcap is not None
         self.sizes = ops.attention_sizes(loaded.device, program.head_dim, is_involved)
-        self.num_checked = min(2 * self.sizes.key_split + 40, loaded.max_positions or 2**30)
+        self.num_checked = min(2 * self.sizes.key_split + CHECKED_ROWS, loaded.max_positions or 2**30)
         self.name = f"{ops.NAME}, {'deterministic' if loaded.ways.deterministic else 'products by torch'}"
         self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(self.ranks.size)]
         self._staging = Staging(loaded.device)
         self._graphs = Graphs(loaded.device)
+        if self._graphs.are_used:       # what graphs read does not move later, but for longer contexts than these
+            program.rotary.reserve(min(MOST_POSITIONS, loaded.max_positions or MOST_POSITIONS))
+            self._staging.reserve(MOST_NUMBERS)
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -51,7 +56,8 @@ class GpuForward:
     def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
             ) -> dict[int, tuple[int, ...]]:
         best, logits = self.best(kv, chunks, masks, copies)
-        self.loaded.require_finite(bool(np.isfinite(logits).all()))
+        is_stuck = (best == STUCK) & np.isneginf(logits)    # nothing is allowed, of numbers that are all finite
+        self.loaded.require_finite(bool((np.isfinite(logits) | is_stuck).all()))
         return verify(chunks, iter(best.tolist()))
 
     def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
@@ -60,14 +66,13 @@ class GpuForward:
         if self.program.rotary.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks)):
             self._graphs.forget()
         batch = make_batch(chunks, self.windows, self._cut(kv), kv.null_block)
-        is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used
+        is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used and kv.is_kept
         where = places(rounded(batch.bucket) if is_small else batch.bucket)
-        if self._staging.reserve(where.size + 2 * len(copies)):
+        if self._staging.reserve(size_with(where, copies)):
             self._graphs.forget()
         self._staging.upload(fill(batch, where, copies, self._staging.numbers))
         if copies:
-            pairs = self._staging.on_device[where.size:][:2 * len(copies)].view(2, -1)
-            self.ops.copy_blocks(kv.data, *pairs)
+            self.ops.copy_blocks(kv.data, *pairs(where, copies, self._staging.on_device))
         step = inputs(where, self.windows, self._staging.on_device)
         work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
         key = kv.data.data_ptr(), kv.layout, where.bucket, masks is None

@@ -26,6 +26,7 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self.are_used = device.type == "cuda"
         self._seen: set[Hashable] = set()
+        self._too_large: set[Hashable] = set()
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if self.are_used else None
 
@@ -34,9 +35,15 @@ class Graphs:
         if key not in self._seen:       # kernels are compiled and loaded in a first run: that cannot be captured
             self._seen.add(key)
             return work()
+        if key in self._too_large:
+            return work()
         found = self._captured.get(key)
         if found is None:
-            found = self._captured[key] = self._capture(work)
+            try:
+                found = self._captured[key] = self._capture(work)
+            except torch.OutOfMemoryError:      # what its step needs at once, its graph would hold for good
+                self._too_large.add(key)
+                return work()
             if len(self._captured) > MOST:
                 self._captured.popitem(last=False)
         self._captured.move_to_end(key)
@@ -44,12 +51,21 @@ class Graphs:
         return found.results
 
     def _capture(self, work: Callable[[], Any]) -> Captured:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = work()
+        """Without torch.cuda.graph, which would give back all memory that steps and copies keep for the next one."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                results = work()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
         return Captured(graph, results)
 
     def forget(self) -> None:
         """What graphs read lies elsewhere now."""
         self._captured.clear()
         self._seen.clear()
+        self._too_large.clear()
+        self._pool = torch.cuda.graph_pool_handle() if self.are_used else None      # the old one may not be used again

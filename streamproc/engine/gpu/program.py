@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.loaded import LoadedModel
-from streamproc.engine.parts import UNROTATED, LayerParts, Unknown, joined, rotary_tables, take_apart
+from streamproc.engine.parts import UNROTATED, LayerParts, Unknown, joined, rotary_tables, side_by_side, take_apart
 
 POSITIONS = 1024        # of the rotary tables, computed at once: the same pieces always, so that the bits are the same
 MAX_HEAD_DIM = 256
@@ -121,7 +121,7 @@ def _layer(layer: LayerParts, loaded: LoadedModel, ranks: Ranks) -> GpuLayer:
     device = loaded.device
     return GpuLayer(
         _qkv(layer.qkv, loaded, ranks), _product(ranks.part(layer.output.weight, 1), layer.output.bias, device),
-        _product(torch.cat([ranks.part(layer.gate), ranks.part(layer.up)]), None, device),
+        _product(side_by_side([ranks.part(layer.gate), ranks.part(layer.up)]), None, device),
         _product(ranks.part(layer.down.weight, 1), None, device),
         layer.before_attention.to(device), _moved(layer.query_norm, device), _moved(layer.key_norm, device),
         _moved(layer.after_attention, device), layer.before_mlp.to(device), _moved(layer.after_mlp, device),
@@ -132,7 +132,7 @@ def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Pro
     """Of the heads that are this GPU's."""
     dim, kv_rows = loaded.shapes.head_dim, loaded.shapes.num_kv_heads * loaded.shapes.head_dim
     rows = [loaded.shapes.num_heads * dim, kv_rows, kv_rows]
-    weight, bias = (None if whole is None else torch.cat([ranks.part(each) for each in whole.split(rows)])
+    weight, bias = (None if whole is None else side_by_side([ranks.part(each) for each in whole.split(rows)])
                     for whole in joined(linears))
     return _product(weight, bias, loaded.device)
 
