@@ -61,7 +61,7 @@ class StepTimes:
     def observe(self, load: Load, seconds: float) -> None:
         """A step of this load took so long."""
         if self.is_known:
-            expected = self.fixed + self.seconds((load.rows, load.pairs, load.reads, load.samples))
+            expected = self.step_s(load)
             seconds = min(seconds, SURPRISE * max(expected, 1e-6))
         x = (1.0, load.rows, load.pairs, load.reads, load.samples)
         for row, left in zip(self._products, x, strict=True):
@@ -82,6 +82,16 @@ class StepTimes:
         _, per_row, per_pair, per_read, per_sample = self._costs
         rows, pairs, reads, samples = part
         return per_row * rows + per_pair * pairs + per_read * reads + per_sample * samples
+
+    def step_s(self, load: Load) -> float:
+        """Of a step with this load."""
+        return self.fixed + self.seconds((load.rows, load.pairs, load.reads, load.samples))
+
+    def prefill_s(self, start: int, end: int, tokens_per_step: int) -> float:
+        """Of a sequence's tokens in this range, in steps of their own."""
+        num_steps, middle = math.ceil((end - start) / tokens_per_step), (start + end) / 2
+        part = (end - start, (end - start) * middle / K, num_steps * middle / K, 0.0)
+        return num_steps * self.fixed + self.seconds(part)
 
     def most_tokens(self, seconds: float, start: int) -> int:
         """Tokens of a sequence from a position on that take no longer than this, on top of what is in the step."""
