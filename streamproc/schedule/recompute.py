@@ -8,7 +8,8 @@ restart the device computes some contexts while the store sends others.
     fetching     latency and time per block of what has come, and the time that steps took to copy blocks in
 
 What is in memory is always copied in: no device computes a block in the time of a copy. Fetching is preferred: it
-leaves the device to others, and until both are measured nobody knows better.
+leaves the device to others. Until the store is measured, nothing is computed that is stored; where all wait for it and
+the device has done nothing yet, one of them tries that out. A store that is too slow is looked at now and then.
 
 Answers do not depend on it. Where the engine is exact, a block has the same bits either way. Where it is not, its bits
 depend on what else was in the batch in any case, and what a store has lost is computed too: nothing is promised there.
@@ -31,6 +32,8 @@ LEAST_GAIN_S = 0.05  # and so much sooner done: less is a matter of chance
 MIND_S = 10.0  # which of the two is the quicker one by itself is not changed before
 PROBE_SHARE = 8  # of a run that is computed, the last such part is fetched to see how the store does
 LEAST_PROBE = 4  # blocks; as many as are worth an interruption (cells.py)
+TRIAL_S = 0.5  # who would wait for longer is computed in part to see how long that takes, where nobody knows
+TRIAL_TOKENS = 64
 LOADED = 0.8  # weight of the past in the time of copying in
 
 
@@ -119,12 +122,15 @@ class Recompute:
         load_s = num_blocks * self._load_s
         self._make_up_mind(num_blocks, alone_s, self._tier.fetches.rate.seconds(num_blocks) + load_s)
         fetch_s = self._tier.fetches.seconds_until(num_ahead + num_blocks) + load_s
-        if not is_clearly_faster(self._device_s + alone_s, fetch_s, 1.0 if self._is_slow else MARGIN):
+        is_trial = not self._times.is_known and not self._runs and fetch_s > TRIAL_S
+        is_faster = is_clearly_faster(self._device_s + alone_s, fetch_s, 1.0 if self._is_slow else MARGIN)
+        if not is_trial and not is_faster:
             return False
         self._num_ahead = num_ahead
         self._device_s += alone_s
-        self._runs[generation.seq_id] = Run(min(begin + most, goal), goal, generation.num_computed)
-        self._probe(generation, begin, min(begin + most, goal))
+        end = min(begin + (-(-TRIAL_TOKENS // size) if is_trial else most), goal)
+        self._runs[generation.seq_id] = Run(end, goal, generation.num_computed)
+        self._probe(generation, begin, end)
         return True
 
     def _is(self, there: Callable[[bytes], bool], generation: Generation, index: int) -> bool:
