@@ -32,7 +32,7 @@ LEAST_GAIN_S = 0.05  # and so much sooner done: less is a matter of chance
 MIND_S = 10.0  # which of the two is the quicker one by itself is not changed before
 PROBE_SHARE = 8  # of a run that is computed, the last such part is fetched to see how the store does
 LEAST_PROBE = 4  # blocks; as many as are worth an interruption (cells.py)
-TRIAL_S = 0.5  # who would wait for longer is computed in part to see how long that takes, where nobody knows
+TRIAL_S = 1.0  # who would wait for longer is computed in part to see how long that takes, where nobody knows
 TRIAL_TOKENS = 64
 LOADED = 0.8  # weight of the past in the time of copying in
 

@@ -85,6 +85,18 @@ class Site:
         self.workload.grow(generation)
         return generation
 
+    def finish(self) -> None:
+        """All contexts are computed."""
+        for generation in list(self.workload.growing.values()):
+            self.workload.drop(generation)
+
+    def come(self, seconds: float) -> None:
+        """What was asked for last comes after so long."""
+        names, future = self.asked[-1]
+        self.now_s += seconds
+        future.set_result(dict.fromkeys(names, 1))
+        self.tier.collect()
+
     def computes(self, generation: Generation, at: int = 0) -> bool:
         """Whether it is computed from the block of this index on, as one plan sees it."""
         self.recompute.begin()
@@ -95,7 +107,7 @@ class Site:
     (H100, 0.5 * GB, True),
     (H100, 1 * GB, True),       # 254 ms against 1.07 s
     (H100, 2 * GB, True),
-    (H100, 3.5 * GB, False),    # slower, but not clearly
+    (H100, 3 * GB, False),      # slower, but not clearly
     (H100, 4.2 * GB, False),
     (H100, 7 * GB, False),
     (H100, 50 * GB, False),
@@ -114,24 +126,34 @@ def test_a_few_tokens_are_not_worth_a_choice_and_latency_is_worth_one() -> None:
     assert not few.computes(few.context(256))
     assert far.tier.fetches.rate.latency_s == pytest.approx(0.5, rel=0.1)
     assert far.computes(far.context(2048))      # 64 ms against 0.54 s
+    far.finish()
     assert not far.computes(far.context(65_536))    # 2.0 s against 1.7 s
 
 
 def test_what_is_not_measured_is_fetched() -> None:
     site = Site(H100, 1 * MB, is_measured=False)
     assert not site.computes(site.context())
-    site = Site(H100, 1 * MB)
+    site = Site(H100, 1 * GB, is_measured=False)
     site.recompute._times = StepTimes()
-    assert not site.computes(site.context())
+    site.measure(1)
+    assert not site.computes(site.context(4096))    # half a second
     for rows in (1, 2, 3, 1, 2, 3, 2, 1):   # of such steps all takes as long
         load = Load()
         load.add(0, rows)
         site.recompute._times.observe(load, 1.0)
     site.bytes_per_s = 10 * MB  # 107 s against 8192 / 12 steps of 1 s
-    site.measure(MOST_COMING)
     for _ in range(20):
         site.measure(MOST_COMING)
     assert not site.computes(site.context())
+
+
+def test_where_all_wait_for_long_and_the_device_has_done_nothing_one_tries_it_out() -> None:
+    site = Site(H100, 1 * GB)
+    site.recompute._times = StepTimes()
+    first, second = site.context(), site.context()
+    assert site.computes(first)
+    assert [site.recompute.covers(first, index) for index in range(6)] == [True] * 4 + [False] * 2
+    assert not site.computes(second)
 
 
 def test_before_anything_has_come_nobody_waits_for_ever() -> None:
@@ -204,20 +226,19 @@ def test_it_changes_its_mind_late_and_says_so_once(caplog: pytest.LogCaptureFixt
     site.computes(site.context())
     (line,) = caplog.messages
     assert line == (
-        "snapshots: computing is faster than this store (32252 tokens/s against 7629 tokens/s): blocks are computed "
+        "snapshots: computing is faster than this store (32259 tokens/s against 7629 tokens/s): blocks are computed "
         "until it is quicker"
     )
-    site.bytes_per_s = 3.5 * GB     # not clearly slower, and slower all the same
+    site.bytes_per_s = 3 * GB       # not clearly slower, and slower all the same
     site.now_s += MIND_S
     for _ in range(20):
         site.measure(MOST_COMING)
-    for context in list(site.workload.growing.values()):
-        site.workload.drop(context)
+    site.finish()
     assert site.computes(site.context())
     site.bytes_per_s = 5 * GB
     for _ in range(20):
         site.measure(MOST_COMING)
-    site.workload.drop(site.workload.growing[3])
+    site.finish()
     assert not site.computes(site.context())
     assert len(caplog.messages) == 2
     assert "blocks are fetched" in caplog.messages[1]
@@ -230,25 +251,19 @@ def test_a_slow_store_is_looked_at_now_and_then() -> None:
     site.now_s += FRESH_S
     context = site.context()
     assert site.computes(context)
-    (names, future), = site.asked
+    ((names, _),) = site.asked
     probed = range(MOST_COMING - len(names), MOST_COMING)
     assert list(names) == [context.name(index, BLOCK) for index in probed]      # computing reaches them last
     site.computes(site.context())
     assert len(site.asked) == 1
-    site.now_s += 0.001     # much quicker than it was: looked at again at once
-    future.set_result(dict.fromkeys(names, 1))
-    site.recompute._tier.collect()
-    assert site.computes(site.context())
-    assert len(site.asked) == 2
-    for _ in range(20):
-        names, future = site.asked[-1]
-        site.now_s += 0.001
-        future.set_result(dict.fromkeys(names, 1))
-        site.tier.collect()
-        for generation in list(site.workload.growing.values()):
-            site.workload.drop(generation)
+    site.come(0.001)
+    site.finish()
+    assert site.computes(site.context())        # one does not settle it
+    assert len(site.asked) == 2     # it was much quicker than it had been: looked at again at once
+    for _ in range(5):
+        site.come(0.001)
         site.tier._arrived.clear()
-        site.now_s += FRESH_S
+        site.finish()
         if not site.computes(site.context()):
             return
     raise AssertionError("it is quick again, and nobody sees that")
@@ -350,7 +365,6 @@ def test_a_store_about_as_fast_as_to_compute_and_the_device_share_the_work(block
     for name, is_stored, recomputes in (("restored", True, False), ("computed", False, False), ("chosen", True, True)):
         seconds[name], planning = restart(Store(blocks, blocks_per_s, 0.02), 12, is_stored, recomputes)
         texts.add(tuple(planning.texts))
-    print(blocks_per_s, seconds)
     assert len(texts) == 1
     assert seconds["chosen"] < share * min(seconds["restored"], seconds["computed"])
 
@@ -360,8 +374,8 @@ def test_a_fast_store_sends_all(blocks_per_s: float) -> None:
     blocks = stored(12)
     store = Store(blocks, blocks_per_s, 0.002)
     _, planning = restart(store, 12, True, True)
-    assert planning.scheduler.tier.num_loaded >= len(blocks) - 12
-    assert planning.num_tokens < 12 * 12
+    assert planning.scheduler.tier.num_loaded > 0.98 * len(set(blocks))
+    assert planning.num_tokens < 0.1 * len(blocks) * SMALL
 
 
 def test_of_a_very_slow_store_little_is_asked() -> None:
@@ -370,6 +384,5 @@ def test_of_a_very_slow_store_little_is_asked() -> None:
     never, _ = restart(Store(blocks, 10, 0.05), 12, False, False)
     store = Store(blocks, 10, 0.05)
     seconds, _ = restart(store, 12, True, True)
-    print(always, never, seconds, store.num_sent)
-    assert seconds < always / 4
+    assert never < seconds < 2 * never < always / 10
     assert store.num_sent < len(blocks) / 4
