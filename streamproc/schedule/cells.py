@@ -25,20 +25,20 @@ class Cells:
         self.workload = workload
         self.pool = workload.pool
         self.tier = tier
-        self._recompute = recompute
+        self.recompute = recompute
         self._passing: set[int] = set()     # named blocks of questions, which are not worth keeping elsewhere
         self.pool.on_forget = self._forgotten
 
     def begin(self) -> None:
         """A plan is begun."""
         self.tier.collect()
-        if self._recompute:
-            self._recompute.begin()
+        if self.recompute:
+            self.recompute.begin()
 
     def loaded(self, num_loads: int, seconds: float) -> None:
         """A step took so much longer than without the blocks that it copied in."""
-        if self._recompute:
-            self._recompute.loaded(num_loads, seconds)
+        if self.recompute:
+            self.recompute.loaded(num_loads, seconds)
 
     def give_fork(self, step: StepBuilder, fork: Fork, younger: Sequence[Generation], is_stuck: bool) -> bool:
         """All cells that a fork can ever need, shared and its own -> whether they could be had."""
@@ -104,11 +104,11 @@ class Cells:
 
     def _is_computed(self, generation: Generation, first: int, chooses: bool) -> bool:
         """Whether its blocks from the one of index `first` on are computed rather than fetched. chooses: now."""
-        if self._recompute is None:
+        if self.recompute is None:
             return False
         if chooses:
-            return self._recompute.choose(generation, first, max(self.tier.most_coming, LEAST_RUN))
-        return self._recompute.covers(generation, first)
+            return self.recompute.choose(generation, first, max(self.tier.most_coming, LEAST_RUN))
+        return self.recompute.covers(generation, first)
 
     def expect(self, generation: Generation) -> bool:
         """A later step comes to this generation: what it needs of the shelf is on its way by then -> whether there is
@@ -128,7 +128,7 @@ class Cells:
         if self.tier.is_empty:
             return end
         for index in range(start // size + 1, min(-(-end // size) + LEAST_RUN - 1, num_full)):
-            is_computed = self._recompute is not None and self._recompute.covers(generation, index)
+            is_computed = self.recompute is not None and self.recompute.covers(generation, index)
             is_there = self.tier.is_near if is_computed else self.tier.has
             num_stored = num_stored + 1 if is_there(generation.name(index, size)) else 0
             if num_stored == LEAST_RUN:

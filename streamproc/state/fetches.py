@@ -17,7 +17,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-FORGET = 0.7  # weight of the past at each fetch
+FORGET = 0.5  # weight of the past at each fetch
 RIDGE = 1e-4  # where all fetches are of one size, their time is that of their blocks and not latency
 FRESH_S = 5.0  # for which a measurement is taken for what a shelf does now
 SURPRISE = 2.0  # times as quick as was expected: measured again at once

@@ -386,3 +386,38 @@ def test_of_a_very_slow_store_little_is_asked() -> None:
     seconds, _ = restart(store, 12, True, True)
     assert never < seconds < 2 * never < always / 10
     assert store.num_sent < len(blocks) / 4
+
+
+def test_the_time_of_a_block_is_what_lies_between_two_that_come() -> None:
+    """A store sends one after the other: who asked early has waited for others."""
+    site = Site(H100, 1 * GB, is_measured=False)
+    fetches = site.tier.fetches
+    futures: list[Future[Mapping[bytes, Any]]] = [Future() for _ in range(4)]
+    for number, future in enumerate(futures):
+        fetches.begin(frozenset({bytes([number, 1]), bytes([number, 2])}), future)
+    site.now_s += 0.5
+    for number, future in enumerate(futures):
+        site.now_s += 0.2
+        future.set_result(dict.fromkeys((bytes([number, 1]), bytes([number, 2])), 1))
+    fetches.collect()
+    assert fetches.rate.block_s == pytest.approx(0.1, rel=0.01)
+    assert fetches.rate.latency_s == pytest.approx(0.5, rel=0.01)
+
+
+def test_what_could_not_be_read_says_nothing_of_how_fast_a_store_is() -> None:
+    site = Site(H100, 1 * GB, is_measured=False)
+    for answer in ({}, {b"a": None}):
+        future: Future[Mapping[bytes, Any]] = Future()
+        site.tier.fetches.begin(frozenset({b"a"}), future)
+        future.set_result(answer)
+        site.tier.collect()
+    assert not site.tier.fetches.rate.is_known
+
+
+def test_the_copies_that_a_step_makes_count_as_fetching() -> None:
+    """The store sends them in 154 ms; the device takes 10 s to copy so many in."""
+    site = Site(H100, 7 * GB)
+    assert not site.computes(site.context())
+    for _ in range(30):
+        site.recompute.loaded(10, 0.2)
+    assert site.computes(site.context())
