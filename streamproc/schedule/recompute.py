@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 1.5  # times as fast as fetching has computing to be, while the store is the quicker one by itself
 LEAST_GAIN_S = 0.05  # and so much sooner done: less is a matter of chance
-MIND_S = 10.0  # which of the two is the quicker one by itself is not changed before
+MIND_S = 60.0  # for which it stays said which of the two is the quicker one by itself: short contexts and long differ
 PROBE_SHARE = 8  # of a run that is computed, the last such part is fetched to see how the store does
 LEAST_PROBE = 4  # blocks; as many as are worth an interruption (cells.py)
 TRIAL_S = 1.0  # who would wait for longer is computed in part to see how long that takes, where nobody knows
@@ -56,9 +56,7 @@ class Run:
 class Recompute:
     """The choice, for each generation when it would begin to wait."""
 
-    def __init__(
-        self, times: StepTimes, tier: Tier, workload: Workload, step_tokens: int, step_s: float
-    ) -> None:
+    def __init__(self, times: StepTimes, tier: Tier, workload: Workload, step_tokens: int, step_s: float) -> None:
         """step_tokens, step_s: what a step takes at most."""
         self._times, self._tier, self._workload = times, tier, workload
         self._step_tokens, self._step_s = step_tokens, step_s
@@ -118,12 +116,8 @@ class Recompute:
             return False    # what is on its way is waited for, and there may be nothing to wait for
         run = self._runs.pop(generation.seq_id, None)
         self._device_s -= self._prefill_s(run.at, run.goal * size) if run else 0.0
-        num_blocks, alone_s = goal - begin, self._prefill_s(begin * size, goal * size)
-        load_s = num_blocks * self._load_s
-        self._make_up_mind(num_blocks, alone_s, self._tier.fetches.rate.seconds(num_blocks) + load_s)
-        fetch_s = self._tier.fetches.seconds_until(num_ahead + num_blocks) + load_s
-        is_trial = not self._times.is_known and not self._runs and fetch_s > TRIAL_S
-        is_faster = is_clearly_faster(self._device_s + alone_s, fetch_s, 1.0 if self._is_slow else MARGIN)
+        alone_s = self._prefill_s(begin * size, goal * size)
+        is_trial, is_faster = self._weigh(goal - begin, num_ahead, alone_s)
         if not is_trial and not is_faster:
             return False
         self._num_ahead = num_ahead
@@ -132,6 +126,16 @@ class Recompute:
         self._runs[generation.seq_id] = Run(end, goal, generation.num_computed)
         self._probe(generation, begin, end)
         return True
+
+    def _weigh(self, num_blocks: int, num_ahead: int, alone_s: float) -> tuple[bool, bool]:
+        """Whether to compute these blocks as a trial, and whether because that is faster; alone_s: where nobody else
+        stands in line of the device.
+        """
+        load_s = num_blocks * self._load_s
+        self._make_up_mind(num_blocks, alone_s, self._tier.fetches.rate.seconds(num_blocks) + load_s)
+        fetch_s = self._tier.fetches.seconds_until(num_ahead + num_blocks) + load_s
+        is_trial = not self._times.is_known and not self._runs and fetch_s > TRIAL_S
+        return is_trial, is_clearly_faster(self._device_s + alone_s, fetch_s, 1.0 if self._is_slow else MARGIN)
 
     def _is(self, there: Callable[[bytes], bool], generation: Generation, index: int) -> bool:
         return there(generation.name(index, self._size))
