@@ -69,7 +69,8 @@ class StreamProcessor:
         self.pool = BlockPool(runner.num_blocks, runner.block_size)
         self.workload = Workload(self.pool)
         self.tier = Tier.sized(config.engine.host_bytes, runner.block_bytes)
-        self.scheduler = Scheduler(self.workload, config.engine.step_tokens, config.engine.step_ms / 1e3, self.tier)
+        step_s = config.engine.step_ms / 1e3
+        self.scheduler = Scheduler(self.workload, config.engine.step_tokens, step_s, self.tier, recomputes=True)
         progress = Progress(self.workload, self.scheduler.speculation, self.renderer)
         self.device = Device(runner, self.scheduler, progress, self.tier, self.counters)
         self.calls = CallDesk(self.workload, self.renderer, self._why_not_call, clock.now)

@@ -9,7 +9,16 @@ from streamproc.schedule.plan import Chunk, Plan
 from streamproc.schedule.steptime import Load, StepTimes
 from streamproc.state.generation import Generation
 
+FEWEST = 32  # tokens of a sequence in one step, if it has them
 LEAST = 8  # tokens that an empty step takes however long they may last
+
+
+def share(room: int, num_waiting: int) -> int:
+    """Of the tokens that are left, those for the next of so many sequences; what it does not need the others may have.
+
+    Chunks of many sequences go side by side where a runner has lanes, and no long one keeps the others waiting.
+    """
+    return min(room, max(room // num_waiting, FEWEST))
 
 
 @dataclass

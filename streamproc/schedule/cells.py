@@ -6,9 +6,10 @@ until it has.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from streamproc.schedule.builder import StepBuilder
+from streamproc.schedule.recompute import Recompute
 from streamproc.state.fork import Fork
 from streamproc.state.generation import Generation
 from streamproc.state.tier import Tier
@@ -18,14 +19,26 @@ LEAST_RUN = 4  # blocks: to wait for fewer takes longer than to compute them
 
 
 class Cells:
-    """The only writer of block tables."""
+    """The only writer of block tables. recompute: None: what is stored is never computed."""
 
-    def __init__(self, workload: Workload, tier: Tier) -> None:
+    def __init__(self, workload: Workload, tier: Tier, recompute: Recompute | None = None) -> None:
         self.workload = workload
         self.pool = workload.pool
         self.tier = tier
+        self.recompute = recompute
         self._passing: set[int] = set()     # named blocks of questions, which are not worth keeping elsewhere
         self.pool.on_forget = self._forgotten
+
+    def begin(self) -> None:
+        """A plan is begun."""
+        self.tier.collect()
+        if self.recompute:
+            self.recompute.begin()
+
+    def loaded(self, num_loads: int, seconds: float) -> None:
+        """A step took so much longer than without the blocks that it copied in."""
+        if self.recompute:
+            self.recompute.loaded(num_loads, seconds)
 
     def give_fork(self, step: StepBuilder, fork: Fork, younger: Sequence[Generation], is_stuck: bool) -> bool:
         """All cells that a fork can ever need, shared and its own -> whether they could be had."""
@@ -62,19 +75,21 @@ class Cells:
         self, step: StepBuilder, generation: Generation, younger: Sequence[Generation] | None, asks: bool
     ) -> bool:
         """Give a generation blocks whose bytes are outside the pool -> whether its next block is one of those, and has
-        to wait for a later step: it would be computed in vain. asks: for what is further away than memory.
+        to wait for a later step: it would be computed in vain. asks: for what is further away than memory, unless to
+        compute it is quicker.
         """
         size, first = self.pool.block_size, generation.num_computed // self.pool.block_size
         num_full = generation.num_tokens // size - first
         if self.tier.is_empty or num_full < 1:
             return False
-        self._forget_part(generation)
+        is_computed = self._is_computed(generation, first, asks)
+        self._forget_part(generation, self.tier.is_near if is_computed else self.tier.has)
         if generation.num_computed != len(generation.block_table) * size:
             return False
         most = max(self.tier.most_loads - len(step.loads), 0)
         end = first + min(num_full, most + max(self.tier.most_coming, 1))
         names = [generation.name(index, size) for index in range(first, end)]
-        found, is_waiting = self.tier.offer(names, most, asks)
+        found, is_waiting = self.tier.offer(names, most, asks and not is_computed)
         block_ids = self._some(step, generation, len(found), younger)
         for block_id, name, data in zip(block_ids, names, found, strict=False):
             self.pool.name(block_id, name)
@@ -85,7 +100,15 @@ class Cells:
             self.workload.advance(generation, len(block_ids) * size)
             self.workload.touch(generation)
             step.planned.add(generation.seq_id)     # nobody may save, as that of others, what is not there yet
-        return bool(block_ids) if len(block_ids) < len(found) else is_waiting
+        return bool(block_ids) if len(block_ids) < len(found) else is_waiting and not is_computed
+
+    def _is_computed(self, generation: Generation, first: int, chooses: bool) -> bool:
+        """Whether its blocks from the one of index `first` on are computed rather than fetched. chooses: now."""
+        if self.recompute is None:
+            return False
+        if chooses:
+            return self.recompute.choose(generation, first, max(self.tier.most_coming, LEAST_RUN))
+        return self.recompute.covers(generation, first)
 
     def expect(self, generation: Generation) -> bool:
         """A later step comes to this generation: what it needs of the shelf is on its way by then -> whether there is
@@ -93,6 +116,8 @@ class Cells:
         """
         size, first = self.pool.block_size, generation.num_computed // self.pool.block_size
         end = min(generation.num_tokens // size, first + self.tier.most_coming)
+        if first < end and self._is_computed(generation, first, chooses=True):
+            end = first
         return self.tier.expect([generation.name(index, size) for index in range(first, end)])
 
     def gap_end(self, generation: Generation, start: int, end: int) -> int:
@@ -103,19 +128,21 @@ class Cells:
         if self.tier.is_empty:
             return end
         for index in range(start // size + 1, min(-(-end // size) + LEAST_RUN - 1, num_full)):
-            num_stored = num_stored + 1 if self.tier.has(generation.name(index, size)) else 0
+            is_computed = self.recompute is not None and self.recompute.covers(generation, index)
+            is_there = self.tier.is_near if is_computed else self.tier.has
+            num_stored = num_stored + 1 if is_there(generation.name(index, size)) else 0
             if num_stored == LEAST_RUN:
                 return min((index + 1 - LEAST_RUN) * size, end)
         return end
 
-    def _forget_part(self, generation: Generation) -> None:
+    def _forget_part(self, generation: Generation, is_there: Callable[[bytes], bool]) -> None:
         """A partly filled block that would be a full one outside the pool is taken from there, unless somebody is about
         to read it: while records are read again, contexts grow by pieces that are no whole blocks.
         """
         size = self.pool.block_size
         index, is_asked = generation.num_computed // size, generation.num_waiting_forks or generation.num_running_forks
         is_part = generation.num_computed % size and len(generation.block_table) == index + 1
-        if is_part and not is_asked and self.tier.has(generation.name(index, size)):
+        if is_part and not is_asked and is_there(generation.name(index, size)):
             self.pool.release(generation.forget_part(size))
 
     def _some(

@@ -17,9 +17,10 @@ questions (state/turns.py).
 
 from collections.abc import Callable, Collection, Iterable
 
-from streamproc.schedule.builder import StepBuilder
+from streamproc.schedule.builder import FEWEST, StepBuilder, share
 from streamproc.schedule.cells import Cells
 from streamproc.schedule.plan import Chunk, Constraint, Plan
+from streamproc.schedule.recompute import Recompute
 from streamproc.schedule.speculation import Speculation
 from streamproc.schedule.steptime import StepTimes
 from streamproc.state.fork import Fork
@@ -30,29 +31,22 @@ from streamproc.state.turns import Turns, Verdict
 from streamproc.state.workload import Workload
 
 ASK_SHARE = 4  # while questions of asks wait, records leave them at least this fraction of a step
-FEWEST = 32  # tokens of a sequence in one step, if it has them
 RECOVERY = 100  # steps after which a step may be twice as large again
 FIRST_TOKENS = 64  # in a step before anything is known of how long steps take
 
 
-def share(room: int, num_waiting: int) -> int:
-    """Of the tokens that are left, those for the next of so many sequences; what it does not need the others may have.
-
-    Chunks of many sequences go side by side where a runner has lanes, and no long one keeps the others waiting.
-    """
-    return min(room, max(room // num_waiting, FEWEST))
-
-
 class Scheduler:
-    """Plans steps of at most `step_tokens` tokens and about `step_s` seconds over a workload."""
+    """Plans steps of at most `step_tokens` tokens and about `step_s` seconds; recomputes: what is stored too."""
 
-    def __init__(self, workload: Workload, step_tokens: int, step_s: float, tier: Tier | None = None) -> None:
+    def __init__(
+        self, workload: Workload, step_tokens: int, step_s: float, tier: Tier | None = None, recomputes: bool = False
+    ) -> None:
         self.workload = workload
         self.tier = tier or Tier()
-        self.cells = Cells(workload, self.tier)
-        self.step_tokens = step_tokens
-        self.step_s = step_s
         self.times = StepTimes()
+        recompute = Recompute(self.times, self.tier, workload, step_tokens, step_s) if recomputes else None
+        self.cells = Cells(workload, self.tier, recompute)
+        self.step_tokens, self.step_s = step_tokens, step_s
         self.speculation = Speculation(self.times)
         self.is_short = False  # growing generations do not all get the cells that they need
         self._turn: tuple[int, int] | None = None  # while short: whose turn it is, and up to which of its tokens
@@ -69,7 +63,7 @@ class Scheduler:
         self._held, self._waiting = held, set()
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
         step = self._newest = StepBuilder(self.times, num_tokens, self.step_s)
-        self.tier.collect()
+        self.cells.begin()
         running = list(self.workload.running.values())
         awaited = [fork for fork in running if fork.question.is_awaited]
         self._advance(step, (fork for fork in awaited if fork.is_decoding))
@@ -97,6 +91,8 @@ class Scheduler:
         if self._newest.chunks:
             if not self._newest.loads and not self._newest.saves:
                 self.times.observe(self._newest.load, seconds)
+            elif self._newest.loads and self.times.is_known:
+                self.cells.loaded(len(self._newest.loads), seconds - self.times.step_s(self._newest.load))
             self._num_good_steps += 1
             if self._num_good_steps >= RECOVERY and self.step_tokens < self._most_tokens:
                 self.step_tokens, self._num_good_steps = min(2 * self.step_tokens, self._most_tokens), 0

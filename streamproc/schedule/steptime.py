@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 FORGET = 0.97  # weight of the past at each step
 RIDGE = 1e-3
+REACH = 4.0  # times the rows of the largest step of late: what larger ones take is a guess
 REFIT = 8  # steps between fits
 FEWEST_STEPS = 4  # before a first fit
 SURPRISE = 4.0  # times what was expected: the rest of such a step is the machine's
@@ -53,6 +54,7 @@ class StepTimes:
         self._targets = [0.0] * 5
         self._costs = [0.0] * 5
         self._num_steps = 0
+        self._most_rows = 0.0  # in a step of late
 
     @property
     def is_known(self) -> bool:
@@ -61,8 +63,9 @@ class StepTimes:
     def observe(self, load: Load, seconds: float) -> None:
         """A step of this load took so long."""
         if self.is_known:
-            expected = self.fixed + self.seconds((load.rows, load.pairs, load.reads, load.samples))
+            expected = self.step_s(load)
             seconds = min(seconds, SURPRISE * max(expected, 1e-6))
+        self._most_rows = max(load.rows, FORGET * self._most_rows)
         x = (1.0, load.rows, load.pairs, load.reads, load.samples)
         for row, left in zip(self._products, x, strict=True):
             for j, right in enumerate(x):
@@ -82,6 +85,17 @@ class StepTimes:
         _, per_row, per_pair, per_read, per_sample = self._costs
         rows, pairs, reads, samples = part
         return per_row * rows + per_pair * pairs + per_read * reads + per_sample * samples
+
+    def step_s(self, load: Load) -> float:
+        """Of a step with this load."""
+        return self.fixed + self.seconds((load.rows, load.pairs, load.reads, load.samples))
+
+    def prefill_s(self, start: int, end: int, tokens_per_step: int) -> float:
+        """Of a sequence's tokens in this range, in steps of their own, no larger ones than those that are known of."""
+        tokens_per_step = max(min(tokens_per_step, int(REACH * self._most_rows)), 1)
+        num_steps, middle = math.ceil((end - start) / tokens_per_step), (start + end) / 2
+        part = (end - start, (end - start) * middle / K, num_steps * middle / K, 0.0)
+        return num_steps * self.fixed + self.seconds(part)
 
     def most_tokens(self, seconds: float, start: int) -> int:
         """Tokens of a sequence from a position on that take no longer than this, on top of what is in the step."""

@@ -3,15 +3,14 @@ is further away, such as a snapshot store.
 
 leaving   the pool gives a named block to somebody else: the next step copies its bytes out before it writes there
 here      the bytes are in host memory: a step copies them into a block instead of computing it
-coming    asked of the shelf, until a step copies it in: whoever needs the block next waits for it, which is quicker
-          than to compute it
+coming    asked of the shelf, until a step copies it in: whoever needs the block next waits for it, unless to compute
+          it is quicker (schedule/recompute.py)
 missing   the shelf has promised it and could not read it: it is computed, until the shelf has something newer
 spare     of a partition that is somebody else's, in memory that is not needed for what is ours (spare.py)
 
 What leaves the pool goes to host memory; what has no room there, to the shelf, unless it lies there already.
 """
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -19,16 +18,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streamproc.state.fetches import Fetches
 from streamproc.state.spare import Spare
-
-log = logging.getLogger(__name__)
 
 Bytes = Any  # of one block, as a runner has copied them out; nobody looks inside
 
 COMING_BYTES = 64 * 2**20  # on their way from the shelf
 STEP_BYTES = 32 * 2**20  # that a step copies in, and as many out: some milliseconds
 PATIENCE = 4  # steps for which a block that has come waits for whoever asked for it, where others need its place
-PAUSE_S = (2.0, 5.0, 10.0, 30.0, 60.0)  # in which nothing is asked of a shelf that has not answered so often
 
 
 class Shelf(Protocol):
@@ -80,18 +77,13 @@ class Tier:
         self.most_coming, self.most_loads = most_coming, most_loads
         self.num_loaded = 0  # blocks that were not computed thanks to this
         self._most_blocks = most_blocks
-        self._now = now
+        self.fetches = Fetches(now)
         self._here: OrderedDict[bytes, Bytes] = OrderedDict()
-        self._asked: set[bytes] = set()
         self._arrived: dict[bytes, Arrived] = {}
         self._missing: set[bytes] = set()
-        self._fetches: list[tuple[frozenset[bytes], Future[Mapping[bytes, Bytes]]]] = []
         self._leaving: list[tuple[int, bytes]] = []
         self._left: frozenset[bytes] = frozenset()  # with the plan that is out
         self._turn = 0
-        self._num_silent = 0  # times in a row that the shelf did not answer
-        self._silent_until_s = float("-inf")
-        self._is_silent = False
 
     @classmethod
     def sized(cls, host_bytes: int, block_bytes: int) -> "Tier":
@@ -105,11 +97,19 @@ class Tier:
 
     @property
     def num_coming(self) -> int:
-        return len(self._asked) + len(self._arrived)
+        return len(self.fetches.names) + len(self._arrived)
 
     def has(self, name: bytes) -> bool:
         """Whether this block need not be computed."""
-        return self.is_here(name) or name in self._asked or name in self._spare or self._is_on_shelf(name)
+        return self.is_near(name) or self.is_asked(name) or self._is_on_shelf(name)
+
+    def is_near(self, name: bytes) -> bool:
+        """Whether it is in memory, whosever it is."""
+        return self.is_here(name) or name in self._spare
+
+    def is_asked(self, name: bytes) -> bool:
+        """Whether the shelf was asked for it and has not answered yet."""
+        return name in self.fetches.names
 
     def is_here(self, name: bytes) -> bool:
         """Whether it is in memory as one of ours. From any thread."""
@@ -247,23 +247,12 @@ class Tier:
     def collect(self) -> None:
         """Take in what the shelf has sent; once a step."""
         self._turn += 1
-        for names, future in [item for item in self._fetches if item[1].done()]:
-            self._fetches.remove((names, future))
-            self._asked -= names
-            self._take_in(names, fetched(names, future))
-        self._is_silent = self._now() < self._silent_until_s
-
-    def _take_in(self, names: frozenset[bytes], found: Mapping[bytes, Bytes]) -> None:
-        for name, data in found.items():
-            if data is None:
-                self._missing.add(name)
-            elif not self.is_here(name):
-                self._arrived[name] = Arrived(data, self._turn)
-        if names <= found.keys():
-            self._num_silent = 0
-        else:
-            self._silent_until_s = self._now() + PAUSE_S[min(self._num_silent, len(PAUSE_S) - 1)]
-            self._num_silent += 1
+        for found in self.fetches.collect():
+            for name, data in found.items():
+                if data is None:
+                    self._missing.add(name)
+                elif not self.is_here(name):
+                    self._arrived[name] = Arrived(data, self._turn)
 
     def retry(self, *names: Container[bytes]) -> None:
         """What the shelf has of these is other than before: those that were missing may be there."""
@@ -272,14 +261,13 @@ class Tier:
     def _ask(self, names: Sequence[bytes]) -> None:
         wanted: list[bytes] = []
         for name in names:
-            if name in self._asked or self.is_here(name):
+            if self.is_asked(name) or self.is_here(name):
                 continue
             if not self._is_on_shelf(name) or len(wanted) >= self._make_room(len(wanted) + 1):
                 break
             wanted.append(name)
         if wanted and self.shelf:
-            self._asked.update(wanted)
-            self._fetches.append((frozenset(wanted), self.shelf.fetch(wanted)))
+            self.fetches.begin(frozenset(wanted), self.shelf.fetch(wanted))
 
     @property
     def _room(self) -> int:
@@ -294,14 +282,6 @@ class Tier:
         return self._room
 
     def _is_on_shelf(self, name: bytes) -> bool:
-        if self.shelf is None or self._is_silent or not self.most_coming or name in self._missing:
+        if self.shelf is None or self.fetches.is_silent or not self.most_coming or name in self._missing:
             return False
         return self.shelf.has(name)
-
-
-def fetched(names: frozenset[bytes], future: "Future[Mapping[bytes, Bytes]]") -> Mapping[bytes, Bytes]:
-    """What the shelf has sent of these blocks; where it has a fault they cannot be read, and are computed."""
-    if problem := future.exception():
-        log.error("blocks cannot be fetched: %s: %s", type(problem).__name__, problem, exc_info=problem)
-        return dict.fromkeys(names)
-    return future.result()

@@ -36,6 +36,7 @@ class Tiered(World):
     def start(self) -> None:
         self.config = make_config(self.size, self.host_blocks * self.engine.runner.block_bytes)
         super().start()
+        self.processor.scheduler.cells.recompute = None     # so small a model may be quicker than a disk
 
     def _make_keeper(self) -> Keeper | None:
         keeper = super()._make_keeper()

@@ -35,10 +35,11 @@ class Planning:
         shape: Shape,
         step_s: float = 1.0,
         tier: Tier | None = None,
+        recomputes: bool = False,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.workload = Workload(self.pool)
-        self.scheduler = Scheduler(self.workload, step_tokens, step_s, tier)
+        self.scheduler = Scheduler(self.workload, step_tokens, step_s, tier, recomputes)
         self.runner = FakeRunner(num_blocks, block_size)
         self.renderer = FakeRenderer()
         self.progress = Progress(self.workload, self.scheduler.speculation, self.renderer)

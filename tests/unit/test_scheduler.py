@@ -6,9 +6,8 @@ import pytest
 from planning import Planning
 
 from streamproc.messages import Ask, Query
-from streamproc.schedule.builder import StepBuilder
+from streamproc.schedule.builder import FEWEST, StepBuilder, share
 from streamproc.schedule.plan import Plan
-from streamproc.schedule.scheduler import FEWEST, share
 from streamproc.schedule.steptime import Load, StepTimes
 from streamproc.state.blocks import ROOT, name_of
 from streamproc.state.fork import NOWHERE, Fork, Question
