@@ -12,13 +12,17 @@ their blocks there are the same ones: forks read their session's keys once for a
 cascade). Which way a row goes, and who is in its tile, changes none of its bits.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from streamproc.kernels.splits import ascending, reads_of
+from streamproc.kernels.tables import Cut, Tables
+
+NOTHING = np.empty(0, np.int32)
 FIELDS = 6  # of an item: first of its rows, how many, its table, first tile, first tile not all rows see, end of tiles
 
 
@@ -28,7 +32,7 @@ class Span(NamedTuple):
     row: int  # of the packed batch
     num_rows: int
     start: int  # position of the first row
-    table: Any  # the sequence's blocks: numbers, at least as many as its rows reach
+    table: Any  # Table: the sequence's blocks, at least as many as its rows reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Work:
     """Tensors int32 on the device. `counts`: how many items of `whole`, of `split`, and rows of `merged` there are."""
 
     rows: torch.Tensor  # [..] rows of the packed batch, item after item
-    tables: torch.Tensor  # [..] blocks, sequence after sequence, each filled up to whole tiles with the null block
+    tables: torch.Tensor  # [..] blocks; an item's table begins where block 0 would be, maybe before all of them
     positions: torch.Tensor  # [packed rows]
     slots: torch.Tensor  # [packed rows] where a row's partial results lie: that of split s in slots[row] + s
     whole: torch.Tensor  # [.., FIELDS]
@@ -58,128 +62,150 @@ def make_scratch(num_slots: int, num_heads: int, head_dim: int, device: torch.de
                    torch.empty(num_slots, num_heads, head_dim, device=device))
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How keys and rows are cut. Bits depend on the first two alone."""
-
-    key_tile: int
-    key_split: int
-    block_size: int
-    whole_tokens: int  # of one sequence, in a tile of a whole item
-    split_tokens: int  # in a tile of a split item
-    least_whole: int  # rows of a span that is computed whole
-
-    def blocks_before(self, position: int) -> int:
-        """Blocks that the positions below this one lie in."""
-        return -(-position // self.block_size)
-
-
-@dataclass(slots=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class Lists:
-    """A Work in the making, on the CPU."""
+    """A Work of one window on the CPU: int32. `slots` [merged rows]: of those alone."""
 
-    rows: list[int] = field(default_factory=list)
-    tables: list[np.ndarray] = field(default_factory=list)
-    slots: dict[int, int] = field(default_factory=dict)
-    whole: list[tuple[int, ...]] = field(default_factory=list)
-    split: list[tuple[int, ...]] = field(default_factory=list)
-    merged: list[int] = field(default_factory=list)
-    num_slots: int = 0
-    num_table_blocks: int = 0
+    rows: np.ndarray
+    slots: np.ndarray
+    whole: np.ndarray
+    split: np.ndarray
+    merged: np.ndarray
+    num_slots: int
+    tables: list[np.ndarray] = field(default_factory=list)      # only where make_lists has made it
+
+
+class Step:
+    """The spans of one step, and where their tables lie: lines of split spans, then whole tables of the others."""
+
+    def __init__(self, spans: Sequence[Span], windows: Collection[int | None], tables: Tables,
+                 before: "Step | None" = None) -> None:
+        """Spans' tables are Tables'. before: the step before this one, from which what is the same is taken."""
+        cut = self.cut = tables.cut
+        self.tables = tables
+        self.whole = [span for span in spans if span.num_rows >= cut.least_whole]
+        few = [span for span in spans if span.num_rows < cut.least_whole] if self.whole else spans
+        rows, counts, starts = np.array([span[:3] for span in spans], np.int32).reshape(-1, 3).T.copy()
+        self.positions = ascending(starts, counts)      # of all packed rows
+        is_few = counts < cut.least_whole
+        self.row, self.num_rows, self.start = rows[is_few], counts[is_few], starts[is_few]
+        self.end = self.start + self.num_rows
+        self.last = (self.end - 1) // cut.key_split
+        first = self._first_splits(self.start, None if None in windows else max(filter(None, windows)))
+        self._key = [span.table for span in few], first.tobytes(), self.last.tobytes()
+        is_same = before is not None and before.tables is tables and before._key == self._key
+        self.reads = before.reads if is_same and before else reads_of(self._key[0], first, self.last, tables)
+        self.starts, self.num_blocks = [], self.reads.num_lines * tables.width      # of whole tables
+        for span in self.whole:
+            self.starts.append(self.num_blocks)
+            self.num_blocks += self._num_padded(span)
+
+    def _first_splits(self, positions: np.ndarray, window: int | None) -> np.ndarray:
+        """The splits of the first keys that rows at these positions see."""
+        if window is None:
+            return np.zeros_like(positions)
+        return np.maximum(positions - window + 1, 0) // self.cut.key_split
+
+    def _num_padded(self, span: Span) -> int:
+        """Blocks of a whole table, filled up to whole tiles."""
+        end = span.start + span.num_rows
+        return self.cut.blocks_before(-(-end // self.cut.key_tile) * self.cut.key_tile)
+
+    def write_tables(self, target: np.ndarray) -> None:
+        """Into [num_blocks] int32. Blocks that no row reaches are the null block."""
+        width, null_block, lines = self.tables.width, self.tables.null_block, self.reads.lines
+        own = target[len(lines) * width:self.reads.num_lines * width].reshape(-1, width)
+        np.take(self.tables.contents, lines, 0, target[:len(lines) * width].reshape(-1, width), "clip")
+        np.take(self.tables.contents, self.reads.own, 0, own, "clip")
+        reached = -(-self.end // self.cut.block_size) - self.last * self.cut.key_split // self.cut.block_size
+        own[np.arange(width, dtype=np.int32) >= reached[:, None]] = null_block
+        for span, start in zip(self.whole, self.starts, strict=True):
+            reach = self.cut.blocks_before(span.start + span.num_rows)
+            target[start:start + self._num_padded(span)] = null_block
+            target[start:start + reach] = span.table.numbers[:reach]
+
+    def lists(self, window: int | None) -> Lists:
+        rows, whole = self._whole(window)
+        split_rows, split = self._split(window, len(rows))
+        merged = ascending(self.row, self.num_rows)
+        positions = ascending(self.start, self.num_rows)
+        first = self._first_splits(positions, window)
+        counts = positions // self.cut.key_split - first + 1
+        ends = np.cumsum(counts, dtype=np.int32)
+        return Lists(np.concatenate((rows, split_rows)), ends - counts - first, whole, split, merged,
+                     int(ends[-1]) if len(ends) else 0)
+
+    def _whole(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+        rows, items, tokens = [NOTHING], [np.empty((0, FIELDS), np.int32)], self.cut.whole_tokens
+        begin = 0
+        for span, table in zip(self.whole, self.starts, strict=True):
+            rows.append(np.arange(span.row, span.row + span.num_rows, dtype=np.int32))
+            first = np.arange(0, span.num_rows, tokens, dtype=np.int32)
+            end = np.minimum(first + tokens, span.num_rows)
+            lowest, highest = first + span.start, end + (span.start - 1)
+            items.append(self._items(begin + first, end - first, np.full_like(first, table), (lowest, highest),
+                                     np.zeros_like(first), highest // self.cut.key_tile + 1, window))
+            begin += span.num_rows
+        return np.concatenate(rows), np.concatenate(items)
+
+    def _split(self, window: int | None, begin: int) -> tuple[np.ndarray, np.ndarray]:
+        """begin: how many rows of items come before these."""
+        cut, reads = self.cut, self.reads
+        span, split, group, table = reads.span, reads.split, reads.group, reads.table
+        if window is not None:
+            sees = split >= self._first_splits(self.start, window)[span]
+            span, split, group, table = span[sees], split[sees], group[sees], table[sees]
+        low, high = np.maximum(self.start[span], split * cut.key_split), self.end[span]
+        if window is not None:
+            high = np.minimum(high, (split + 1) * cut.key_split + window - 1)
+        rows, positions, counts = low + (self.row - self.start)[span], low, high - low
+        if len(rows) and counts.max() > 1:
+            rows, positions = ascending(rows, counts), ascending(low, counts)
+            split, group, table = (np.repeat(each, counts) for each in (split, group, table))
+        if not len(rows):
+            return NOTHING, np.empty((0, FIELDS), np.int32)
+        first = _tiles(group, cut.split_tokens)
+        counts = np.diff(first, append=np.int32(len(rows)))
+        reach = np.minimum.reduceat(positions, first), np.maximum.reduceat(positions, first)
+        tile = split[first] * (cut.key_split // cut.key_tile)
+        return rows, self._items(first + begin, counts, table[first], reach, tile,
+                                 tile + cut.key_split // cut.key_tile, window)
+
+    def _items(self, first: np.ndarray, counts: np.ndarray, tables: np.ndarray, reach: tuple[np.ndarray, np.ndarray],
+               first_tile: np.ndarray, end_tile: np.ndarray, window: int | None) -> np.ndarray:
+        """`reach`: positions of the first and the last of the rows; tiles: no others, whatever the rows see."""
+        lowest, highest = reach
+        tile = self.cut.key_tile
+        end = np.minimum(end_tile, highest // tile + 1)
+        if window is not None:
+            first_tile = np.maximum(first_tile, np.maximum(lowest - window + 1, 0) // tile)
+        seen_by_all = first_tile if window is not None else (lowest + 1) // tile
+        items = np.empty((len(first), FIELDS), np.int32)
+        seen_by_all = np.minimum(np.maximum(seen_by_all, first_tile), end)
+        for i, column in enumerate((first, counts, tables, first_tile, seen_by_all, end)):
+            items[:, i] = column
+        return items
+
+
+def _tiles(group: np.ndarray, most: int) -> np.ndarray:
+    """Where tiles begin, of at most so many rows of one group."""
+    is_first = np.ones(len(group), bool)
+    np.not_equal(group[1:], group[:-1], is_first[1:])
+    begins = np.flatnonzero(is_first).astype(np.int32)
+    counts = np.diff(begins, append=np.int32(len(group)))
+    if counts.max() <= most:
+        return begins
+    num_tiles = -(-counts // most)
+    return ascending(np.zeros_like(begins), num_tiles) * most + np.repeat(begins, num_tiles)
 
 
 def make_lists(spans: Sequence[Span], window: int | None, cut: Cut, null_block: int) -> Lists:
-    """The items of these spans under one window."""
-    lists = Lists()
-    tables = [lists.num_table_blocks] * len(spans)
-    for i, span in enumerate(spans):
-        tables[i] = _add_table(lists, span, cut, null_block)
-    few = [i for i, span in enumerate(spans) if span.num_rows < cut.least_whole]
-    for i, span in enumerate(spans):
-        if span.num_rows >= cut.least_whole:
-            _add_whole(lists, span, tables[i], window, cut)
-    for i in few:
-        _add_slots(lists, spans[i], window, cut)
-    for split, members in _by_split([spans[i] for i in few], [tables[i] for i in few], lists, window, cut):
-        _add_split(lists, members, split, window, cut)
-    return lists
-
-
-def _add_table(lists: Lists, span: Span, cut: Cut, null_block: int) -> int:
-    """-> where the span's blocks begin in the tables."""
-    end = span.start + span.num_rows
-    num_blocks = cut.blocks_before(end)
-    padded = np.full(cut.blocks_before(-(-end // cut.key_tile) * cut.key_tile), null_block, np.int32)
-    padded[:num_blocks] = span.table[:num_blocks]
-    lists.tables.append(padded)
-    first = lists.num_table_blocks
-    lists.num_table_blocks += len(padded)
-    return first
-
-
-def _first_key(position: int, window: int | None) -> int:
-    return 0 if window is None else max(0, position - window + 1)
-
-
-def _item(lists: Lists, rows: Sequence[int], reach: tuple[int, int], table: int, window: int | None,
-          tiles: tuple[int, int], key_tile: int) -> tuple[int, ...]:
-    """`reach`: positions of the first and the last of the rows; `tiles`: no others, whatever the rows see."""
-    lowest, highest = reach
-    first = max(tiles[0], _first_key(lowest, window) // key_tile)
-    end = min(tiles[1], highest // key_tile + 1)
-    seen_by_all = (lowest + 1) // key_tile if window is None else first
-    item = (len(lists.rows), len(rows), table, first, min(max(seen_by_all, first), end), end)
-    lists.rows += rows
-    return item
-
-
-def _add_whole(lists: Lists, span: Span, table: int, window: int | None, cut: Cut) -> None:
-    for i in range(0, span.num_rows, cut.whole_tokens):
-        num_rows = min(cut.whole_tokens, span.num_rows - i)
-        first = span.start + i
-        lists.whole.append(_item(lists, range(span.row + i, span.row + i + num_rows), (first, first + num_rows - 1),
-                                 table, window, (0, 2**30), cut.key_tile))
-
-
-def _add_slots(lists: Lists, span: Span, window: int | None, cut: Cut) -> None:
-    for i in range(span.num_rows):
-        position = span.start + i
-        first = _first_key(position, window) // cut.key_split
-        lists.slots[span.row + i] = lists.num_slots - first
-        lists.num_slots += position // cut.key_split - first + 1
-        lists.merged.append(span.row + i)
-
-
-def _by_split(spans: Sequence[Span], tables: Sequence[int], lists: Lists, window: int | None,
-              cut: Cut) -> Iterator[tuple[int, list[tuple[Span, int]]]]:
-    """Every split with the spans that see the same blocks in it, and their tables."""
-    groups: dict[tuple[int, bytes], list[tuple[Span, int]]] = {}
-    flat = np.concatenate(lists.tables) if lists.tables else np.empty(0, np.int32)
-    for span, table in zip(spans, tables, strict=True):
-        last = (span.start + span.num_rows - 1) // cut.key_split
-        for split in range(_first_key(span.start, window) // cut.key_split, last + 1):
-            first, end = split * cut.key_split // cut.block_size, cut.blocks_before((split + 1) * cut.key_split)
-            # the last split, which may end before others' does, is the sequence's own
-            blocks = flat[table + first:table + end].tobytes() if split < last else table.to_bytes(8, "little")
-            groups.setdefault((split, blocks), []).append((span, table))
-    for (split, _), members in groups.items():
-        yield split, members
-
-
-def _add_split(lists: Lists, members: Sequence[tuple[Span, int]], split: int, window: int | None, cut: Cut) -> None:
-    """Tiles of the members' rows that see something of this split."""
-    first_key, end_key = split * cut.key_split, (split + 1) * cut.key_split
-    rows: list[tuple[int, int]] = []
-    for span, _ in members:
-        first = max(span.start, first_key)
-        end = span.start + span.num_rows if window is None else min(span.start + span.num_rows, end_key + window - 1)
-        rows += [(span.row + position - span.start, position) for position in range(first, end)]
-    tiles = first_key // cut.key_tile, end_key // cut.key_tile
-    for i in range(0, len(rows), cut.split_tokens):
-        part = rows[i:i + cut.split_tokens]
-        positions = [position for _, position in part]
-        lists.split.append(_item(lists, [row for row, _ in part], (min(positions), max(positions)), members[0][1],
-                                 window, tiles, cut.key_tile))
+    """The lists of these spans under one window; spans' tables are sequences of blocks."""
+    tables = Tables(cut, null_block)
+    step = Step([span._replace(table=tables.table(tuple(span.table))) for span in spans], [window], tables)
+    written = np.empty(step.num_blocks, np.int32)
+    step.write_tables(written)
+    return replace(step.lists(window), tables=[written])
 
 
 def to_work(lists: Lists, positions: Sequence[int], device: torch.device) -> Work:
@@ -187,7 +213,8 @@ def to_work(lists: Lists, positions: Sequence[int], device: torch.device) -> Wor
     def ints(values: Any, *shape: int) -> torch.Tensor:
         return torch.tensor(np.asarray(values, np.int32).reshape(shape or -1), device=device)
 
-    slots = [lists.slots.get(row, 0) for row in range(len(positions))]
+    slots = np.zeros(len(positions), np.int32)
+    slots[lists.merged] = lists.slots
     counts = len(lists.whole), len(lists.split), len(lists.merged)
     return Work(ints(lists.rows), ints(np.concatenate(lists.tables)), ints(positions), ints(slots),
                 ints(lists.whole, -1, FIELDS), ints(lists.split, -1, FIELDS), ints(lists.merged), ints(counts))

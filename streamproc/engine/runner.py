@@ -227,7 +227,7 @@ def split(plan: Plan, num_lanes: int) -> list[Plan]:
 
     Chunks stay whole, and with those whose cells they read: a row sees cells that others write in the same step.
     """
-    num_parts = min(num_lanes, plan.num_tokens // LANE_TOKENS, len(plan.chunks))
+    num_parts = min(num_lanes, plan.num_tokens // LANE_TOKENS, len(plan.chunks)) if num_lanes > 1 else 1
     if num_parts < 2:
         return [plan]
     parts: list[list[Chunk]] = [[] for _ in range(num_parts)]

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from streamproc.engine.kv_cache import Copies
-from streamproc.kernels.work import FIELDS, Cut, Lists, Span, Work, make_lists
+from streamproc.kernels.tables import Tables
+from streamproc.kernels.work import FIELDS, Lists, Span, Step, Work
 from streamproc.schedule.plan import Chunk
 
 Window = int | None
@@ -36,21 +37,21 @@ class Bucket:
         return max(slots for *_, slots in self.items)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class Batch:
-    """A step on the CPU."""
+    """A step on the CPU: int32."""
 
-    token_ids: list[int]
-    positions: list[int]
-    cells: list[int]
-    sampled: list[int]
+    token_ids: Sequence[int]
+    positions: np.ndarray
+    cells: Sequence[int] | np.ndarray
+    sampled: Sequence[int]
+    step: Step
     lists: Mapping[Window, Lists]
 
     @property
     def bucket(self) -> Bucket:
         """Exactly as large as the step."""
-        tables = next(iter(self.lists.values())).num_table_blocks
-        return Bucket(len(self.token_ids), len(self.sampled), tables,
+        return Bucket(len(self.token_ids), len(self.sampled), self.step.num_blocks,
                       tuple((len(x.whole), len(x.split), len(x.merged), len(x.rows), x.num_slots)
                             for x in self.lists.values()))
 
@@ -71,19 +72,26 @@ def _above(number: int, step: int = 2, least: int = 1) -> int:
     return size if number else 0
 
 
-def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], cut: Cut, null_block: int) -> Batch:
-    """`chunks` is not empty and `windows` are different."""
-    size = cut.block_size
-    spans, cells, sampled, row = [], list[int](), list[int](), 0
+def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Tables, before: Batch | None = None) -> Batch:
+    """`chunks` is not empty and `windows` are different; `before`: the step before this one."""
+    tables.begin_step()
+    size, row = tables.cut.block_size, 0
+    spans, token_ids, sampled, cells = list[Span](), list[int](), list[int](), list[int]()
     for chunk in chunks:
-        num_rows, table = len(chunk.token_ids), chunk.block_table
-        spans.append(Span(row, num_rows, chunk.start, table))
-        cells += [table[place // size] * size + place % size for place in range(chunk.start, chunk.start + num_rows)]
+        ids, start = chunk.token_ids, chunk.start
+        num_rows, table = len(ids), tables.of(chunk.seq_id, chunk.block_table)
+        spans.append(Span(row, num_rows, start, table))
+        token_ids += ids
         row += num_rows
-        sampled += range(row - chunk.num_samples, row)
-    return Batch([token for chunk in chunks for token in chunk.token_ids],
-                 [chunk.start + i for chunk in chunks for i in range(len(chunk.token_ids))], cells, sampled,
-                 {window: make_lists(spans, window, cut, null_block) for window in windows})
+        if chunk.num_samples:
+            sampled += range(row - chunk.num_samples, row)
+        if num_rows == 1:
+            cells.append(table.blocks[start // size] * size + start % size)
+        else:
+            places = np.arange(start, start + num_rows)
+            cells += (table.numbers[places // size] * size + places % size).tolist()
+    step = Step(spans, windows, tables, before.step if before else None)
+    return Batch(token_ids, step.positions, cells, sampled, step, {window: step.lists(window) for window in windows})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +135,15 @@ def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor) -> 
     place = 4
     for lists in batch.lists.values():
         slots = np.zeros(bucket.rows, np.int32)
-        if lists.slots:
-            slots[list(lists.slots)] = list(lists.slots.values())
+        slots[lists.merged] = lists.slots
         counts = len(lists.whole), len(lists.split), len(lists.merged)
-        for i, values in enumerate((slots, np.asarray(lists.whole, np.int32).ravel(),
-                                    np.asarray(lists.split, np.int32).ravel(), lists.merged, counts, lists.rows)):
+        for i, values in enumerate((slots, lists.whole.ravel(), lists.split.ravel(), lists.merged, counts, lists.rows)):
             put(place + i, values)
         place += 6
-    tables = np.concatenate(next(iter(batch.lists.values())).tables)
-    put(place, tables)
+    end = starts[place] + batch.step.num_blocks
+    batch.step.write_tables(target[starts[place]:end])
     if not copies:
-        return starts[place] + len(tables)
+        return end
     target[where.size:where.size + 2 * len(copies)] = np.asarray(copies, np.int32).T.ravel()
     return where.size + 2 * len(copies)
 

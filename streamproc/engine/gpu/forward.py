@@ -14,13 +14,14 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from streamproc.engine.gpu.batch import Bucket, Inputs, fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.batch import Batch, Bucket, Inputs, fill, inputs, make_batch, places, rounded
 from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
 from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks, Rows
+from streamproc.kernels.tables import Tables
 from streamproc.schedule.plan import Chunk, verify
 
 GRAPH_ROWS = 512        # larger steps compute for longer than they take to launch
@@ -42,6 +43,8 @@ class GpuForward:
         self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(self.ranks.size)]
         self._staging = Staging(loaded.device)
         self._graphs = Graphs(loaded.device)
+        self._tables: Tables | None = None
+        self._before: Batch | None = None
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -59,7 +62,7 @@ class GpuForward:
         """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
         if self.program.rotary.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks)):
             self._graphs.forget()
-        batch = make_batch(chunks, self.windows, self._cut(kv), kv.null_block)
+        batch = self._before = make_batch(chunks, self.windows, self._tables_of(kv), self._before)
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used
         where = places(rounded(batch.bucket) if is_small else batch.bucket)
         if self._staging.reserve(where.size + 2 * len(copies)):
@@ -87,8 +90,13 @@ class GpuForward:
         before = [(rows, hidden)] * (2 * len(self.program.layers) - 2)
         return [*before, (samples, hidden), (samples, hidden), (samples, max(self._head_sizes))]
 
-    def _cut(self, kv: KVCache) -> Any:
-        return self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)
+    def _tables_of(self, kv: KVCache) -> Tables:
+        """The same ones from step to step, as long as the pool is the same."""
+        of_pool = kv.layout.block_size, kv.null_block
+        if self._tables is None or of_pool != (self._tables.cut.block_size, self._tables.null_block):
+            cut = self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)
+            self._tables = Tables(cut, kv.null_block)
+        return self._tables
 
     def _step(self, kv: KVCache, step: Inputs, num_slots: int, chooses: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """-> what the sampled rows are before the output head, and their tokens with their logits, if asked for."""
