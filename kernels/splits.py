@@ -2,8 +2,9 @@
 its next split.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class Reads:
     table: np.ndarray       # [pairs] where the table would begin that has the pair's line in its place
     lines: np.ndarray       # [groups of several spans, maybe] their numbers
     own: np.ndarray         # [spans] numbers of the last lines
+    behind: dict[Hashable, Any] = field(default_factory=dict)      # what work.py keeps as long as these are the same
 
     @property
     def num_lines(self) -> int:
@@ -55,5 +57,5 @@ def reads_of(held: Sequence[Table], first: np.ndarray, last: np.ndarray, tables:
 
 def ascending(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """first[0], first[0] + 1, ... counts[0] of them, then from first[1] on, ..."""
-    ends = np.cumsum(counts, dtype=np.int32)
-    return np.repeat(first - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0, dtype=np.int32)
+    ends = counts.cumsum(dtype=np.int32)
+    return (first - (ends - counts)).repeat(counts) + np.arange(ends[-1] if len(ends) else 0, dtype=np.int32)

@@ -22,8 +22,11 @@ import torch
 from streamproc.kernels.splits import ascending, reads_of
 from streamproc.kernels.tables import Cut, Tables
 
-NOTHING = np.empty(0, np.int32)
 FIELDS = 6  # of an item: first of its rows, how many, its table, first tile, first tile not all rows see, end of tiles
+
+NOTHING = np.empty(0, np.int32)
+NO_ITEMS = np.empty((0, FIELDS), np.int32)
+Items = tuple[np.ndarray, np.ndarray]  # rows, and items of FIELDS
 
 
 class Span(NamedTuple):
@@ -86,9 +89,14 @@ class Step:
         self.whole = [span for span in spans if span.num_rows >= cut.least_whole]
         few = [span for span in spans if span.num_rows < cut.least_whole] if self.whole else spans
         rows, counts, starts = np.array([span[:3] for span in spans], np.int32).reshape(-1, 3).T.copy()
-        self.positions = ascending(starts, counts)      # of all packed rows
-        is_few = counts < cut.least_whole
-        self.row, self.num_rows, self.start = rows[is_few], counts[is_few], starts[is_few]
+        self.is_single = int(counts.max()) == 1
+        self.positions = starts if self.is_single else ascending(starts, counts)      # of all packed rows
+        if self.whole:
+            is_few = counts < cut.least_whole
+            rows, counts, starts = rows[is_few], counts[is_few], starts[is_few]
+        self.row, self.num_rows, self.start = rows, counts, starts
+        self.few_rows = rows if self.is_single else ascending(rows, counts)
+        self.few_positions = ascending(starts, counts) if self.whole else self.positions
         self.end = self.start + self.num_rows
         self.last = (self.end - 1) // cut.key_split
         first = self._first_splits(self.start, None if None in windows else max(filter(None, windows)))
@@ -125,78 +133,105 @@ class Step:
             target[start:start + reach] = span.table.numbers[:reach]
 
     def lists(self, window: int | None) -> Lists:
-        rows, whole = self._whole(window)
-        split_rows, split = self._split(window, len(rows))
-        merged = ascending(self.row, self.num_rows)
-        positions = ascending(self.start, self.num_rows)
-        first = self._first_splits(positions, window)
-        counts = positions // self.cut.key_split - first + 1
-        ends = np.cumsum(counts, dtype=np.int32)
-        return Lists(np.concatenate((rows, split_rows)), ends - counts - first, whole, split, merged,
-                     int(ends[-1]) if len(ends) else 0)
+        rows, whole = self._whole(window) if self.whole else (NOTHING, NO_ITEMS)
+        if not len(self.row):
+            return Lists(rows, NOTHING, whole, NO_ITEMS, NOTHING, 0)
+        behind = self._behind(window, len(rows))
+        own = self._split(window, slice(len(self.reads.group) - len(self.row), None), len(rows) + len(behind[0]))
+        first = self._first_splits(self.few_positions, window)
+        counts = self.few_positions // self.cut.key_split - first + 1
+        ends = counts.cumsum(dtype=np.int32)
+        return Lists(np.concatenate((rows, behind[0], own[0])), ends - counts - first, whole,
+                     np.concatenate((behind[1], own[1])), self.few_rows, int(ends[-1]))
 
-    def _whole(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
-        rows, items, tokens = [NOTHING], [np.empty((0, FIELDS), np.int32)], self.cut.whole_tokens
+    def _whole(self, window: int | None) -> Items:
+        rows, items, tokens = [], [], self.cut.whole_tokens
         begin = 0
         for span, table in zip(self.whole, self.starts, strict=True):
             rows.append(np.arange(span.row, span.row + span.num_rows, dtype=np.int32))
             first = np.arange(0, span.num_rows, tokens, dtype=np.int32)
             end = np.minimum(first + tokens, span.num_rows)
-            lowest, highest = first + span.start, end + (span.start - 1)
-            items.append(self._items(begin + first, end - first, np.full_like(first, table), (lowest, highest),
-                                     np.zeros_like(first), highest // self.cut.key_tile + 1, window))
+            reach = first + span.start, end + (span.start - 1)
+            items.append(self._items(begin + first, end - first, table, reach, 0, 2**30, window))
             begin += span.num_rows
         return np.concatenate(rows), np.concatenate(items)
 
-    def _split(self, window: int | None, begin: int) -> tuple[np.ndarray, np.ndarray]:
-        """begin: how many rows of items come before these."""
-        cut, reads = self.cut, self.reads
-        span, split, group, table = reads.span, reads.split, reads.group, reads.table
-        if window is not None:
-            sees = split >= self._first_splits(self.start, window)[span]
-            span, split, group, table = span[sees], split[sees], group[sees], table[sees]
-        low, high = np.maximum(self.start[span], split * cut.key_split), self.end[span]
-        if window is not None:
-            high = np.minimum(high, (split + 1) * cut.key_split + window - 1)
-        rows, positions, counts = low + (self.row - self.start)[span], low, high - low
-        if len(rows) and counts.max() > 1:
-            rows, positions = ascending(rows, counts), ascending(low, counts)
-            split, group, table = (np.repeat(each, counts) for each in (split, group, table))
-        if not len(rows):
-            return NOTHING, np.empty((0, FIELDS), np.int32)
-        first = _tiles(group, cut.split_tokens)
-        counts = np.diff(first, append=np.int32(len(rows)))
-        reach = np.minimum.reduceat(positions, first), np.maximum.reduceat(positions, first)
-        tile = split[first] * (cut.key_split // cut.key_tile)
-        return rows, self._items(first + begin, counts, table[first], reach, tile,
-                                 tile + cut.key_split // cut.key_tile, window)
+    def _behind(self, window: int | None, begin: int) -> Items:
+        """Of splits before their spans' last one. Where all rows have come to the last one, these are the same in every
+        step, whatever the rows' positions.
+        """
+        pairs = slice(len(self.reads.group) - len(self.row))
+        if window is not None or (self.start < self.last * self.cut.key_split).any():
+            return self._split(window, pairs, begin)
+        key = begin, self.row.tobytes(), self.num_rows.tobytes()
+        found = self.reads.behind.get(key)
+        if found is None:
+            self.reads.behind.clear()
+            found = self.reads.behind[key] = self._split(window, pairs, begin)
+        return found
 
-    def _items(self, first: np.ndarray, counts: np.ndarray, tables: np.ndarray, reach: tuple[np.ndarray, np.ndarray],
-               first_tile: np.ndarray, end_tile: np.ndarray, window: int | None) -> np.ndarray:
+    def _split(self, window: int | None, pairs: slice, begin: int) -> Items:
+        """Of these pairs; begin: how many rows of items come before theirs."""
+        cut, reads, start = self.cut, self.reads, self.start
+        span, split, group, table = reads.span[pairs], reads.split[pairs], reads.group[pairs], reads.table[pairs]
+        if window is not None:
+            sees = split >= self._first_splits(start, window)[span]
+            span, split, group, table = span[sees], split[sees], group[sees], table[sees]
+        if not len(span):
+            return NOTHING, NO_ITEMS
+        low, high = np.maximum(start[span], split * cut.key_split), self.end[span]
+        if window is not None:
+            high = np.minimum(high, (split + 1) * cut.key_split + (window - 1))
+        rows, positions = low + (self.row - start)[span], low
+        if not self.is_single:
+            counts = high - low
+            rows, positions = ascending(rows, counts), ascending(low, counts)
+            split, group, table = (each.repeat(counts) for each in (split, group, table))
+        first, counts = _tiles(group, cut.split_tokens)
+        reach = positions, positions
+        if len(first) < len(rows):
+            reach = np.minimum.reduceat(positions, first), np.maximum.reduceat(positions, first)
+            split, table = split[first], table[first]
+        tiles = cut.key_split // cut.key_tile
+        tile = split * tiles
+        return rows, self._items(first + begin, counts, table, reach, tile, tile + tiles, window)
+
+    def _items(self, first: Any, counts: Any, tables: Any, reach: tuple[np.ndarray, np.ndarray], first_tile: Any,
+               end_tile: Any, window: int | None) -> np.ndarray:
         """`reach`: positions of the first and the last of the rows; tiles: no others, whatever the rows see."""
         lowest, highest = reach
         tile = self.cut.key_tile
         end = np.minimum(end_tile, highest // tile + 1)
-        if window is not None:
+        if window is None:
+            seen_by_all = np.minimum(np.maximum((lowest + 1) // tile, first_tile), end)
+        else:
             first_tile = np.maximum(first_tile, np.maximum(lowest - window + 1, 0) // tile)
-        seen_by_all = first_tile if window is not None else (lowest + 1) // tile
+            seen_by_all = np.minimum(first_tile, end)
         items = np.empty((len(first), FIELDS), np.int32)
-        seen_by_all = np.minimum(np.maximum(seen_by_all, first_tile), end)
         for i, column in enumerate((first, counts, tables, first_tile, seen_by_all, end)):
             items[:, i] = column
         return items
 
 
-def _tiles(group: np.ndarray, most: int) -> np.ndarray:
-    """Where tiles begin, of at most so many rows of one group."""
-    is_first = np.ones(len(group), bool)
-    np.not_equal(group[1:], group[:-1], is_first[1:])
-    begins = np.flatnonzero(is_first).astype(np.int32)
-    counts = np.diff(begins, append=np.int32(len(group)))
-    if counts.max() <= most:
-        return begins
-    num_tiles = -(-counts // most)
-    return ascending(np.zeros_like(begins), num_tiles) * most + np.repeat(begins, num_tiles)
+def _tiles(group: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where tiles begin, of at most so many rows of one group, and how many rows each has."""
+    is_first = group[1:] != group[:-1]
+    if is_first.all():
+        return np.arange(len(group), dtype=np.int32), np.ones(len(group), np.int32)
+    begins = np.concatenate(([0], is_first.nonzero()[0] + 1), dtype=np.int32)
+    counts = _lengths(begins, len(group))
+    if counts.max() > most:
+        num_tiles = -(-counts // most)
+        begins = ascending(np.zeros_like(begins), num_tiles) * most + begins.repeat(num_tiles)
+        counts = _lengths(begins, len(group))
+    return begins, counts
+
+
+def _lengths(begins: np.ndarray, end: int) -> np.ndarray:
+    counts = np.empty_like(begins)
+    np.subtract(begins[1:], begins[:-1], counts[:-1])
+    counts[-1] = end - begins[-1]
+    return counts
 
 
 def make_lists(spans: Sequence[Span], window: int | None, cut: Cut, null_block: int) -> Lists:

@@ -101,17 +101,14 @@ def test_steps_that_take_over_what_is_the_same(seed: int, cut: Cut, monkeypatch:
     Every step's lists are what its own tables say, whatever is kept of the steps before.
     """
     rng = random.Random(seed)
-    most = rng.choice([0, 3000, 2**20])
-    monkeypatch.setattr(tables_module, "MOST", most)
+    monkeypatch.setattr(tables_module, "MOST", rng.choice([0, 3000, 2**20]))
     tables, windows, before = Tables(cut, NULL), rng.choice([[None], [None, 40], [5, 40]]), None
     living = dict(enumerate(random_sequences(rng, cut, most_rows=8)))
-    num_same = 0
     for _ in range(25):
         spans = packed(list(living.values()))
         tables.begin_step()
         told = [span._replace(table=tables.of(seq_id, span.table)) for seq_id, span in zip(living, spans, strict=True)]
         step = Step(told, windows, tables, before)
-        num_same += bool(before and step.reads is before.reads)
         blocks = np.full(step.num_blocks, -1, np.int32)
         step.write_tables(blocks)
         for window in windows:
@@ -124,7 +121,19 @@ def test_steps_that_take_over_what_is_the_same(seed: int, cut: Cut, monkeypatch:
             living[rng.randrange(20)] = rng.choice(random_sequences(rng, cut))
         if rng.random() < 0.1 and len(living) > 1:
             del living[rng.choice(list(living))]
-    assert num_same or most < 2**20 or cut.block_size == 1
+
+
+def test_until_a_sequence_comes_to_its_next_split_what_is_behind_stays() -> None:
+    tables, before, kept = Tables(CUTS[1], NULL), None, []
+    blocks = tuple(range(100))
+    for start in range(2 * SPLIT, 4 * SPLIT):
+        step = Step([Span(0, 1, start, tables.of(0, blocks)), Span(1, 2, 3 * SPLIT, tables.of(1, blocks[::-1]))], [None],
+                    tables, before)
+        lists = step.lists(None)
+        kept.append(before is not None and step.reads is before.reads)
+        assert len(lists.split) == 4 + start // SPLIT + 1
+        before = step
+    assert [i for i, is_same in enumerate(kept) if not is_same] == [0, SPLIT]
 
 
 def changed(rng: random.Random, cut: Cut, start: int, num_rows: int, table: Ids) -> tuple[int, int, Ids]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from streamproc.engine.gpu.batch import Batch, Bucket, Inputs, fill, inputs, make_batch, places, rounded
+from streamproc.engine.gpu.batch import Batch, Bucket, Inputs, Places, fill, inputs, make_batch, places, rounded
 from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
@@ -45,6 +45,7 @@ class GpuForward:
         self._graphs = Graphs(loaded.device)
         self._tables: Tables | None = None
         self._before: Batch | None = None
+        self._placed: dict[Bucket, tuple[Places, Inputs]] = {}      # as long as the staging lies where it is
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -64,16 +65,23 @@ class GpuForward:
             self._graphs.forget()
         batch = self._before = make_batch(chunks, self.windows, self._tables_of(kv), self._before)
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used
-        where = places(rounded(batch.bucket) if is_small else batch.bucket)
+        bucket = rounded(batch.bucket) if is_small else batch.bucket
+        where, step = self._placed.get(bucket, (None, None))
+        where = where or places(bucket)
         if self._staging.reserve(where.size + 2 * len(copies)):
             self._graphs.forget()
+            self._placed.clear()
+            step = None
         self._staging.upload(fill(batch, where, copies, self._staging.numbers))
         if copies:
             pairs = self._staging.on_device[where.size:][:2 * len(copies)].view(2, -1)
             self.ops.copy_blocks(kv.data, *pairs)
-        step = inputs(where, self.windows, self._staging.on_device)
-        work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
-        key = kv.data.data_ptr(), kv.layout, where.bucket, masks is None
+        if step is None:
+            step = inputs(where, self.windows, self._staging.on_device)
+            if is_small:        # others are of any size
+                self._placed[bucket] = where, step
+        work = partial(self._step, kv, step, bucket.num_slots, masks is None)
+        key = kv.data.data_ptr(), kv.layout, bucket, masks is None
         rows, (ids, logits) = self._graphs.run(key, work) if is_small else work()
         self.ranks.has_gathered(2 * len(self.program.layers) + (masks is None and bool(len(step.sampled))))
         if masks is not None:
