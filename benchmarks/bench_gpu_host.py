@@ -1,8 +1,7 @@
 """What does the CPU do for a step on a GPU? The runner's steps with a device that computes nothing.
 
 Everything from the runner's call to its return, but for what goes to the device and comes back: checking the plan, its
-lists of work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. The copy to
-the device is one in memory here. Attention is cut as for sm_90, in blocks of 16 tokens; a model of 32 layers.
+lists of work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. Attention is cut as for sm_90, in blocks of 16 tokens; a model of 32 layers.
 
     decode n x c    one token of each of n sequences of c tokens, whose blocks are the same as in the step before
     draft 8 x c     drafts of 8 tokens: 9 rows of each sequence
@@ -31,6 +30,7 @@ from telling import last_line, show
 
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.parallel import ALONE
+from streamproc.engine.gpu.staging import Staging
 from streamproc.engine.kv_cache import KVCache, Layout
 from streamproc.engine.runner import ModelRunner
 from streamproc.kernels.attention_configs import attention_of
@@ -46,6 +46,13 @@ class Idle(GpuForward):
 
     def _step(self, *_: Any) -> Any:
         return None, (torch.zeros(4096, dtype=torch.int32), torch.zeros(4096))
+
+
+class Begun(Staging):
+    """Whose copies to the device are only begun."""
+
+    def upload(self, size: int) -> None:
+        assert len(self.on_device[:size]) == len(self.numbers[:size])
 
 
 class Replayed:
@@ -75,6 +82,7 @@ def runner(num_blocks: int) -> ModelRunner:
     idle: ModelRunner = object.__new__(ModelRunner)
     idle.loaded, idle.kv, idle._helpers, idle.constrainer = loaded, KVCache(layout, num_blocks, CPU), [], None
     idle.forward = Idle(loaded, program, ops)
+    idle.forward._staging = Begun(CPU)
     idle.forward._graphs = Replayed()
     return idle
 

@@ -15,17 +15,17 @@ from streamproc.kernels.tables import Table, Tables
 class Reads:
     """Pairs of a span and a split of which it may see something, group after group: spans that have the same line.
 
-    Lines lie one behind the other in the step's tables: first those of splits that are behind their spans' last one,
-    then every span's own last one, which may end before others' do.
+    In the step's tables every span's own last line comes first, which may end before others' do; then those lines that
+    several spans may have, of splits that are behind their last one. Pairs are in the other order.
     """
 
     span: np.ndarray        # [pairs] like all of these int32
     split: np.ndarray       # [pairs]
     group: np.ndarray       # [pairs] ascending
     table: np.ndarray       # [pairs] where the table would begin that has the pair's line in its place
-    lines: np.ndarray       # [groups of several spans, maybe] their numbers
-    own: np.ndarray         # [spans] numbers of the last lines
-    behind: dict[Hashable, Any] = field(default_factory=dict)      # what work.py keeps as long as these are the same
+    lines: np.ndarray       # [groups of maybe several spans] numbers of their lines
+    own: np.ndarray         # [spans] numbers of the last ones
+    kept: dict[Hashable, Any] = field(default_factory=dict)     # by work.py, as long as these are the same
 
     @property
     def num_lines(self) -> int:
@@ -49,10 +49,10 @@ def reads_of(held: Sequence[Table], first: np.ndarray, last: np.ndarray, tables:
         order = np.argsort(group, kind="stable")
         span, split, group, lines = span[order], split[order], group[order], lines[is_leader]
     own = np.array([table.lines[end] for table, _, end in bounds], np.int32)
-    group = np.concatenate((group, len(lines) + spans))
+    place = np.concatenate((group + len(own), spans))
     split = np.concatenate((split, last))
-    table = group * tables.width - split * tables.cut.key_split // tables.cut.block_size
-    return Reads(np.concatenate((span, spans)), split, group, table, lines, own)
+    table = place * tables.width - split * tables.cut.key_split // tables.cut.block_size
+    return Reads(np.concatenate((span, spans)), split, np.concatenate((group, len(lines) + spans)), table, lines, own)
 
 
 def ascending(first: np.ndarray, counts: np.ndarray) -> np.ndarray:

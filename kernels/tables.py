@@ -63,10 +63,10 @@ class Tables:
 
     def begin_step(self) -> None:
         """Room is made where too much is kept: this step's tables are told anew, those of steps before hold no more."""
+        if self._is_new and self._num_told:     # a step that needs more than the most is not to forget every time
+            self._limit, self._is_new = max(MOST, 2 * self._num_told), False
         if self._num_told > self._limit:
             self._forget()
-        elif self._is_new and self._num_told:       # a step that needs more than the most is not to forget every time
-            self._limit, self._is_new = max(MOST, 2 * self._num_told), False
 
     def of(self, seq_id: int, blocks: Sequence[int]) -> Table:
         """The table of this sequence, which has these blocks now."""

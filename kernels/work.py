@@ -20,13 +20,12 @@ import numpy as np
 import torch
 
 from streamproc.kernels.splits import ascending, reads_of
-from streamproc.kernels.tables import Cut, Tables
+from streamproc.kernels.tables import Cut, Table, Tables
 
 FIELDS = 6  # of an item: first of its rows, how many, its table, first tile, first tile not all rows see, end of tiles
 
 NOTHING = np.empty(0, np.int32)
 NO_ITEMS = np.empty((0, FIELDS), np.int32)
-Items = tuple[np.ndarray, np.ndarray]  # rows, and items of FIELDS
 
 
 class Span(NamedTuple):
@@ -35,7 +34,7 @@ class Span(NamedTuple):
     row: int  # of the packed batch
     num_rows: int
     start: int  # position of the first row
-    table: Any  # Table: the sequence's blocks, at least as many as its rows reach
+    table: Sequence[int]  # the sequence's blocks, at least as many as its rows reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,35 +77,63 @@ class Lists:
     tables: list[np.ndarray] = field(default_factory=list)      # only where make_lists has made it
 
 
+class Tiles(NamedTuple):
+    """Of split items: rows, items [tiles, FIELDS], and for each tile one of its spans, its lowest and highest position."""
+
+    rows: np.ndarray
+    items: np.ndarray
+    span: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class Settled:
+    """Lists of spans all of whose rows have come to their last split: in the steps until the next one only the ends of
+    tiles in it are others. `span`, `low`, `high` [tiles in last splits]: whose it is, its first and last row's distance
+    from the span's first.
+    """
+
+    lists: Lists
+    span: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 class Step:
     """The spans of one step, and where their tables lie: lines of split spans, then whole tables of the others."""
 
-    def __init__(self, spans: Sequence[Span], windows: Collection[int | None], tables: Tables,
+    def __init__(self, columns: np.ndarray, held: Sequence[Table], windows: Collection[int | None], tables: Tables,
                  before: "Step | None" = None) -> None:
-        """Spans' tables are Tables'. before: the step before this one, from which what is the same is taken."""
+        """columns: row of the packed batch, number of rows, start [3, spans] int32; held: the spans' tables, of `tables`;
+        before: the step before this one, from which what is the same is taken.
+        """
         cut = self.cut = tables.cut
         self.tables = tables
-        self.whole = [span for span in spans if span.num_rows >= cut.least_whole]
-        few = [span for span in spans if span.num_rows < cut.least_whole] if self.whole else spans
-        rows, counts, starts = np.array([span[:3] for span in spans], np.int32).reshape(-1, 3).T.copy()
-        self.is_single = int(counts.max()) == 1
-        self.positions = starts if self.is_single else ascending(starts, counts)      # of all packed rows
-        if self.whole:
-            is_few = counts < cut.least_whole
-            rows, counts, starts = rows[is_few], counts[is_few], starts[is_few]
-        self.row, self.num_rows, self.start = rows, counts, starts
-        self.few_rows = rows if self.is_single else ascending(rows, counts)
-        self.few_positions = ascending(starts, counts) if self.whole else self.positions
+        most = int(columns[1].max())
+        self.whole: list[tuple[int, ...]] = []     # row, number of rows, start, where the table lies
+        self._whole_tables: list[Table] = []
+        if most >= cut.least_whole:
+            is_few = columns[1] < cut.least_whole
+            whole, columns = columns[:, ~is_few].T.tolist(), columns[:, is_few]
+            self._whole_tables = [table for table, few in zip(held, is_few, strict=True) if not few]
+            held = [table for table, few in zip(held, is_few, strict=True) if few]
+        self.row, self.num_rows, self.start = columns
         self.end = self.start + self.num_rows
         self.last = (self.end - 1) // cut.key_split
+        self.is_single = most == 1
+        self.rows, self.positions = self.row, self.start
+        if not self.is_single:
+            self.rows, self.positions = ascending(self.row, self.num_rows), ascending(self.start, self.num_rows)
         first = self._first_splits(self.start, None if None in windows else max(filter(None, windows)))
-        self._key = [span.table for span in few], first.tobytes(), self.last.tobytes()
+        self._key = [*held], first.tobytes(), self.last.tobytes()
         is_same = before is not None and before.tables is tables and before._key == self._key
-        self.reads = before.reads if is_same and before else reads_of(self._key[0], first, self.last, tables)
-        self.starts, self.num_blocks = [], self.reads.num_lines * tables.width      # of whole tables
-        for span in self.whole:
-            self.starts.append(self.num_blocks)
-            self.num_blocks += self._num_padded(span)
+        self.reads = before.reads if is_same and before else reads_of(held, first, self.last, tables)
+        self.num_blocks = self.reads.num_lines * tables.width
+        if self._whole_tables:
+            for row, num_rows, start in whole:
+                self.whole.append((row, num_rows, start, self.num_blocks))
+                self.num_blocks += self._num_padded(start + num_rows)
 
     def _first_splits(self, positions: np.ndarray, window: int | None) -> np.ndarray:
         """The splits of the first keys that rows at these positions see."""
@@ -114,63 +141,70 @@ class Step:
             return np.zeros_like(positions)
         return np.maximum(positions - window + 1, 0) // self.cut.key_split
 
-    def _num_padded(self, span: Span) -> int:
+    def _num_padded(self, end: int) -> int:
         """Blocks of a whole table, filled up to whole tiles."""
-        end = span.start + span.num_rows
         return self.cut.blocks_before(-(-end // self.cut.key_tile) * self.cut.key_tile)
 
-    def write_tables(self, target: np.ndarray) -> None:
-        """Into [num_blocks] int32. Blocks that no row reaches are the null block."""
-        width, null_block, lines = self.tables.width, self.tables.null_block, self.reads.lines
-        own = target[len(lines) * width:self.reads.num_lines * width].reshape(-1, width)
-        np.take(self.tables.contents, lines, 0, target[:len(lines) * width].reshape(-1, width), "clip")
-        np.take(self.tables.contents, self.reads.own, 0, own, "clip")
+    def write_tables(self, target: np.ndarray, before: "Step | None" = None) -> int:
+        """Into [num_blocks] int32 -> how many of them, from the first on, may be others than they were. Blocks that no
+        row reaches are the null block. before: the step whose tables are there.
+        """
+        width, null_block, contents = self.tables.width, self.tables.null_block, self.tables.contents
+        num_own, end = len(self.reads.own) * width, self.reads.num_lines * width
+        own = target[:num_own].reshape(-1, width)
+        np.take(contents, self.reads.own, 0, own, "clip")
         reached = -(-self.end // self.cut.block_size) - self.last * self.cut.key_split // self.cut.block_size
         own[np.arange(width, dtype=np.int32) >= reached[:, None]] = null_block
-        for span, start in zip(self.whole, self.starts, strict=True):
-            reach = self.cut.blocks_before(span.start + span.num_rows)
-            target[start:start + self._num_padded(span)] = null_block
-            target[start:start + reach] = span.table.numbers[:reach]
+        for table, (_, num_rows, start, place) in zip(self._whole_tables, self.whole, strict=True):
+            reach = self.cut.blocks_before(start + num_rows)
+            target[place:place + reach] = table.numbers[:reach]
+            target[place + reach:place + self._num_padded(start + num_rows)] = null_block
+        if before is None or before.reads is not self.reads:
+            np.take(contents, self.reads.lines, 0, target[num_own:end].reshape(-1, width), "clip")
+        elif not self.whole:
+            return num_own
+        return self.num_blocks
 
     def lists(self, window: int | None) -> Lists:
+        if window is not None or self.whole or (self.start < self.last * self.cut.key_split).any():
+            return self._lists(window).lists
+        key = self.row.tobytes(), self.num_rows.tobytes()
+        settled = self.reads.kept.get(key)
+        if settled is None:
+            self.reads.kept.clear()
+            settled = self.reads.kept[key] = self._lists(window)
+            return settled.lists
+        start, split = self.start[settled.span], settled.lists.split.copy()
+        self._write_ends(split[-len(start):], start + settled.low, start + settled.high)
+        return replace(settled.lists, split=split)
+
+    def _lists(self, window: int | None) -> Settled:
         rows, whole = self._whole(window) if self.whole else (NOTHING, NO_ITEMS)
         if not len(self.row):
-            return Lists(rows, NOTHING, whole, NO_ITEMS, NOTHING, 0)
-        behind = self._behind(window, len(rows))
-        own = self._split(window, slice(len(self.reads.group) - len(self.row), None), len(rows) + len(behind[0]))
-        first = self._first_splits(self.few_positions, window)
-        counts = self.few_positions // self.cut.key_split - first + 1
+            return Settled(Lists(rows, NOTHING, whole, NO_ITEMS, NOTHING, 0), NOTHING, NOTHING, NOTHING)
+        num_behind = len(self.reads.group) - len(self.row)
+        behind = self._split(window, slice(num_behind), len(rows))
+        own = self._split(window, slice(num_behind, None), len(rows) + len(behind.rows))
+        first = self._first_splits(self.positions, window)
+        counts = self.positions // self.cut.key_split - first + 1
         ends = counts.cumsum(dtype=np.int32)
-        return Lists(np.concatenate((rows, behind[0], own[0])), ends - counts - first, whole,
-                     np.concatenate((behind[1], own[1])), self.few_rows, int(ends[-1]))
+        lists = Lists(np.concatenate((rows, behind.rows, own.rows)), ends - counts - first, whole,
+                      np.concatenate((behind.items, own.items)), self.rows, int(ends[-1]))
+        start = self.start[own.span]
+        return Settled(lists, own.span, own.lowest - start, own.highest - start)
 
-    def _whole(self, window: int | None) -> Items:
+    def _whole(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
         rows, items, tokens = [], [], self.cut.whole_tokens
         begin = 0
-        for span, table in zip(self.whole, self.starts, strict=True):
-            rows.append(np.arange(span.row, span.row + span.num_rows, dtype=np.int32))
-            first = np.arange(0, span.num_rows, tokens, dtype=np.int32)
-            end = np.minimum(first + tokens, span.num_rows)
-            reach = first + span.start, end + (span.start - 1)
-            items.append(self._items(begin + first, end - first, table, reach, 0, 2**30, window))
-            begin += span.num_rows
+        for row, num_rows, start, table in self.whole:
+            rows.append(np.arange(row, row + num_rows, dtype=np.int32))
+            first = np.arange(0, num_rows, tokens, dtype=np.int32)
+            end = np.minimum(first + tokens, num_rows)
+            items.append(self._items(begin + first, end - first, table, 0, 2**30, first + start, end + (start - 1), window))
+            begin += num_rows
         return np.concatenate(rows), np.concatenate(items)
 
-    def _behind(self, window: int | None, begin: int) -> Items:
-        """Of splits before their spans' last one. Where all rows have come to the last one, these are the same in every
-        step, whatever the rows' positions.
-        """
-        pairs = slice(len(self.reads.group) - len(self.row))
-        if window is not None or (self.start < self.last * self.cut.key_split).any():
-            return self._split(window, pairs, begin)
-        key = begin, self.row.tobytes(), self.num_rows.tobytes()
-        found = self.reads.behind.get(key)
-        if found is None:
-            self.reads.behind.clear()
-            found = self.reads.behind[key] = self._split(window, pairs, begin)
-        return found
-
-    def _split(self, window: int | None, pairs: slice, begin: int) -> Items:
+    def _split(self, window: int | None, pairs: slice, begin: int) -> Tiles:
         """Of these pairs; begin: how many rows of items come before theirs."""
         cut, reads, start = self.cut, self.reads, self.start
         span, split, group, table = reads.span[pairs], reads.split[pairs], reads.group[pairs], reads.table[pairs]
@@ -178,7 +212,7 @@ class Step:
             sees = split >= self._first_splits(start, window)[span]
             span, split, group, table = span[sees], split[sees], group[sees], table[sees]
         if not len(span):
-            return NOTHING, NO_ITEMS
+            return Tiles(NOTHING, NO_ITEMS, NOTHING, NOTHING, NOTHING)
         low, high = np.maximum(start[span], split * cut.key_split), self.end[span]
         if window is not None:
             high = np.minimum(high, (split + 1) * cut.key_split + (window - 1))
@@ -186,31 +220,35 @@ class Step:
         if not self.is_single:
             counts = high - low
             rows, positions = ascending(rows, counts), ascending(low, counts)
-            split, group, table = (each.repeat(counts) for each in (split, group, table))
+            span, split, group, table = (each.repeat(counts) for each in (span, split, group, table))
         first, counts = _tiles(group, cut.split_tokens)
-        reach = positions, positions
+        lowest = highest = positions
         if len(first) < len(rows):
-            reach = np.minimum.reduceat(positions, first), np.maximum.reduceat(positions, first)
-            split, table = split[first], table[first]
+            lowest, highest = np.minimum.reduceat(positions, first), np.maximum.reduceat(positions, first)
+            span, split, table = span[first], split[first], table[first]
         tiles = cut.key_split // cut.key_tile
         tile = split * tiles
-        return rows, self._items(first + begin, counts, table, reach, tile, tile + tiles, window)
+        items = self._items(first + begin, counts, table, tile, tile + tiles, lowest, highest, window)
+        return Tiles(rows, items, span, lowest, highest)
 
-    def _items(self, first: Any, counts: Any, tables: Any, reach: tuple[np.ndarray, np.ndarray], first_tile: Any,
-               end_tile: Any, window: int | None) -> np.ndarray:
-        """`reach`: positions of the first and the last of the rows; tiles: no others, whatever the rows see."""
-        lowest, highest = reach
-        tile = self.cut.key_tile
-        end = np.minimum(end_tile, highest // tile + 1)
-        if window is None:
-            seen_by_all = np.minimum(np.maximum((lowest + 1) // tile, first_tile), end)
-        else:
-            first_tile = np.maximum(first_tile, np.maximum(lowest - window + 1, 0) // tile)
-            seen_by_all = np.minimum(first_tile, end)
+    def _items(self, first: np.ndarray, counts: np.ndarray, tables: Any, first_tile: Any, end_tile: Any,
+               lowest: np.ndarray, highest: np.ndarray, window: int | None) -> np.ndarray:
+        """Positions of the first and the last of the rows; tiles: no others, whatever the rows see."""
+        if window is not None:
+            first_tile = np.maximum(first_tile, np.maximum(lowest - window + 1, 0) // self.cut.key_tile)
         items = np.empty((len(first), FIELDS), np.int32)
-        for i, column in enumerate((first, counts, tables, first_tile, seen_by_all, end)):
+        for i, column in enumerate((first, counts, tables, first_tile)):
             items[:, i] = column
+        self._write_ends(items, lowest, highest, end_tile, window)
         return items
+
+    def _write_ends(self, items: np.ndarray, lowest: np.ndarray, highest: np.ndarray, end_tile: Any = 2**30,
+                    window: int | None = None) -> None:
+        first_tile, tile = items[:, 3], self.cut.key_tile
+        end = np.minimum(end_tile, highest // tile + 1)
+        seen_by_all = np.maximum((lowest + 1) // tile, first_tile) if window is None else first_tile
+        items[:, 4] = np.minimum(seen_by_all, end)
+        items[:, 5] = end
 
 
 def _tiles(group: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -235,9 +273,10 @@ def _lengths(begins: np.ndarray, end: int) -> np.ndarray:
 
 
 def make_lists(spans: Sequence[Span], window: int | None, cut: Cut, null_block: int) -> Lists:
-    """The lists of these spans under one window; spans' tables are sequences of blocks."""
+    """The lists of these spans under one window, with their tables."""
     tables = Tables(cut, null_block)
-    step = Step([span._replace(table=tables.table(tuple(span.table))) for span in spans], [window], tables)
+    columns = np.array([span[:3] for span in spans], np.int32).T
+    step = Step(columns, [tables.table(tuple(span.table)) for span in spans], [window], tables)
     written = np.empty(step.num_blocks, np.int32)
     step.write_tables(written)
     return replace(step.lists(window), tables=[written])

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from streamproc.engine.kv_cache import Copies
-from streamproc.kernels.tables import Tables
-from streamproc.kernels.work import FIELDS, Lists, Span, Step, Work
+from streamproc.kernels.splits import ascending
+from streamproc.kernels.tables import Table, Tables
+from streamproc.kernels.work import FIELDS, Lists, Step, Work
 from streamproc.schedule.plan import Chunk
 
 Window = int | None
@@ -43,8 +44,8 @@ class Batch:
 
     token_ids: Sequence[int]
     positions: np.ndarray
-    cells: Sequence[int] | np.ndarray
-    sampled: Sequence[int]
+    cells: Sequence[int]
+    sampled: np.ndarray
     step: Step
     lists: Mapping[Window, Lists]
 
@@ -75,23 +76,29 @@ def _above(number: int, step: int = 2, least: int = 1) -> int:
 def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Tables, before: Batch | None = None) -> Batch:
     """`chunks` is not empty and `windows` are different; `before`: the step before this one."""
     tables.begin_step()
-    size, row = tables.cut.block_size, 0
-    spans, token_ids, sampled, cells = list[Span](), list[int](), list[int](), list[int]()
-    for chunk in chunks:
-        ids, start = chunk.token_ids, chunk.start
-        num_rows, table = len(ids), tables.of(chunk.seq_id, chunk.block_table)
-        spans.append(Span(row, num_rows, start, table))
-        token_ids += ids
-        row += num_rows
-        if chunk.num_samples:
-            sampled += range(row - chunk.num_samples, row)
-        if num_rows == 1:
-            cells.append(table.blocks[start // size] * size + start % size)
+    held = [tables.of(chunk.seq_id, chunk.block_table) for chunk in chunks]
+    counts, starts = [len(chunk.token_ids) for chunk in chunks], [chunk.start for chunk in chunks]
+    columns = np.array((counts, counts, starts), np.int32)
+    ends = columns[1].cumsum(dtype=np.int32)
+    columns[0] = ends - columns[1]
+    positions = ascending(columns[2], columns[1])
+    num_samples = np.array([chunk.num_samples for chunk in chunks], np.int32)
+    step = Step(columns, held, windows, tables, before.step if before else None)
+    return Batch([token for chunk in chunks for token in chunk.token_ids], positions,
+                 _cells(held, starts, counts, tables.cut.block_size), ascending(ends - num_samples, num_samples), step,
+                 {window: step.lists(window) for window in windows})
+
+
+def _cells(held: Sequence[Table], starts: Sequence[int], counts: Sequence[int], size: int) -> list[int]:
+    """Where the rows' keys and values go."""
+    found: list[int] = []
+    for table, start, count in zip(held, starts, counts, strict=True):
+        if count == 1:
+            found.append(table.blocks[start // size] * size + start % size)
         else:
-            places = np.arange(start, start + num_rows)
-            cells += (table.numbers[places // size] * size + places % size).tolist()
-    step = Step(spans, windows, tables, before.step if before else None)
-    return Batch(token_ids, step.positions, cells, sampled, step, {window: step.lists(window) for window in windows})
+            places = np.arange(start, start + count, dtype=np.int32)
+            found += (table.numbers[places // size] * size + places % size).tolist()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +125,10 @@ def places(bucket: Bucket) -> Places:
     return Places(bucket, tuple(np.cumsum(aligned).tolist()))
 
 
-def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor) -> int:
+def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor, before: Batch | None = None) -> int:
     """Write the batch, and behind it the sources and destinations of copies, into `numbers`, int32 on the CPU
-    -> how many of them matter.
+    -> how many of them, from the first on, the device does not have. before: the batch that it got last, for the same
+    places.
     """
     bucket, target = where.bucket, numbers.numpy()
     starts = (0, *where.ends)
@@ -140,8 +148,8 @@ def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor) -> 
         for i, values in enumerate((slots, lists.whole.ravel(), lists.split.ravel(), lists.merged, counts, lists.rows)):
             put(place + i, values)
         place += 6
-    end = starts[place] + batch.step.num_blocks
-    batch.step.write_tables(target[starts[place]:end])
+    tables = target[starts[place]:starts[place] + batch.step.num_blocks]
+    end = starts[place] + batch.step.write_tables(tables, before.step if before else None)
     if not copies:
         return end
     target[where.size:where.size + 2 * len(copies)] = np.asarray(copies, np.int32).T.ravel()

@@ -45,6 +45,7 @@ class GpuForward:
         self._graphs = Graphs(loaded.device)
         self._tables: Tables | None = None
         self._before: Batch | None = None
+        self._filled: tuple[Places, Batch] | None = None        # what the staging holds
         self._placed: dict[Bucket, tuple[Places, Inputs]] = {}      # as long as the staging lies where it is
 
     @property
@@ -61,9 +62,9 @@ class GpuForward:
     def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
              ) -> tuple[np.ndarray, np.ndarray]:
         """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
-        if self.program.rotary.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks)):
-            self._graphs.forget()
         batch = self._before = make_batch(chunks, self.windows, self._tables_of(kv), self._before)
+        if self.program.rotary.reserve(int(batch.positions.max()) + 1):
+            self._graphs.forget()
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used
         bucket = rounded(batch.bucket) if is_small else batch.bucket
         where, step = self._placed.get(bucket, (None, None))
@@ -71,8 +72,11 @@ class GpuForward:
         if self._staging.reserve(where.size + 2 * len(copies)):
             self._graphs.forget()
             self._placed.clear()
-            step = None
-        self._staging.upload(fill(batch, where, copies, self._staging.numbers))
+            step = self._filled = None
+        before = self._filled[1] if self._filled and self._filled[0] is where else None
+        self._filled = None
+        self._staging.upload(fill(batch, where, copies, self._staging.numbers, before))
+        self._filled = where, batch
         if copies:
             pairs = self._staging.on_device[where.size:][:2 * len(copies)].view(2, -1)
             self.ops.copy_blocks(kv.data, *pairs)
