@@ -1,7 +1,8 @@
 """What does the CPU do for a step on a GPU? The runner's steps with a device that computes nothing.
 
-Everything from the runner's call to its return, but for what goes to the device and comes back: checking the plan, its
-lists of work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. Attention is cut as for sm_90, in blocks of 16 tokens; a model of 32 layers.
+All from the runner's call to its return, but for what goes to the device and comes back: checking the plan, its
+lists of work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. Attention is
+cut as for sm_90, in blocks of 16 tokens; a model of 32 layers.
 
     decode n x c    one token of each of n sequences of c tokens, or up to a split fewer, whose blocks are the same as in
                     the step before
@@ -11,7 +12,7 @@ lists of work, the row of numbers that the device gets, the graph that is looked
     grown 64 x c    as decode, and every sequence's blocks are told anew, as those of sessions are that grow
     prefill         2,048 tokens of one sequence
 
-`step_us`: the median of a step, in microseconds; `p90_us`: steps in which a sequence comes to its next split cost more.
+`step_us`: the median of a step, in microseconds. `p90_us`: steps in which a sequence comes to its next split cost more.
 """
 
 import argparse
@@ -106,8 +107,8 @@ class Bench:
         self.repeats = repeats
         self.rows: list[dict[str, Any]] = []
 
-    def decode(self, what: str, context: int, num_sequences: int, num_rows: int = 1, num_forks: int = 0,
-               news: int = 0) -> None:  # fmt: skip
+    def decode(self, what: str, context: int, num_sequences: int, *, num_rows: int = 1,     # noqa: PLR0913
+               num_forks: int = 0, news: int = 0) -> None:  # fmt: skip
         """news: so many sequences' blocks are told anew in every step, under numbers of their own where it is one."""
         idle = runner(pool_size(num_sequences, context, num_forks))
         given = list(tables(num_sequences, context, num_forks))

@@ -78,7 +78,7 @@ class Lists:
 
 
 class Tiles(NamedTuple):
-    """Of split items: rows, items [tiles, FIELDS], and for each tile one of its spans, its lowest and highest position."""
+    """Of split items: rows, items [tiles, FIELDS], and of each tile a span, the lowest and the highest position."""
 
     rows: np.ndarray
     items: np.ndarray
@@ -105,8 +105,8 @@ class Step:
 
     def __init__(self, columns: np.ndarray, held: Sequence[Table], windows: Collection[int | None], tables: Tables,
                  before: "Step | None" = None) -> None:
-        """columns: row of the packed batch, number of rows, start [3, spans] int32; held: the spans' tables, of `tables`;
-        before: the step before this one, from which what is the same is taken.
+        """columns: first rows, numbers of rows, starts [3, spans] int32; held: the spans' tables, of `tables`; before:
+        the step before this one, from which what is the same is taken.
         """
         cut = self.cut = tables.cut
         self.tables = tables
@@ -200,7 +200,8 @@ class Step:
             rows.append(np.arange(row, row + num_rows, dtype=np.int32))
             first = np.arange(0, num_rows, tokens, dtype=np.int32)
             end = np.minimum(first + tokens, num_rows)
-            items.append(self._items(begin + first, end - first, table, 0, 2**30, first + start, end + (start - 1), window))
+            lowest, highest = first + start, end + (start - 1)
+            items.append(self._items(begin + first, end - first, table, 0, 2**30, lowest, highest, window))
             begin += num_rows
         return np.concatenate(rows), np.concatenate(items)
 

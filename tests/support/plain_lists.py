@@ -1,4 +1,4 @@
-"""What an attention's lists are, one item after the other in plain Python: whole tables, and splits compared by bytes."""
+"""What an attention's lists are, item by item in plain Python: whole tables, and splits compared by bytes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -112,8 +112,8 @@ def test_steps_that_take_over_what_is_the_same(seed: int, cut: Cut, monkeypatch:
     for _ in range(25):
         spans = packed(list(living.values()))
         tables.begin_step()
-        step = Step(columns(spans), [tables.of(seq_id, table) for seq_id, (_, _, table) in living.items()], windows, tables,
-                    before)
+        held = [tables.of(seq_id, table) for seq_id, (_, _, table) in living.items()]
+        step = Step(columns(spans), held, windows, tables, before)
         num_new = step.write_tables(room[:step.num_blocks], before)
         blocks[:num_new] = room[:num_new]       # as it comes to the device
         for window in windows:

@@ -73,7 +73,8 @@ def _above(number: int, step: int = 2, least: int = 1) -> int:
     return size if number else 0
 
 
-def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Tables, before: Batch | None = None) -> Batch:
+def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Tables, before: Batch | None = None
+               ) -> Batch:
     """`chunks` is not empty and `windows` are different; `before`: the step before this one."""
     tables.begin_step()
     held = [tables.of(chunk.seq_id, chunk.block_table) for chunk in chunks]
@@ -138,8 +139,10 @@ def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor, bef
 
     target[:starts[4]] = 0
     target[starts[2]:starts[2] + bucket.rows] = NOT_WRITTEN
-    for i, values in enumerate((batch.token_ids, batch.positions, batch.cells, batch.sampled)):
-        put(i, values)
+    put(0, batch.token_ids)
+    put(1, batch.positions)
+    put(2, batch.cells)
+    put(3, batch.sampled)
     place = 4
     for lists in batch.lists.values():
         slots = np.zeros(bucket.rows, np.int32)
@@ -149,7 +152,7 @@ def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor, bef
             put(place + i, values)
         place += 6
     tables = target[starts[place]:starts[place] + batch.step.num_blocks]
-    end = starts[place] + batch.step.write_tables(tables, before.step if before else None)
+    end: int = starts[place] + batch.step.write_tables(tables, before.step if before else None)
     if not copies:
         return end
     target[where.size:where.size + 2 * len(copies)] = np.asarray(copies, np.int32).T.ravel()

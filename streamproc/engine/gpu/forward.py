@@ -25,6 +25,7 @@ from streamproc.kernels.tables import Tables
 from streamproc.schedule.plan import Chunk, verify
 
 GRAPH_ROWS = 512        # larger steps compute for longer than they take to launch
+MOST_PLACED = 1024      # buckets whose places are kept
 MASK_BITS = 32
 NO_MASK = -1
 
@@ -46,7 +47,7 @@ class GpuForward:
         self._tables: Tables | None = None
         self._before: Batch | None = None
         self._filled: tuple[Places, Batch] | None = None        # what the staging holds
-        self._placed: dict[Bucket, tuple[Places, Inputs]] = {}      # as long as the staging lies where it is
+        self._placed: dict[Bucket, tuple[Places, Inputs]] = {}
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -67,23 +68,14 @@ class GpuForward:
             self._graphs.forget()
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used
         bucket = rounded(batch.bucket) if is_small else batch.bucket
-        where, step = self._placed.get(bucket, (None, None))
-        where = where or places(bucket)
-        if self._staging.reserve(where.size + 2 * len(copies)):
-            self._graphs.forget()
-            self._placed.clear()
-            step = self._filled = None
-        before = self._filled[1] if self._filled and self._filled[0] is where else None
-        self._filled = None
+        where, step = self._place(bucket, len(copies), is_small)
+        filled, self._filled = self._filled, None
+        before = filled[1] if filled and filled[0] is where else None
         self._staging.upload(fill(batch, where, copies, self._staging.numbers, before))
         self._filled = where, batch
         if copies:
             pairs = self._staging.on_device[where.size:][:2 * len(copies)].view(2, -1)
             self.ops.copy_blocks(kv.data, *pairs)
-        if step is None:
-            step = inputs(where, self.windows, self._staging.on_device)
-            if is_small:        # others are of any size
-                self._placed[bucket] = where, step
         work = partial(self._step, kv, step, bucket.num_slots, masks is None)
         key = kv.data.data_ptr(), kv.layout, bucket, masks is None
         rows, (ids, logits) = self._graphs.run(key, work) if is_small else work()
@@ -91,6 +83,22 @@ class GpuForward:
         if masks is not None:
             ids, logits = self._choose(rows, self._masks(masks(), len(step.sampled)))
         return self._staging.download(ids, logits, len(batch.sampled))
+
+    def _place(self, bucket: Bucket, num_copies: int, is_kept: bool) -> tuple[Places, Inputs]:
+        """Where a step's numbers lie; the same objects for the same bucket, as long as that stays so."""
+        found = self._placed.get(bucket)
+        where = found[0] if found else places(bucket)
+        if self._staging.reserve(where.size + 2 * num_copies):
+            self._graphs.forget()
+            self._placed.clear()
+            found = self._filled = None
+        if found is None:
+            found = where, inputs(where, self.windows, self._staging.on_device)
+            if len(self._placed) == MOST_PLACED:
+                self._placed.clear()
+            if is_kept:
+                self._placed[bucket] = found
+        return found
 
     def gathers(self, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
         """Shapes of what a step of several processes gathers from them, in its order."""
