@@ -1,7 +1,7 @@
 """What does the CPU do for a step on a GPU? The runner's steps with a device that computes nothing.
 
-All from the runner's call to its return, but for what goes to the device and comes back: checking the plan, its
-lists of work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. Attention is
+All from the runner's call to its return, but for what goes to the device and comes back: checking the plan, its lists of
+work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. Attention is
 cut as for sm_90, in blocks of 16 tokens; a model of 32 layers.
 
     decode n x c    one token of each of n sequences of c tokens, or up to a split fewer, whose blocks are the same as in
@@ -12,7 +12,8 @@ cut as for sm_90, in blocks of 16 tokens; a model of 32 layers.
     grown 64 x c    as decode, and every sequence's blocks are told anew, as those of sessions are that grow
     prefill         2,048 tokens of one sequence
 
-`step_us`: the median of a step, in microseconds. `p90_us`: steps in which a sequence comes to its next split cost more.
+`step_us`: the median of a step, in microseconds of this thread's processor time, so that other work hardly matters.
+`p90_us`: steps in which a sequence comes to its next split cost more.
 """
 
 import argparse
@@ -133,9 +134,9 @@ class Bench:
         taken: list[float] = []
         for chunks in steps:
             plan = Plan((), tuple(chunks))
-            started = time.perf_counter()
+            started = time.thread_time()
             idle._run(plan)
-            taken.append(time.perf_counter() - started)
+            taken.append(time.thread_time() - started)
         num_rows = sum(len(chunk.token_ids) for chunk in chunks)
         self.rows.append({"step": what, "context": context, "rows": num_rows,
                           "step_us": statistics.median(taken[3:]) * 1e6,

@@ -174,9 +174,10 @@ class Step:
             self.reads.kept.clear()
             settled = self.reads.kept[key] = self._lists(window)
             return settled.lists
-        start, split = self.start[settled.span], settled.lists.split.copy()
+        kept, start = settled.lists, self.start[settled.span]
+        split = kept.split.copy()
         self._write_ends(split[-len(start):], start + settled.low, start + settled.high)
-        return replace(settled.lists, split=split)
+        return Lists(kept.rows, kept.slots, kept.whole, split, kept.merged, kept.num_slots)
 
     def _lists(self, window: int | None) -> Settled:
         rows, whole = self._whole(window) if self.whole else (NOTHING, NO_ITEMS)

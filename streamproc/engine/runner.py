@@ -165,7 +165,8 @@ class ModelRunner:
         try:
             sampled = run_step(self.forward, self.kv, first, self._masks_of(first))
         finally:
-            wait(parts)
+            if parts:
+                wait(parts)
         for part in parts:
             sampled |= part.result()
         return self._with_forced(plan.chunks, sampled)

@@ -82,12 +82,12 @@ def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Table
     columns = np.array((counts, counts, starts), np.int32)
     ends = columns[1].cumsum(dtype=np.int32)
     columns[0] = ends - columns[1]
-    positions = ascending(columns[2], columns[1])
+    token_ids = [token for chunk in chunks for token in chunk.token_ids]
+    positions = columns[2] if len(token_ids) == len(chunks) else ascending(columns[2], columns[1])
     num_samples = np.array([chunk.num_samples for chunk in chunks], np.int32)
     step = Step(columns, held, windows, tables, before.step if before else None)
-    return Batch([token for chunk in chunks for token in chunk.token_ids], positions,
-                 _cells(held, starts, counts, tables.cut.block_size), ascending(ends - num_samples, num_samples), step,
-                 {window: step.lists(window) for window in windows})
+    return Batch(token_ids, positions, _cells(held, starts, counts, tables.cut.block_size),
+                 ascending(ends - num_samples, num_samples), step, {window: step.lists(window) for window in windows})
 
 
 def _cells(held: Sequence[Table], starts: Sequence[int], counts: Sequence[int], size: int) -> list[int]:
