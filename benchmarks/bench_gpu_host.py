@@ -1,11 +1,11 @@
 """What does the CPU do for a step on a GPU? The runner's steps with a device that computes nothing.
 
-All from the runner's call to its return, but for what goes to the device and comes back: checking the plan, its lists of
-work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. Attention is
-cut as for sm_90, in blocks of 16 tokens; a model of 32 layers.
+All from the runner's call to its return, but for what goes to the device and comes back: checking the plan, its lists
+of work, the row of numbers that the device gets, the graph that is looked up, and the greedy tokens. Attention is cut
+as for sm_90, in blocks of 16 tokens; a model of 32 layers.
 
-    decode n x c    one token of each of n sequences of c tokens, or up to a split fewer, whose blocks are the same as in
-                    the step before
+    decode n x c    one token of each of n sequences of c tokens, or up to a split fewer, whose blocks are the same as
+                    in the step before
     draft 8 x c     drafts of 8 tokens: 9 rows of each sequence
     forks s x f     f forks of each of s sessions of c tokens: all but the last tokens are the session's
     new 64 x c      as decode, and one of the sequences is in a step for the first time

@@ -66,7 +66,9 @@ def make_scratch(num_slots: int, num_heads: int, head_dim: int, device: torch.de
 
 @dataclass(eq=False, frozen=True, slots=True)
 class Lists:
-    """A Work of one window on the CPU: int32. `slots` [merged rows]: of those alone."""
+    """A Work of one window on the CPU: int32. `slots` [merged rows]: of those alone. Two lists with the same object as
+    `rows` are the same but for the last of the split items, of which there are at most as many as merged rows.
+    """
 
     rows: np.ndarray
     slots: np.ndarray

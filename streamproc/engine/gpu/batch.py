@@ -144,17 +144,25 @@ def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor, bef
     put(2, batch.cells)
     put(3, batch.sampled)
     place = 4
-    for lists in batch.lists.values():
-        slots = np.zeros(bucket.rows, np.int32)
-        slots[lists.merged] = lists.slots
-        counts = len(lists.whole), len(lists.split), len(lists.merged)
-        for i, values in enumerate((slots, lists.whole.ravel(), lists.split.ravel(), lists.merged, counts, lists.rows)):
-            put(place + i, values)
+    for window, lists in batch.lists.items():
+        if before is not None and before.lists[window].rows is lists.rows:     # all but the last items are there
+            tail = lists.split[-len(lists.merged):].ravel()
+            end = starts[place + 2] + lists.split.size
+            target[end - tail.size:end] = tail
+        else:
+            slots = np.zeros(bucket.rows, np.int32)
+            slots[lists.merged] = lists.slots
+            put(place, slots)
+            put(place + 1, lists.whole.ravel())
+            put(place + 2, lists.split.ravel())
+            put(place + 3, lists.merged)
+            put(place + 4, (len(lists.whole), len(lists.split), len(lists.merged)))
+            put(place + 5, lists.rows)
         place += 6
     tables = target[starts[place]:starts[place] + batch.step.num_blocks]
-    end: int = starts[place] + batch.step.write_tables(tables, before.step if before else None)
+    num_numbers: int = starts[place] + batch.step.write_tables(tables, before.step if before else None)
     if not copies:
-        return end
+        return num_numbers
     target[where.size:where.size + 2 * len(copies)] = np.asarray(copies, np.int32).T.ravel()
     return where.size + 2 * len(copies)
 
