@@ -79,11 +79,12 @@ def build_batch(chunks: Sequence[Chunk], kv: KVCache, geometry: Geometry) -> Bat
 def check_chunks(chunks: Sequence[Chunk], kv: KVCache) -> None:
     """A plan that breaks these is a bug of whoever made it."""
     assert len({chunk.seq_id for chunk in chunks}) == len(chunks), "two chunks of one sequence"
+    size = kv.layout.block_size
     for chunk in chunks:
-        end = chunk.start + len(chunk.token_ids)
-        assert len(chunk.token_ids) >= max(1, chunk.num_samples), "a chunk with too few tokens"
-        assert end <= len(chunk.block_table) * kv.layout.block_size, "a chunk without cells"
-        assert all(0 <= block < kv.num_blocks for block in chunk.block_table), "a block outside the pool"
+        num_tokens = len(chunk.token_ids)
+        assert num_tokens >= chunk.num_samples and num_tokens, "a chunk with too few tokens"  # noqa: PT018
+        assert chunk.start + num_tokens <= len(chunk.block_table) * size, "a chunk without cells"
+        kv.check(chunk.seq_id, chunk.block_table)
 
 
 def cut_spans(chunks: Iterable[Chunk], unit: int | None = None) -> Iterable[Span]:

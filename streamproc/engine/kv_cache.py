@@ -20,6 +20,7 @@ import torch
 from streamproc.engine.memory import zeros
 
 Copies = Sequence[tuple[int, int]]      # (source, destination)
+MOST_CHECKED = 2**20    # blocks of tables that are remembered
 CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
@@ -70,6 +71,8 @@ class KVCache:
         self.blocks = self.data[:, :num_codes].view(layout.dtype).unflatten(1, layout.block_shape)
         self.scales = (self.data[:, num_codes:].view(torch.float32).unflatten(1, layout.block_shape[:-1])
                        if layout.has_scales else None)  # fmt: skip
+        self._checked: dict[int, tuple[int, ...]] = {}
+        self._num_checked = 0
 
     @property
     def cells(self) -> torch.Tensor:
@@ -90,6 +93,20 @@ class KVCache:
     def block_stride(self) -> int:
         """Rows of `runs` from one block to the next."""
         return self.layout.num_layers * self.layer_stride
+
+    def check(self, seq_id: int, block_table: tuple[int, ...]) -> None:
+        """Assert that the blocks are the pool's: those that this sequence had at its last check are not looked at."""
+        checked = self._checked.get(seq_id, ())
+        if checked is block_table:
+            return
+        table = tuple(block_table)
+        new = table[len(checked):] if table[:len(checked)] == checked else table
+        if new:
+            assert min(new) >= 0 and max(new) < self.num_blocks, "a block outside the pool"  # noqa: PT018
+            self._num_checked += len(new)
+        if self._num_checked > MOST_CHECKED:
+            self._checked, self._num_checked = {}, len(table)
+        self._checked[seq_id] = table
 
     def gather(self, block_ids: Sequence[int]) -> torch.Tensor:
         """A copy of these blocks: [len(block_ids), *layout.block_shape]; their numbers, where they are codes."""

@@ -166,7 +166,8 @@ class ModelRunner:
         try:
             sampled = run_step(self.forward, self.kv, first, self._masks_of(first))
         finally:
-            wait(parts)
+            if parts:
+                wait(parts)
         for part in parts:
             sampled |= part.result()
         return self._with_forced(plan.chunks, sampled)
@@ -228,7 +229,7 @@ def split(plan: Plan, num_lanes: int) -> list[Plan]:
 
     Chunks stay whole, and with those whose cells they read: a row sees cells that others write in the same step.
     """
-    num_parts = min(num_lanes, plan.num_tokens // LANE_TOKENS, len(plan.chunks))
+    num_parts = min(num_lanes, plan.num_tokens // LANE_TOKENS, len(plan.chunks)) if num_lanes > 1 else 1
     if num_parts < 2:
         return [plan]
     parts: list[list[Chunk]] = [[] for _ in range(num_parts)]

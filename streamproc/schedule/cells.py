@@ -57,7 +57,7 @@ class Cells:
             fork.num_computed = len(shared) * size - fork.base
         elif fork.base % size and own:
             step.copies.append((table[num_shared], own[0]))
-        fork.block_table = shared + own
+        fork.block_table = (*shared, *own)
         return True
 
     def give_generation(

@@ -61,6 +61,8 @@ def verify(chunks: Iterable[Chunk], samples: Iterator[int]) -> dict[int, tuple[i
     """All samples of a step, in the order of its chunks -> what a flight returns."""
     return {
         chunk.seq_id: verified(chunk.draft, [next(samples) for _ in range(chunk.num_samples)])
+        if chunk.num_samples > 1
+        else (next(samples),)
         for chunk in chunks
         if chunk.num_samples
     }

@@ -125,7 +125,7 @@ class Scheduler:
             ids, num_samples = [*ids, *guess], 1 + len(guess)
         grammar = fork.question.grammar if num_samples else None
         constraint = Constraint(grammar, tuple(fork.answer_ids)) if grammar else None
-        after, table = step.after.get(fork.seq_id), tuple(fork.block_table)
+        after, table = step.after.get(fork.seq_id), fork.block_table
         chunk = Chunk(fork.seq_id, position, tuple(ids), table, num_samples, after, constraint)
         step.add(chunk, fork.generation.seq_id)
         if not fork.is_decoding:

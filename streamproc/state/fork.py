@@ -80,7 +80,7 @@ class Fork:
     started_at: float | None = None
     token_ids: list[int] = field(default_factory=list)  # tail, then answer
     num_computed: int = 0
-    block_table: list[int] = field(default_factory=list)  # shared blocks, then its own
+    block_table: tuple[int, ...] = ()  # shared blocks, then its own
     text: str | None = None  # set once the answer is complete
     finished_at: float | None = None
     expected: Ids = ()  # the answer that this question had before

@@ -124,7 +124,7 @@ class Workload:
         del self.running[fork.seq_id]
         fork.generation.num_running_forks -= 1
         self.pool.release(fork.block_table)
-        fork.block_table = []
+        fork.block_table = ()
 
     def drop_forks(self, gone: Callable[[Fork], bool]) -> list[Fork]:
         """Take out the forks, waiting or running, for which `gone` holds."""

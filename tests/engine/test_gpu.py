@@ -21,6 +21,7 @@ from streamproc.engine.loaded import LoadedModel, Ways, describe
 from streamproc.engine.parts import join_in_place, take_apart
 from streamproc.engine.support import Recorder
 from streamproc.kernels import reference
+from streamproc.kernels.tables import Tables
 from streamproc.schedule.plan import STUCK, Chunk
 
 Load = Callable[[str, torch.dtype], LoadedModel]
@@ -107,7 +108,7 @@ def test_a_constraint_that_allows_nothing_is_told_and_no_fault_of_the_model(load
 def test_a_larger_bucket_holds_the_same_step(copies: tuple[tuple[int, int], ...], load: Load) -> None:
     forward = made(load, "gemma3", Ways())
     chunks = [Chunk(0, 40, (7, 8, 9), (4, 2, 1), 2), Chunk(1, 0, tuple(range(3, 60)), (7, 6, 5, 3), 1)]
-    batch = make_batch(chunks, forward.windows, forward.sizes.cut(16, 2), 9)
+    batch = make_batch(chunks, forward.windows, Tables(forward.sizes.cut(16, 2), 9))
     found = []
     for bucket in (batch.bucket, rounded(batch.bucket)):
         where = places(bucket)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from streamproc.engine import kv_cache
 from streamproc.engine.kv_cache import KVCache, Layout
 
 LAYOUT = Layout(num_layers=3, num_kv_heads=2, head_dim=8, block_size=4, dtype=torch.bfloat16)
@@ -100,3 +101,24 @@ def test_bytes_are_counted_right(kv: KVCache) -> None:
 def test_all_layers_of_a_block_are_one_piece(kv: KVCache) -> None:
     assert kv.blocks[4].is_contiguous()
     assert kv.cells.data_ptr() == kv.runs.data_ptr() == kv.blocks.data_ptr()
+
+
+@pytest.mark.parametrize("bad", [10, -1])
+def test_a_sequences_blocks_are_checked_whatever_was_checked_before(kv: KVCache, bad: int) -> None:
+    kv.check(1, (2, 3))
+    kv.check(1, (2, 3, 4))
+    for table in ((2, 3, 4, bad), (bad, 3, 4), (2, bad), (5, 6, 7, 8, bad)):
+        with pytest.raises(AssertionError, match="outside the pool"):
+            kv.check(1, table)
+    with pytest.raises(AssertionError, match="outside the pool"):
+        kv.check(2, (2, 3, bad))
+    kv.check(1, (5,))
+    with pytest.raises(AssertionError, match="outside the pool"):
+        kv.check(1, (5, bad))
+
+
+def test_what_is_remembered_of_checked_blocks_is_bounded(kv: KVCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "MOST_CHECKED", 20)
+    for seq_id in range(100):
+        kv.check(seq_id, (1, 2, 3))
+    assert len(kv._checked) < 10

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from streamproc.engine.kv_cache import Copies
-from streamproc.kernels.work import FIELDS, Cut, Lists, Span, Work, make_lists
+from streamproc.kernels.splits import ascending
+from streamproc.kernels.tables import Table, Tables
+from streamproc.kernels.work import FIELDS, Lists, Step, Work
 from streamproc.schedule.plan import Chunk
 
 Window = int | None
@@ -37,21 +39,21 @@ class Bucket:
         return max(slots for *_, slots in self.items)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class Batch:
-    """A step on the CPU."""
+    """A step on the CPU: int32."""
 
-    token_ids: list[int]
-    positions: list[int]
-    cells: list[int]
-    sampled: list[int]
+    token_ids: Sequence[int]
+    positions: np.ndarray
+    cells: Sequence[int]
+    sampled: np.ndarray
+    step: Step
     lists: Mapping[Window, Lists]
 
     @property
     def bucket(self) -> Bucket:
         """Exactly as large as the step."""
-        tables = next(iter(self.lists.values())).num_table_blocks
-        return Bucket(len(self.token_ids), len(self.sampled), tables,
+        return Bucket(len(self.token_ids), len(self.sampled), self.step.num_blocks,
                       tuple((len(x.whole), len(x.split), len(x.merged), len(x.rows), x.num_slots)
                             for x in self.lists.values()))
 
@@ -72,19 +74,33 @@ def _above(number: int, step: int = 2, least: int = 1) -> int:
     return size if number else 0
 
 
-def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], cut: Cut, null_block: int) -> Batch:
-    """`chunks` is not empty and `windows` are different."""
-    size = cut.block_size
-    spans, cells, sampled, row = [], list[int](), list[int](), 0
-    for chunk in chunks:
-        num_rows, table = len(chunk.token_ids), chunk.block_table
-        spans.append(Span(row, num_rows, chunk.start, table))
-        cells += [table[place // size] * size + place % size for place in range(chunk.start, chunk.start + num_rows)]
-        row += num_rows
-        sampled += range(row - chunk.num_samples, row)
-    return Batch([token for chunk in chunks for token in chunk.token_ids],
-                 [chunk.start + i for chunk in chunks for i in range(len(chunk.token_ids))], cells, sampled,
-                 {window: make_lists(spans, window, cut, null_block) for window in windows})
+def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Tables, before: Batch | None = None
+               ) -> Batch:
+    """`chunks` is not empty and `windows` are different; `before`: the step before this one."""
+    tables.begin_step()
+    held = [tables.of(chunk.seq_id, chunk.block_table) for chunk in chunks]
+    counts, starts = [len(chunk.token_ids) for chunk in chunks], [chunk.start for chunk in chunks]
+    columns = np.array((counts, counts, starts), np.int32)
+    ends = columns[1].cumsum(dtype=np.int32)
+    columns[0] = ends - columns[1]
+    token_ids = [token for chunk in chunks for token in chunk.token_ids]
+    positions = columns[2] if len(token_ids) == len(chunks) else ascending(columns[2], columns[1])
+    num_samples = np.array([chunk.num_samples for chunk in chunks], np.int32)
+    step = Step(columns, held, windows, tables, before.step if before else None)
+    return Batch(token_ids, positions, _cells(held, starts, counts, tables.cut.block_size),
+                 ascending(ends - num_samples, num_samples), step, {window: step.lists(window) for window in windows})
+
+
+def _cells(held: Sequence[Table], starts: Sequence[int], counts: Sequence[int], size: int) -> list[int]:
+    """Where the rows' keys and values go."""
+    found: list[int] = []
+    for table, start, count in zip(held, starts, counts, strict=True):
+        if count == 1:
+            found.append(table.blocks[start // size] * size + start % size)
+        else:
+            places = np.arange(start, start + count, dtype=np.int32)
+            found += (table.numbers[places // size] * size + places % size).tolist()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +127,10 @@ def places(bucket: Bucket) -> Places:
     return Places(bucket, tuple(np.cumsum(aligned).tolist()))
 
 
-def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor) -> int:
+def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor, before: Batch | None = None) -> int:
     """Write the batch, and behind it the sources and destinations of copies, into `numbers`, int32 on the CPU
-    -> how many of them matter.
+    -> how many of them, from the first on, the device does not have. before: the batch that it got last, for the same
+    places.
     """
     bucket, target = where.bucket, numbers.numpy()
     starts = (0, *where.ends)
@@ -123,23 +140,31 @@ def fill(batch: Batch, where: Places, copies: Copies, numbers: torch.Tensor) -> 
 
     target[:starts[4]] = 0
     target[starts[2]:starts[2] + bucket.rows] = NOT_WRITTEN
-    for i, values in enumerate((batch.token_ids, batch.positions, batch.cells, batch.sampled)):
-        put(i, values)
+    put(0, batch.token_ids)
+    put(1, batch.positions)
+    put(2, batch.cells)
+    put(3, batch.sampled)
     place = 4
-    for lists in batch.lists.values():
-        slots = np.zeros(bucket.rows, np.int32)
-        if lists.slots:
-            slots[list(lists.slots)] = list(lists.slots.values())
-        counts = len(lists.whole), len(lists.split), len(lists.merged)
-        for i, values in enumerate((slots, np.asarray(lists.whole, np.int32).ravel(),
-                                    np.asarray(lists.split, np.int32).ravel(), lists.merged, counts, lists.rows)):
-            put(place + i, values)
+    for window, lists in batch.lists.items():
+        if before is not None and before.lists[window].rows is lists.rows:     # all but the last items are there
+            tail = lists.split[-len(lists.merged):].ravel()
+            end = starts[place + 2] + lists.split.size
+            target[end - tail.size:end] = tail
+        else:
+            slots = np.zeros(bucket.rows, np.int32)
+            slots[lists.merged] = lists.slots
+            put(place, slots)
+            put(place + 1, lists.whole.ravel())
+            put(place + 2, lists.split.ravel())
+            put(place + 3, lists.merged)
+            put(place + 4, (len(lists.whole), len(lists.split), len(lists.merged)))
+            put(place + 5, lists.rows)
         place += 6
-    tables = np.concatenate(next(iter(batch.lists.values())).tables)
-    put(place, tables)
+    tables = target[starts[place]:starts[place] + batch.step.num_blocks]
+    num_numbers: int = starts[place] + batch.step.write_tables(tables, before.step if before else None)
     for place_of, part in enumerate(pairs(where, copies, numbers)):
         part.numpy()[:] = [pair[place_of] for pair in copies]
-    return size_with(where, copies) if copies else starts[place] + len(tables)
+    return size_with(where, copies) if copies else num_numbers
 
 
 def pairs(where: Places, copies: Copies, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,17 +14,31 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from streamproc.engine.gpu.batch import Bucket, Inputs, fill, inputs, make_batch, pairs, places, rounded, size_with
+from streamproc.engine.gpu.batch import (
+    Batch,
+    Bucket,
+    Inputs,
+    Places,
+    fill,
+    inputs,
+    make_batch,
+    pairs,
+    places,
+    rounded,
+    size_with,
+)
 from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
 from streamproc.engine.gpu.staging import Staging
 from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks, Rows
+from streamproc.kernels.tables import Tables
 from streamproc.schedule.plan import STUCK, Chunk, verify
 
 GRAPH_ROWS = 512        # larger steps compute for longer than they take to launch
 MOST_POSITIONS, MOST_NUMBERS = 2**16, 2**20     # room from the start
+MOST_PLACED = 1024      # buckets whose places are kept
 CHECKED_ROWS = 400      # beyond two splits: rows of every kind of product
 MASK_BITS = 32
 NO_MASK = -1
@@ -44,6 +58,10 @@ class GpuForward:
         self._head_sizes = [len(part) for part in torch.empty(loaded.vocab_size).tensor_split(self.ranks.size)]
         self._staging = Staging(loaded.device)
         self._graphs = Graphs(loaded.device)
+        self._tables: Tables | None = None
+        self._before: Batch | None = None
+        self._filled: tuple[Places, Batch] | None = None        # what the staging holds
+        self._placed: dict[Bucket, tuple[Places, Inputs]] = {}
         if self._graphs.are_used:       # what graphs read does not move later, but for longer contexts than these
             program.rotary.reserve(min(MOST_POSITIONS, loaded.max_positions or MOST_POSITIONS))
             self._staging.reserve(MOST_NUMBERS)
@@ -63,24 +81,41 @@ class GpuForward:
     def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
              ) -> tuple[np.ndarray, np.ndarray]:
         """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
-        if self.program.rotary.reserve(max(chunk.start + len(chunk.token_ids) for chunk in chunks)):
+        batch = self._before = make_batch(chunks, self.windows, self._tables_of(kv), self._before)
+        if self.program.rotary.reserve(int(batch.positions.max()) + 1):
             self._graphs.forget()
-        batch = make_batch(chunks, self.windows, self._cut(kv), kv.null_block)
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used and kv.is_kept
-        where = places(rounded(batch.bucket) if is_small else batch.bucket)
-        if self._staging.reserve(size_with(where, copies)):
-            self._graphs.forget()
-        self._staging.upload(fill(batch, where, copies, self._staging.numbers))
+        bucket = rounded(batch.bucket) if is_small else batch.bucket
+        where, step = self._place(bucket, copies, is_small)
+        filled, self._filled = self._filled, None
+        before = filled[1] if filled and filled[0] is where else None
+        self._staging.upload(fill(batch, where, copies, self._staging.numbers, before))
+        self._filled = where, batch
         if copies:
             self.ops.copy_blocks(kv.data, *pairs(where, copies, self._staging.on_device))
-        step = inputs(where, self.windows, self._staging.on_device)
-        work = partial(self._step, kv, step, where.bucket.num_slots, masks is None)
-        key = kv.data.data_ptr(), kv.layout, where.bucket, masks is None
+        work = partial(self._step, kv, step, bucket.num_slots, masks is None)
+        key = kv.data.data_ptr(), kv.layout, bucket, masks is None
         rows, (ids, logits) = self._graphs.run(key, work) if is_small else work()
         self.ranks.has_gathered(2 * len(self.program.layers) + (masks is None and bool(len(step.sampled))))
         if masks is not None:
             ids, logits = self._choose(rows, self._masks(masks(), len(step.sampled)))
         return self._staging.download(ids, logits, len(batch.sampled))
+
+    def _place(self, bucket: Bucket, copies: Copies, is_kept: bool) -> tuple[Places, Inputs]:
+        """Where a step's numbers lie; the same objects for the same bucket, as long as that stays so."""
+        found = self._placed.get(bucket)
+        where = found[0] if found else places(bucket)
+        if self._staging.reserve(size_with(where, copies)):
+            self._graphs.forget()
+            self._placed.clear()
+            found = self._filled = None
+        if found is None:
+            found = where, inputs(where, self.windows, self._staging.on_device)
+            if len(self._placed) == MOST_PLACED:
+                self._placed.clear()
+            if is_kept:
+                self._placed[bucket] = found
+        return found
 
     def gathers(self, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
         """Shapes of what a step of several processes gathers from them, in its order."""
@@ -92,8 +127,13 @@ class GpuForward:
         before = [(rows, hidden)] * (2 * len(self.program.layers) - 2)
         return [*before, (samples, hidden), (samples, hidden), (samples, max(self._head_sizes))]
 
-    def _cut(self, kv: KVCache) -> Any:
-        return self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)
+    def _tables_of(self, kv: KVCache) -> Tables:
+        """The same ones from step to step, as long as the pool is the same."""
+        of_pool = kv.layout.block_size, kv.null_block
+        if self._tables is None or of_pool != (self._tables.cut.block_size, self._tables.null_block):
+            cut = self.sizes.cut(kv.layout.block_size, self.program.num_heads // self.program.num_kv_heads)
+            self._tables = Tables(cut, kv.null_block)
+        return self._tables
 
     def _step(self, kv: KVCache, step: Inputs, num_slots: int, chooses: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """-> what the sampled rows are before the output head, and their tokens with their logits, if asked for."""
