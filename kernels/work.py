@@ -206,7 +206,9 @@ class Step:
             lowest, highest = first + start, end + (start - 1)
             items.append(self._items(begin + first, end - first, table, 0, 2**30, lowest, highest, window))
             begin += num_rows
-        return np.concatenate(rows), np.concatenate(items)
+        joined = np.concatenate(items)
+        longest_first = np.argsort(joined[:, 3] - joined[:, 5], kind="stable")     # the last to end began early
+        return np.concatenate(rows), joined[longest_first]
 
     def _split(self, window: int | None, pairs: slice, begin: int) -> Tiles:
         """Of these pairs; begin: how many rows of items come before theirs."""

@@ -22,6 +22,7 @@ from streamproc.schedule.plan import Chunk
 Window = int | None
 NOT_WRITTEN = -1
 ALIGNED = 4         # numbers in 16 bytes: what kernels are compiled for
+FEW_ROWS, MANY_ROWS = 64, 128       # a product's weights are read as long for any; as many rows as a tile has
 SPLIT_STEP = 4      # of a bucket's items: few different graphs, and few programs that find nothing to do
 
 
@@ -59,11 +60,13 @@ class Batch:
 
 
 def rounded(bucket: Bucket) -> Bucket:
-    """The next larger one that graphs are made for."""
-    return Bucket(_above(bucket.rows), _above(bucket.samples), _above(bucket.tables, SPLIT_STEP, 256),
-                  tuple((_above(whole, SPLIT_STEP), _above(split, SPLIT_STEP, 16), _above(merged),
-                         _above(rows, SPLIT_STEP, 16), _above(slots, SPLIT_STEP, 16))
-                        for whole, split, merged, rows, slots in bucket.items))  # fmt: skip
+    """The next larger one that graphs are made for: few different ones, and no row in vain that takes long."""
+    rows = _above(bucket.rows) if bucket.rows <= FEW_ROWS else -(-bucket.rows // MANY_ROWS) * MANY_ROWS
+    samples = rows if bucket.samples and rows <= FEW_ROWS else _above(bucket.samples)
+    return Bucket(rows, samples, _above(bucket.tables, SPLIT_STEP, 256),
+                  tuple((_above(whole, SPLIT_STEP), _above(split, SPLIT_STEP, 16), rows if merged else 0,
+                         _above(of_items, SPLIT_STEP, 16), _above(slots, 2, 16))
+                        for whole, split, merged, of_items, slots in bucket.items))  # fmt: skip
 
 
 def _above(number: int, step: int = 2, least: int = 1) -> int:
