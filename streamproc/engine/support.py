@@ -17,7 +17,7 @@ from streamproc.errors import Usage, one_line
 
 NO_INTERFACE = "its attention, if it has any, does not go through transformers' attention interface"
 PROBE_TOKENS = 24
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}     # of the logits' norm
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}     # of the logits' norm
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 UNSUPPORTED_EXTRAS = {"s_aux": "its attention has sinks", "position_bias": "its attention adds a position bias"}
 

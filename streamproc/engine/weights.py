@@ -16,7 +16,7 @@ from streamproc.memory import CPU_POOL_BYTES, MIB, free_memory_bytes, mib
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COMPUTABLE = {"F32", "F16", "BF16"}     # as safetensors calls them
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class Stored(NamedTuple):
@@ -78,7 +78,7 @@ def pickled_bytes(folder: Path) -> int:
 def check_dtypes(stored: Sequence[Stored], settings: Engine) -> None:
     """Raises Usage where a number would become another one. Masks and counters, which are no weights, may be anything.
 
-    float16 is computed in float32, which holds it.
+    On a CPU float16 is computed in float32, which holds it.
     """
     odd = [weight for weight in stored if weight.name.endswith(".weight") and weight.dtype not in COMPUTABLE]
     if not odd:

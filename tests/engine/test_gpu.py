@@ -44,6 +44,16 @@ def test_codes_are_exact_too_and_near_to_what_they_stand_for(name: str, codes: s
     assert 0 < off < {"fp8": 0.1, "int8": 0.03}[codes]
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_float16_is_computed_too(name: str) -> None:
+    loaded = describe(tiny(name, torch.float16), Path(), name)
+    with torch.inference_mode():
+        forward = GpuForward(loaded, compile_gpu_program(loaded), reference)
+        assert agrees(forward, 16)
+        assert whole_is_exact(forward, 16)
+    assert loaded.layout(16).dtype == torch.float16
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "phi3"])
 def test_weights_that_are_joined_in_place_are_taken_as_they_are(name: str) -> None:
     model = tiny(name)
