@@ -50,7 +50,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     for process in processes:
         if process.poll() is None:
             process.terminate()     # killed, it would leave its processes behind
-            process.communicate(timeout=60)
+            process.communicate(timeout=90)
 
 
 def trades(start: int, count: int) -> list[Trade]:
@@ -94,7 +94,7 @@ def test_two_processes_answer_as_one_and_stop_together(site: Site, running: Runn
         site.send_records(trades(turn * 60, 60))
         site.settle()
         os.kill(worker.pid if turn == 0 else process_id(tmp_path), signal.SIGTERM)
-        out, _ = worker.communicate(timeout=25)
+        out, _ = worker.communicate(timeout=90)
         assert worker.returncode == (turn == 0)     # torchrun's own word on a signal
         assert json.loads(out)["records"] >= 60
         said = log_of(tmp_path)
@@ -113,7 +113,7 @@ def test_the_death_of_a_process_ends_the_worker_with_a_line(site: Site, running:
     first = process_id(tmp_path)
     other, = set(children(worker.pid)) - {first}
     os.kill(other, signal.SIGKILL)
-    worker.communicate(timeout=20)
+    worker.communicate(timeout=90)
     assert worker.returncode == 1
     lines = [line for line in log_of(tmp_path).splitlines() if line.startswith("streamproc: ")]
     assert lines == ["streamproc: process 1 of 2 has ended; the model needs all of them, start torchrun again"]

@@ -34,7 +34,7 @@ MODELS = {
     "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=False),       # biases
 }
 PROGRAM = Path(ranks_world.__file__)
-LIMIT_S = 20.0      # from the death of one process to the end of the other
+LIMIT_S = 60.0      # from the death of one process to the end of the other
 
 Start = Callable[..., list[subprocess.Popen[str]]]
 

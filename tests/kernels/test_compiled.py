@@ -17,6 +17,7 @@ SHARED = {80: (163 * KIB, 164 * KIB), 90: (227 * KIB, 228 * KIB), 100: (227 * KI
 RESERVED = KIB              # of shared memory, by every block
 REGISTERS = 65536           # of a multiprocessor
 INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+pytestmark = pytest.mark.timeout(1200)      # minutes on a slow machine, the first time
 AGAIN = "python -m streamproc.kernels.compiling --write"
 
 
