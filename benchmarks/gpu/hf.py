@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from asking import Asking
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -21,7 +22,7 @@ PAGE = 32       # tokens: prefixes are shared by whole pages
 WARM = 2        # forwards before one is captured
 
 
-class KeptCache:
+class KeptCache(Asking):
     """A context of one sequence."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -36,31 +37,12 @@ class KeptCache:
         self._step(self.size, ids, 1)
         self.size += len(ids)
 
-    def ask(self, ids: Sequence[int], num_answer: int) -> Ids:
-        answer, at = list(self._step(self.size, ids, 1)), self.size + len(ids)
-        while len(answer) < num_answer:
-            answer += self._step(at, answer[-1:], 1)
-            at += 1
-        self._crop()
-        return tuple(answer)
-
-    def verify(self, ids: Sequence[int], draft: Sequence[int]) -> Ids:
-        found = self._step(self.size, (*ids, *draft), len(draft) + 1)
-        self._crop()
-        return found
-
     def cut(self, size: int) -> None:
         self.size = size
         self._crop()
 
     def close(self) -> None:
         """Free its cache."""
-
-    def _step(self, start: int, ids: Sequence[int], num_samples: int) -> Ids:
-        raise NotImplementedError
-
-    def _crop(self) -> None:
-        raise NotImplementedError
 
 
 class Dynamic(KeptCache):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from asking import Asking
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -14,7 +15,7 @@ PAGE = 32       # tokens: prefixes are shared by whole pages
 PATIENCE_S = 600.0
 
 
-class KeptCache:
+class KeptCache(Asking):
     """The model's forward on a DynamicCache, or a StaticCache, cropped after each question. No `generate` around it."""
 
     def __init__(self, model: Any, num_tokens: int, kind: str = "dynamic") -> None:
@@ -34,19 +35,6 @@ class KeptCache:
             self.model.model(input_ids=torch.tensor([ids]), past_key_values=self.cache, use_cache=True,
                              **self._places(self.size, len(ids)))  # fmt: skip
         self.size += len(ids)
-
-    def ask(self, ids: Sequence[int], num_answer: int) -> Ids:
-        answer, at = list(self._step(self.size, ids, 1)), self.size + len(ids)
-        while len(answer) < num_answer:
-            answer += self._step(at, answer[-1:], 1)
-            at += 1
-        self._crop()
-        return tuple(answer)
-
-    def verify(self, ids: Sequence[int], draft: Sequence[int]) -> Ids:
-        found = self._step(self.size, (*ids, *draft), len(draft) + 1)
-        self._crop()
-        return found
 
     def cut(self, num_tokens: int) -> None:
         self.size = num_tokens

@@ -13,6 +13,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import torch
+from asking import Asking
 
 from peers.subject import PORTION, Ids
 
@@ -132,7 +133,7 @@ class Library:
         llama_cpp.llama_model_free(self.model)
 
 
-class Llama:
+class Llama(Asking):
     """One sequence in llama.cpp's cache."""
 
     def __init__(self, name: str, path: Path, num_tokens: int, threads: int, setting: Setting) -> None:
@@ -144,25 +145,15 @@ class Llama:
         self._step(self.size, ids, 0)
         self.size += len(ids)
 
-    def ask(self, ids: Sequence[int], num_answer: int) -> Ids:
-        answer, at = list(self._step(self.size, ids, 1)), self.size + len(ids)
-        while len(answer) < num_answer:
-            answer += self._step(at, answer[-1:], 1)
-            at += 1
-        self.library.remove(0, self.size)
-        return tuple(answer)
-
-    def verify(self, ids: Sequence[int], draft: Sequence[int]) -> Ids:
-        found = self._step(self.size, (*ids, *draft), len(draft) + 1)
-        self.library.remove(0, self.size)
-        return found
-
     def cut(self, num_tokens: int) -> None:
         self.library.remove(0, num_tokens)
         self.size = num_tokens
 
     def close(self) -> None:
         self.library.close()
+
+    def _crop(self) -> None:
+        self.library.remove(0, self.size)
 
     def _step(self, start: int, ids: Sequence[int], num_samples: int) -> Ids:
         count = len(ids)

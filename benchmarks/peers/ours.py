@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from asking import Asking
 
 from peers.subject import OURS, PORTION, Ids, make_model
 from streamproc.engine.choice import cpu_forward
@@ -20,7 +21,7 @@ def load(shape: dict[str, Any], weights: dict[str, torch.Tensor], path: Any) -> 
     return describe(make_model(shape, weights, "streamproc"), path, "random")
 
 
-class Ours:
+class Ours(Asking):
     """One sequence in blocks of its own. Raises Unavailable where our own code was not compiled."""
 
     name = OURS
@@ -39,16 +40,6 @@ class Ours:
         assert len(ids) <= PORTION
         self._step(self.size, ids, 0)
         self.size += len(ids)
-
-    def ask(self, ids: Sequence[int], num_answer: int) -> Ids:
-        answer, at = list(self._step(self.size, ids, 1)), self.size + len(ids)
-        while len(answer) < num_answer:
-            answer += self._step(at, answer[-1:], 1)
-            at += 1
-        return tuple(answer)
-
-    def verify(self, ids: Sequence[int], draft: Sequence[int]) -> Ids:
-        return self._step(self.size, (*ids, *draft), len(draft) + 1)
 
     def cut(self, num_tokens: int) -> None:
         self.size = num_tokens      # cells beyond it are written again
