@@ -92,10 +92,10 @@ def ingest(config: Config, engine: Any, count: int) -> dict[str, Any]:
     processor, kafka = start(config, engine, [])
     source = trades()
     feed(processor, kafka, source, config.engine.context_tokens // 12 * len(SYMBOLS))
-    tokens, started = processor.device.num_tokens, time.perf_counter()
+    tokens, started = processor.counters.tokens, time.perf_counter()
     feed(processor, kafka, source, count)
     seconds = time.perf_counter() - started
-    tokens = processor.device.num_tokens - tokens
+    tokens = processor.counters.tokens - tokens
     sessions = processor.partitions[0].sessions.values()
     return {"records": count, "records_per_s": count / seconds, "tokens_per_record": tokens / count,
             "tokens_per_s": tokens / seconds,

@@ -76,10 +76,12 @@ class World:
     def step(self) -> tuple[Plan, float]:
         """-> the plan, and the seconds that it and the record of its progress took."""
         started = time.perf_counter()
-        plan = self.scheduler.plan()
+        step = self.scheduler.begin()
+        plan = self.scheduler.finish(step)
+        self.progress.launched(plan)
         sampled = {chunk.seq_id: (7,) for chunk in plan.chunks if chunk.num_samples}
-        self.scheduler.landed(0.05)
-        self.progress.apply(plan, sampled, 0.0)
+        self.scheduler.landed(step, 0.05)
+        self.progress.landed(plan, sampled, 0.0)
         return plan, time.perf_counter() - started
 
 

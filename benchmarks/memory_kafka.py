@@ -8,7 +8,7 @@ from streamproc.records import Record, encode_record
 from streamproc.state.epoch import Epoch, Message
 from streamproc.state.partition import Recovery
 
-BATCH = 500
+BATCH = 250
 
 
 class MemoryKafka:

@@ -1,16 +1,37 @@
-"""The device and the one plan that may be out on it. What comes back is recorded here and nowhere else."""
+"""The device and the plans that are out on it, two at most. What comes back is recorded here and nowhere else.
+
+The next step is decided when the one on the device is about to end, so that the device need not wait for the host and
+what came in meanwhile is in it:
+
+    plan n+1       all of it but answers that go on from tokens which step n samples
+    launch n+1     at once where there are none of those: it is behind n in the device's queue; else when n has landed,
+                   with what n said of them
+    land n         its tokens are recorded, what it has completed goes out; the device works on n+1 meanwhile
+
+A row is computed only once its token is certain: a step fed with tokens that the host has not seen (as in vLLM's
+asynchronous scheduling) computes a row too many for every answer that ends, and can neither verify drafts nor hold
+answers to a grammar. With answers of a few tokens over long contexts that costs more than the gap.
+"""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from streamproc.errors import OutOfMemory
+from streamproc.errors import OutOfMemory, StreamprocError
 from streamproc.ports import Clock, Keeper, ModelRunner
+from streamproc.schedule.builder import StepBuilder
 from streamproc.schedule.plan import Flight, Plan
 from streamproc.schedule.progress import Progress
 from streamproc.schedule.scheduler import Scheduler
 from streamproc.state.fork import Fork
 from streamproc.state.tier import Tier
+
+MOST_OUT = 2
+LEAST_AHEAD_S = 0.0015  # a plan is begun at least so long before the device needs it
+MEMORY = 0.9  # weight of what was known of how long it takes to plan
+NOTHING = Plan((), ())
 
 log = logging.getLogger("streamproc")
 
@@ -29,6 +50,15 @@ class Counters:
     tokens: int = 0
 
 
+@dataclass(eq=False, frozen=True, slots=True)
+class Out:
+    """A plan on the device."""
+
+    step: StepBuilder
+    plan: Plan
+    flight: Flight
+
+
 class Device:
     """Of one loop. `keeper` is told of blocks that steps copy out for it."""
 
@@ -39,45 +69,100 @@ class Device:
         self.keeper: Keeper | None = None
         self._scheduler, self._progress, self._tier = scheduler, progress, tier
         self._counters = counters
-        self._out: tuple[Plan, Flight] | None = None
+        self._out: deque[Out] = deque()
+        self._begun: StepBuilder | None = None  # waits for what the plan that is out says
+        self._ends_at = self._planning_s = 0.0
         self._was_out_of_memory = False
 
-    def launch(self, plan: Plan) -> None:
-        """Returns at once; the plan before it has landed."""
-        assert self._out is None, "a plan is out"
-        self._out = plan, self.runner.launch(plan)
+    @property
+    def oldest(self) -> Out | None:
+        """The plan that lands next."""
+        return self._out[0] if self._out else None
+
+    @property
+    def saves_are_out(self) -> bool:
+        """Blocks are on their way out of the pool."""
+        return any(out.plan.saves for out in self._out)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether what is out will have landed by the time that the next step is decided, as far as can be told."""
+        return time.perf_counter() >= self._ends_at - 2 * self._planning_s - LEAST_AHEAD_S
+
+    def plan(self, saves: Sequence[tuple[int, bytes]] = (), held: Collection[int] = ()) -> None:
+        """Decide the next step (Scheduler.begin) and launch it, now or when the one that is out has landed."""
+        assert self._begun is None, "a step waits"
+        assert len(self._out) < MOST_OUT, "too many plans are out"
+        started = time.perf_counter()
+        step = self._scheduler.begin(saves, held)
+        if step.untold:
+            self._begun = step
+        else:
+            self._launch(step)
+        self._planning_s = MEMORY * self._planning_s + (1 - MEMORY) * (time.perf_counter() - started)
+
+    def _launch(self, step: StepBuilder) -> None:
+        plan = self._scheduler.finish(step)
+        if plan == NOTHING:
+            return
+        self._progress.launched(plan)
+        self._out.append(Out(step, plan, self.runner.launch(plan)))
+        self._ends_at = max(self._ends_at, time.perf_counter()) if len(self._out) > 1 else time.perf_counter()
+        self._ends_at += self._scheduler.times.step_s(step.load)
 
     def is_busy(self, timeout_s: float) -> bool:
-        """Whether a plan is still being carried out, after waiting for so long at most."""
-        return self._out is not None and not self._out[1].is_done(timeout_s)
+        """Whether the oldest plan is still being carried out, after waiting for so long at most."""
+        return bool(self._out) and not self._out[0].flight.is_done(timeout_s)
 
     def land(self, clock: Clock) -> list[Fork]:
-        """Wait for the plan that is out, if any, and record its progress -> the forks that are over.
+        """Wait for the oldest plan that is out, if any, and record what it has brought; launch what has waited for that
+        -> the forks that are over.
 
-        Raises OutOfMemory at its second time in a row; at its first, the plan counts as never made.
+        Raises OutOfMemory at its second time in a row; at its first, what is out counts as never planned.
         """
-        if self._out is None:
+        if not self._out:
             return []
-        (plan, flight), self._out = self._out, None
+        out = self._out[0]
         try:
-            sampled = flight.wait()
+            sampled = out.flight.wait()
         except OutOfMemory as problem:
             if self._was_out_of_memory:
                 raise
             self._was_out_of_memory = True
             log.warning("%s; trying once more with less in a step", problem)
-            self._scheduler.retreat(plan)
+            self._retreat()
             return []
-        self._was_out_of_memory &= not plan.chunks
-        self._scheduler.landed(flight.seconds)
-        self._take_saved(flight)
-        self._counters.steps += bool(plan.chunks)
-        self._counters.tokens += plan.num_tokens
-        return self._progress.apply(plan, sampled, clock.now())
+        self._out.popleft()
+        self._was_out_of_memory &= not out.plan.chunks
+        self._scheduler.landed(out.step, out.flight.seconds)
+        self._take_saved(out.flight)
+        self._counters.steps += bool(out.plan.chunks)
+        self._counters.tokens += out.plan.num_tokens
+        forks = self._progress.landed(out.plan, sampled, clock.now())
+        if self._out:
+            self._ends_at = time.perf_counter() + self._scheduler.times.step_s(self._out[0].step.load)
+        if self._begun:
+            step, self._begun = self._begun, None
+            self._launch(step)
+        return forks
+
+    def _retreat(self) -> None:
+        """The oldest plan was not carried out; those behind it computed from what it has not written."""
+        outs, begun = list(self._out), self._begun
+        self._out.clear()
+        self._begun = None
+        for out in outs[1:]:
+            try:
+                out.flight.wait()
+            except StreamprocError:
+                continue
+        self._progress.failed([out.plan for out in outs])
+        self._scheduler.retreat([*(out.step for out in outs), *([begun] if begun else [])])
 
     def copy_out(self, saves: Sequence[tuple[int, bytes]]) -> None:
         """These blocks, by their names, at once; no plan is out."""
-        assert self._out is None, "a plan is out"
+        assert not self._out, "a plan is out"
+        self._tier.saving(name for _, name in saves)
         flight = self.runner.launch(Plan((), (), tuple(saves)))
         flight.wait()
         self._take_saved(flight)

@@ -40,7 +40,7 @@ class Loop(Protocol):
         ...
 
     def land(self) -> None:
-        """Wait for the step that is out, if any."""
+        """Wait for the steps that are out, if any."""
         ...
 
     def turn(self) -> None:

@@ -1,10 +1,9 @@
 """The loop. The only place that knows everybody: sessions, scheduler, model, Kafka.
 
-plan   = scheduler.plan()                 what the next step computes: a frozen value
-flight = runner.launch(plan)              returns at once; the device works
-ingest(source.poll(...))                  Kafka hides under the device; what is known already is answered at once
-apply(plan, flight.wait())                the only place where progress is recorded
-if commit is due: commit()                one Kafka transaction
+ingest(source.poll(...))            Kafka hides under the device; what is known already is answered at once
+plan n+1                            what the next step computes, decided just before step n ends (device.py)
+land n                              the only place where answers go on; the device is at n+1 by now
+if commit is due: commit()          one Kafka transaction
 """
 
 import gc
@@ -12,7 +11,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from streamproc.config import Config
-from streamproc.device import Counters, Device
+from streamproc.device import Counters, Device, Out
 from streamproc.errors import EpochAborted
 from streamproc.messages import Ask, Query
 from streamproc.ownership import Ownership
@@ -32,7 +31,6 @@ from streamproc.state.partition import Recovery, Reply
 from streamproc.state.pressure import Pressure
 from streamproc.state.publish import Publisher, Settlement, settle
 from streamproc.state.queries import QueryBook
-from streamproc.state.recent import remember
 from streamproc.state.registrar import OWNER, Registrar
 from streamproc.state.returning import Start
 from streamproc.state.session import Shape
@@ -125,26 +123,42 @@ class StreamProcessor:
     # The loop
 
     def step(self) -> None:
-        """One turn of the loop."""
+        """One turn of the loop: what is out lands, what comes next is launched."""
+        self._attend(until_ending=self._looks_ahead)
+        if not (self._looks_ahead and self.device.is_busy(0.0)):
+            self.land()
         self._take_queries()
         self._offer()
-        plan = self.scheduler.plan(*self._kept())
-        self.device.launch(plan)
-        self._ingest(self.source.poll(0 if plan.chunks else ATTEND_S if self.care.is_trying else IDLE_POLL_S))
-        self._attend()
-        self.land()
+        landing = self.device.oldest
+        self.device.plan(*self._kept())
+        self._ingest(self.source.poll(self._patience))
+        if landing:
+            self._attend(landing)
+            self._land(landing)
         self._balance()
         for line in self.ownership.returned():
             log.info(line)
         if self._commit_is_due():
             self.commit()
 
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether the next step is decided while one is out; with care, one thing comes after the other."""
+        return self.scheduler.looks_ahead and not self.care.is_trying
+
+    @property
+    def _patience(self) -> float:
+        """Seconds for which there is nothing to do but to wait for what comes."""
+        if self.device.oldest or self._commit_is_due():
+            return 0.0
+        return ATTEND_S if self.care.is_trying else IDLE_POLL_S
+
     def _kept(self) -> tuple[Sequence[tuple[int, bytes]], Collection[int]]:
         """Blocks that the next step is to copy out, and sequences that it is too early to compute."""
         if not self.keeper:
             return (), ()
         held = self._held()
-        return self.keeper.pick(), held
+        return () if self.device.saves_are_out else self.keeper.pick(), held
 
     def _held(self) -> Collection[int]:
         """Generations that it is too early to compute: what is stored of them is being looked for."""
@@ -161,25 +175,35 @@ class StreamProcessor:
         if not self.scheduler.is_short and self.workload.num_behind < self.scheduler.step_tokens:
             self.intake.offer_idle(self.partitions, now, MAX_IDLE_FORKS - len(self.workload.flash))
 
-    def _attend(self) -> None:
+    def _attend(self, landing: Out | None = None, until_ending: bool = False) -> None:
         """While the device works: take in what comes, and answer at once what can be answered without it.
 
-        A rebalance, or an epoch that fails, lands the flight.
+        landing: for as long as this plan is out; until_ending: only until it is time to decide what comes next. A
+        rebalance, or an epoch that fails, lands all that is out.
         """
-        while self.device.is_busy(ATTEND_S):
-            self._ingest(self.source.poll(0))
-            self._balance()
+        landing = landing or self.device.oldest
+        while landing is not None and self.device.oldest is landing:
             if self._has_replies():
                 self.commit()
+            if (until_ending and self.device.is_ending) or not self.device.is_busy(ATTEND_S):
+                return
+            self._ingest(self.source.poll(0))
+            self._balance()
 
     def land(self) -> None:
-        """Wait for the step that is out, if any; what it has completed is delivered."""
-        for fork in self.device.land(self.clock):
-            self._deliver(fork)
+        """Wait for the steps that are out or wait for one, if any; what they have completed is delivered."""
+        while oldest := self.device.oldest:
+            self._land(oldest)
+
+    def _land(self, out: Out) -> None:
+        """Unless something has landed it already."""
+        if self.device.oldest is out:
+            for fork in self.device.land(self.clock):
+                self._deliver(fork)
 
     def turn(self) -> None:
         """One step without anything new, to its end."""
-        self.device.launch(self.scheduler.plan((), self._held()))
+        self.device.plan((), self._held())
         self.land()
 
     @property
@@ -191,7 +215,6 @@ class StreamProcessor:
 
     def _deliver(self, fork: Fork) -> None:
         """A complete answer waits for its epoch; that of a call has somebody waiting."""
-        remember(fork)
         if isinstance(fork.question.source, Call):
             self.calls.deliver(fork)
             return

@@ -98,8 +98,9 @@ class Watched:
 def host_s(bench: Bench, forward: GpuForward, kv: KVCache, chunks: Sequence[Chunk]) -> float:
     """From the call to the last launch, the median; waiting for the device is not in it."""
     staging, found = forward._staging, []
-    event = staging._event
-    watched = staging._event = Watched(event)
+    events = staging._events
+    watched = Watched(events[0])
+    staging._events = [watched] * len(events)
     try:
         for _ in range(WARM + bench.sizes.repeats):
             bench.timer.finish()
@@ -107,5 +108,5 @@ def host_s(bench: Bench, forward: GpuForward, kv: KVCache, chunks: Sequence[Chun
             run(forward, kv, chunks)
             found.append(watched.at - started)
     finally:
-        staging._event = event
+        staging._events = events
     return statistics.median(found[WARM:])

@@ -4,7 +4,8 @@ Both write exactly the cells that the chunks name and give the greedy tokens of 
 is decided once, at start, and is part of the fingerprint: they agree in all but the last bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -66,12 +67,19 @@ def run_step(forward: Forward, kv: KVCache, plan: Plan, masks: Masks | None = No
 
     Raises OutOfMemory, or StreamprocError where the model gives no number.
     """
+    with computing(forward, plan):
+        if plan.chunks:
+            return forward.run(kv, plan.chunks, masks, plan.copies)
+        kv.copy(plan.copies)
+        return {}
+
+
+@contextmanager
+def computing(forward: Forward, plan: Plan) -> Iterator[None]:
+    """A step of this plan, or its beginning; raises OutOfMemory where there is not enough."""
     try:
         with torch.inference_mode():
-            if plan.chunks:
-                return forward.run(kv, plan.chunks, masks, plan.copies)
-            kv.copy(plan.copies)
-            return {}
+            yield
     except (RuntimeError, MemoryError) as problem:
         if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(problem):
             device = forward.loaded.device.type

@@ -3,6 +3,9 @@
     launch(plan)    moves blocks out, in and about, then one forward over the packed chunks, which writes their cells
     wait()          the greedy tokens of every chunk that samples; masks of constrained ones are made meanwhile
 
+A plan that is launched while one is out comes after it. On a GPU it is packed and put into the device's queue
+meanwhile: the device goes from one to the other without the host.
+
 The runner decides nothing: it reads and writes exactly the cells that a plan names.
 """
 
@@ -18,7 +21,7 @@ import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
 from streamproc.engine.choice import choose_forward
-from streamproc.engine.forward import run_step
+from streamproc.engine.forward import computing, run_step
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.links import merged
 from streamproc.engine.kv_cache import KVCache
@@ -42,6 +45,15 @@ class Landed:
     sampled: dict[int, tuple[int, ...]]
     saved: dict[bytes, np.ndarray]      # [bytes of a block] by name
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A step on a GPU."""
+
+    started: float
+    sampled: Callable[[], dict[int, tuple[int, ...]]]   # waits for it
+    saved: Callable[[], dict[bytes, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,8 @@ class ModelRunner:
             self._masks.submit(constrainer.prepare)
         self._followers = loaded.ranks.followers
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", settle_thread, (threads, loaded.device))
+        self._landing = ThreadPoolExecutor(1, "streamproc-landing", settle_thread, (1, loaded.device))
+        self._landed_at = 0.0
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
         self.forward, self.exact = self.call(lambda: choose_forward(loaded, kv.layout.block_size, threads))
@@ -128,7 +142,28 @@ class ModelRunner:
 
     def launch(self, plan: Plan) -> ModelFlight:
         """Start a step and return at once."""
+        if isinstance(self.forward, GpuForward) and self.loaded.ranks.size == 1:
+            begun = self._pool.submit(self._begin, plan, self.forward)
+            return ModelFlight(self._landing.submit(self._land, plan, begun))
         return ModelFlight(self._submit(self._timed, plan))
+
+    def _begin(self, plan: Plan, forward: GpuForward) -> "Begun":
+        """Put it on the device, behind the one that may be there."""
+        started = time.perf_counter()
+        check_chunks(plan.chunks, self.kv)
+        saved = self._transfers.begin(plan)
+        with computing(forward, plan):
+            if plan.chunks:
+                return Begun(started, forward.begin(self.kv, plan.chunks, self._masks_of(plan), plan.copies), saved)
+            self.kv.copy(plan.copies)
+            return Begun(started, dict, saved)
+
+    def _land(self, plan: Plan, begun: "Future[Begun]") -> Landed:
+        """Wait for it; its time is that in which the device had nothing before it."""
+        step = begun.result()
+        sampled, saved = self._with_forced(plan.chunks, step.sampled()), step.saved()
+        started, self._landed_at = max(step.started, self._landed_at), time.perf_counter()
+        return Landed(sampled, saved, self._landed_at - started)
 
     def _timed(self, plan: Plan) -> Landed:
         started = time.perf_counter()
@@ -198,6 +233,7 @@ class ModelRunner:
     def close(self) -> None:
         """Let the step on its way finish and end the thread; harmless when repeated."""
         self._pool.shutdown()
+        self._landing.shutdown()
         if self._followers:
             self._followers.stop()
         self.close_lanes()

@@ -30,7 +30,7 @@ from streamproc.state.origin import UNKNOWN
 from streamproc.state.partition import Recovery
 from streamproc.state.stamp import Stamp
 
-BATCH = 2_000
+BATCH = 250
 TIMEOUT_S = 15.0
 CLOSE_S = 5.0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from streamproc.schedule.plan import Chunk, Plan
 from streamproc.schedule.steptime import Load, StepTimes
+from streamproc.state.fork import Fork
 from streamproc.state.generation import Generation
 
 FEWEST = 32  # tokens of a sequence in one step, if it has them
@@ -32,6 +33,7 @@ class StepBuilder:
     copies: list[tuple[int, int]] = field(default_factory=list)
     loads: list[tuple[int, Any]] = field(default_factory=list)
     saves: list[tuple[int, bytes]] = field(default_factory=list)
+    untold: list[Fork] = field(default_factory=list)  # what they need of this plan the one before it says
     planned: set[int] = field(default_factory=set)  # sequences of this plan: their cells are not to be taken
     took_from_growing: bool = False  # cells of a generation that still needs them
     after: dict[int, int] = field(default_factory=dict)  # sequence -> one of this plan that writes cells it reads
@@ -42,6 +44,7 @@ class StepBuilder:
     _left_s: float = 0.0
     _left_tokens: int = 0
     _held_back: tuple[int, float] = (0, 0.0)
+    _kept: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
         self._left_tokens = self.most_tokens
@@ -51,6 +54,11 @@ class StepBuilder:
     def room(self) -> int:
         """Tokens at the start of a sequence that may be added."""
         return self.tokens_at(0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether even a token at the start of a sequence takes too long."""
+        return self._left_tokens <= 0 or (self._left_s <= 0 and bool(self.chunks))
 
     def tokens_at(self, position: int) -> int:
         """Tokens of a sequence from this position on that may be added."""
@@ -70,6 +78,20 @@ class StepBuilder:
         self._left_tokens += self._held_back[0]
         self._left_s += self._held_back[1]
         self._held_back = (0, 0.0)
+
+    def keep_for(self, forks: Iterable[Fork]) -> None:
+        """These go on in this plan, by a token at least; they are added once it is known which and how many."""
+        self.untold += forks
+        seconds = sum(self.times.seconds(Load().add(fork.base + fork.num_tokens, 1, 1)) for fork in self.untold)
+        self._kept = len(self.untold), seconds
+        self._left_tokens -= self._kept[0]
+        self._left_s -= self._kept[1]
+
+    def give_kept(self) -> None:
+        """Now they are added."""
+        self._left_tokens += self._kept[0]
+        self._left_s += self._kept[1]
+        self._kept = (0, 0.0)
 
     def writer(self, block_ids: Iterable[int]) -> int | None:
         """The sequence of this plan that makes the last of these blocks full, if any does."""
@@ -99,6 +121,10 @@ class StepBuilder:
         self._ends[chunk.seq_id] = chunk.start + len(chunk.token_ids)
         self._left_tokens -= len(chunk.token_ids)
         self._left_s -= self.times.seconds(self.load.add(chunk.start, len(chunk.token_ids), chunk.num_samples))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
 
     def plan(self) -> Plan:
         together = [chunk for family in self._families.values() for chunk in family]

@@ -205,16 +205,19 @@ class Cells:
                 if isinstance(sequence, Fork):
                     self._passing.add(block_id)
 
-    def take_back(self, step: StepBuilder) -> None:
-        """The plan was not carried out: who relies on its cells, or on a copy that it was to make, starts over."""
-        written = step.writers.keys() | {block_id for block_id, _ in step.loads}
+    def take_back(self, steps: Sequence[StepBuilder]) -> None:
+        """These plans, the newest ones, were not carried out: who relies on their cells, or on a copy that they were to
+        make, starts over.
+        """
+        written = {block_id for step in steps for block_id in (*step.writers, *(block for block, _ in step.loads))}
+        planned = {seq_id for step in steps for seq_id in step.planned}
         for fork in list(self.workload.running.values()):
-            if not fork.num_computed or not written.isdisjoint(fork.block_table):
+            is_new = not fork.num_computed or fork.generation.seq_id in planned
+            if is_new or not written.isdisjoint(fork.block_table):
                 self.workload.start_over(fork)
         for generation in [g for g in self.workload.resident.values() if not written.isdisjoint(g.block_table)]:
             self.workload.evict(generation)
-            if not generation.is_retired and not generation.is_ahead:
-                self.workload.grow(generation)
+            self.workload.rewind(generation, 0)
         self.pool.unname(list(written))
         self._passing -= written
 

@@ -15,7 +15,7 @@ Fairness: sessions that are behind share a step and take turns where it is too s
 questions (state/turns.py).
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from streamproc.schedule.builder import FEWEST, StepBuilder, share
 from streamproc.schedule.cells import Cells
@@ -50,21 +50,35 @@ class Scheduler:
         self.speculation = Speculation(self.times)
         self.is_short = False  # growing generations do not all get the cells that they need
         self._turn: tuple[int, int] | None = None  # while short: whose turn it is, and up to which of its tokens
-        self._newest = StepBuilder(self.times, 0, 0.0)
         self._lacks_cells: Turns | None = None  # whose next question found no cells in the newest plan
         self._most_tokens, self._num_good_steps = step_tokens, 0
         self._held: Collection[int] = ()
         self._waiting: set[int] = set()  # generations, for blocks that are outside memory
 
     def plan(self, saves: Iterable[tuple[int, bytes]] = (), held: Collection[int] = ()) -> Plan:
-        """saves: blocks that somebody else wants to have copied out of the pool, as they are now; held: generations
-        whose cells may be somewhere: what is not found in reach waits.
+        """The next step, where no plan is out. saves, held: as for `begin`."""
+        return self.finish(self.begin(saves, held))
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a step may be decided while the one before it is out. Not where cells are short: what lands frees
+        cells, and who waits for them would come a step later.
+        """
+        return self.times.is_known and not self.is_short and self._lacks_cells is None
+
+    def begin(self, saves: Iterable[tuple[int, bytes]] = (), held: Collection[int] = ()) -> StepBuilder:
+        """Decide all of the next step that does not depend on tokens which a plan that is out samples.
+
+        saves: blocks that somebody else wants to have copied out of the pool, as they are now; held: generations whose
+        cells may be somewhere: what is not found in reach waits.
         """
         self._held, self._waiting = held, set()
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
-        step = self._newest = StepBuilder(self.times, num_tokens, self.step_s)
+        step = StepBuilder(self.times, num_tokens, self.step_s)
         self.cells.begin()
-        running = list(self.workload.running.values())
+        untold = self.workload.untold
+        step.keep_for(fork for fork in self.workload.running.values() if fork.seq_id in untold)
+        running = [fork for fork in self.workload.running.values() if fork.seq_id not in untold]
         awaited = [fork for fork in running if fork.question.is_awaited]
         self._advance(step, (fork for fork in awaited if fork.is_decoding))
         lacking, self._lacks_cells = self._lacks_cells, None
@@ -75,54 +89,65 @@ class Scheduler:
         self._start(step, self.workload.awaited, self._by_need())
         self._advance(step, (fork for fork in running if not fork.question.is_awaited))
         self._start(step, self.workload.flash, self._by_need() if self._is_urgent(self.workload.flash) else [])
-        if not step.chunks:
+        if not step.chunks and not self.workload.out:
             self._unstick(step)
         if not self.is_short:
             self._make_ahead(step)
         step.saves += {**dict(self.tier.take_leaving()), **dict(saves)}.items()
+        self.tier.saving(name for _, name in step.saves)
+        return step
+
+    def finish(self, step: StepBuilder) -> Plan:
+        """The rest of it: answers that go on from tokens which are known by now. Gives cells to nobody."""
+        step.give_kept()
+        untold = [fork for fork in step.untold if fork.seq_id in self.workload.running]
+        assert self.workload.untold.isdisjoint(fork.seq_id for fork in untold), "the plan before this one is out"
+        self._advance(step, (fork for fork in untold if fork.question.is_awaited))
+        self._advance(step, (fork for fork in untold if not fork.question.is_awaited))
         return step.plan()
 
     def _is_urgent(self, turns: Turns) -> bool:
         """Whether its questions may take cells of generations that are behind."""
         return self.is_short or turns is self.workload.awaited
 
-    def landed(self, seconds: float) -> None:
-        """The newest plan is carried out; it took so long."""
-        if self._newest.chunks:
-            if not self._newest.loads and not self._newest.saves:
-                self.times.observe(self._newest.load, seconds)
-            elif self._newest.loads and self.times.is_known:
-                self.cells.loaded(len(self._newest.loads), seconds - self.times.step_s(self._newest.load))
+    def landed(self, step: StepBuilder, seconds: float) -> None:
+        """The oldest plan that was out is carried out; it took so long."""
+        if step.chunks:
+            if not step.loads and not step.saves:
+                self.times.observe(step.load, seconds)
+            elif step.loads and self.times.is_known:
+                self.cells.loaded(len(step.loads), seconds - self.times.step_s(step.load))
             self._num_good_steps += 1
             if self._num_good_steps >= RECOVERY and self.step_tokens < self._most_tokens:
                 self.step_tokens, self._num_good_steps = min(2 * self.step_tokens, self._most_tokens), 0
 
-    def retreat(self, plan: Plan) -> None:
-        """The newest plan did not fit the device's memory: nothing is in the cells that it was to write. Flash queries
-        let go of theirs and wait again, and for a while a step takes half of what was in this one.
+    def retreat(self, steps: Sequence[StepBuilder]) -> None:
+        """The first of these, the newest ones, did not fit the device's memory, and none of them counts: nothing is in
+        the cells that they were to write. Flash queries let go of theirs and wait again, and for a while a step takes
+        half of what was in that one.
         """
         for fork in [fork for fork in self.workload.running.values() if not fork.question.is_awaited]:
             self.workload.start_over(fork)
-        self.cells.take_back(self._newest)
-        self.step_tokens = max(min(self.step_tokens, FEWEST), plan.num_tokens // 2)
+        self.cells.take_back(steps)
+        self.step_tokens = max(min(self.step_tokens, FEWEST), steps[0].num_tokens // 2)
         self._num_good_steps = 0
 
     # Forks
 
     def _advance(self, step: StepBuilder, forks: Iterable[Fork]) -> None:
         for fork in forks:
-            if not step.room:
+            if step.is_full:
                 return
             self._add_fork(step, fork)
 
     def _add_fork(self, step: StepBuilder, fork: Fork) -> None:
         """The next tokens of a running fork; where they are its last, also a guess at those that follow."""
         start, position = fork.num_computed, fork.base + fork.num_computed
-        missing, room = fork.num_tokens - start, max(1, step.tokens_at(position))
-        ids, num_samples = fork.token_ids[start : start + min(missing, room)], 0
-        if room >= missing:
-            guess = self.speculation.guess(fork, room - missing, len(self.workload.running))
-            ids, num_samples = [*ids, *guess], 1 + len(guess)
+        ids, num_samples = fork.token_ids[start:], 1
+        guess = self.speculation.guess(fork, len(self.workload.running))
+        if guess or len(ids) > 1:
+            room, missing = max(1, step.tokens_at(position)), len(ids)
+            ids, num_samples = [*ids, *guess][:room], max(min(room - missing, len(guess)) + 1, 0)
         grammar = fork.question.grammar if num_samples else None
         constraint = Constraint(grammar, tuple(fork.answer_ids)) if grammar else None
         after, table = step.after.get(fork.seq_id), fork.block_table

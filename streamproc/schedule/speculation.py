@@ -29,10 +29,12 @@ class Speculation:
         self.is_on = True
         self._holds: OrderedDict[str, float] = OrderedDict()  # by question template
 
-    def guess(self, fork: Fork, most: int, num_sharing: int) -> tuple[int, ...]:
-        """Tokens that may follow all that is certain of this fork: `most` at most, of a step that so many share."""
+    def guess(self, fork: Fork, num_sharing: int) -> tuple[int, ...]:
+        """Tokens that may follow all that is certain of this fork, as many as are worth it in a step that so many
+        share.
+        """
         said = len(fork.answer_ids)
-        most = min(most, fork.question.max_tokens - said - 1, MAX_DRAFT)
+        most = min(fork.question.max_tokens - said - 1, MAX_DRAFT)
         if not self.is_on or most < 1:
             return ()
         most = min(most, self.cap(fork, num_sharing))

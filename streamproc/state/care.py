@@ -163,7 +163,7 @@ class Care:
         chosen = self._choose(partitions, records) if self._trying is None else None
         works = self._easy_works(partitions, records)
         if chosen and chosen[1].is_alone:
-            works = {number: None for number, work in works.items() if work is None}  # the others wait
+            works = {n: work for n, work in works.items() if work is None or self._is_named(n)}  # the others wait
             if not self._workload.is_idle:
                 self._tell(works, partitions, write)
                 return []
@@ -174,9 +174,8 @@ class Care:
 
     def _is_computed(self, partition: Partition) -> bool:
         """All that has been taken in of it, and what its records ask."""
-        growing = self._workload.growing
         return not (
-            any(session.current.seq_id in growing for session in partition.sessions.values())
+            any(self._workload.is_behind(session.current) for session in partition.sessions.values())
             or any(fork.question.is_triggered for fork in partition.forks.values())
         )
 
@@ -217,6 +216,11 @@ class Care:
             if partition.committed[0] > partition.live_from:
                 partition.stamp = Stamp(topic_id=case.stamp.topic_id, poisoned=partition.stamp.poisoned)
                 del self._cases[number]
+
+    def _is_named(self, number: int) -> bool:
+        """Whether a death now would be put down to a single record of this partition."""
+        work = self._cases[number].stamp.work
+        return work is not None and work.is_alone
 
     def _is_trying(self, number: int) -> bool:
         return self._trying is not None and self._trying[0] == number

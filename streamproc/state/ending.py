@@ -20,6 +20,8 @@ def finished_text(decoder: Decoder, ids: Sequence[int], stop: tuple[str, ...], m
     """
     if ids[-1] in decoder.eos_ids:
         return decoder.decode(ids[:-1]).strip()
+    if not stop and len(ids) < max_tokens:
+        return None
     text = decoder.decode(ids)
     cuts = [place for place in (text.find(word) for word in stop) if place >= 0]
     if cuts:

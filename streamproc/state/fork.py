@@ -131,6 +131,10 @@ class Fork:
         self.num_computed += num_tokens
         assert self.num_computed <= self.num_tokens
 
+    def rewind(self, position: int) -> None:
+        """Nothing is computed from this position on."""
+        self.num_computed = min(self.num_computed, max(position - self.base, 0))
+
     def start_over(self) -> None:
         """Nothing is computed, nothing answered."""
         self.token_ids = list(self.question.tail_ids)

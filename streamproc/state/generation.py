@@ -90,6 +90,10 @@ class Generation:
         self.num_computed += num_tokens
         assert self.num_computed <= self.num_tokens
 
+    def rewind(self, position: int) -> None:
+        """Nothing is computed from this position on."""
+        self.num_computed = min(self.num_computed, position)
+
     def forget_cells(self) -> list[int]:
         """Nothing is computed any more -> the blocks that held it."""
         block_ids, self.block_table, self.num_computed = self.block_table, [], 0

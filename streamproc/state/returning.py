@@ -42,7 +42,7 @@ class Returning:
         for number, start in list(self._starts.items()):
             partition = partitions[number]
             generations = [session.current for session in partition.sessions.values()]
-            if not partition.is_live or any(generation.seq_id in workload.growing for generation in generations):
+            if not partition.is_live or any(map(workload.is_behind, generations)):
                 continue
             del self._starts[number]
             taken_s = max(now.at - start.at, 1e-9)

@@ -82,7 +82,9 @@ class Tier:
         self._arrived: dict[bytes, Arrived] = {}
         self._missing: set[bytes] = set()
         self._leaving: list[tuple[int, bytes]] = []
-        self._left: frozenset[bytes] = frozenset()  # with the plan that is out
+        self._left: set[bytes] = set()  # with plans that are out
+        self._saving: set[bytes] = set()  # what such plans copy out
+        self._useless: set[bytes] = set()  # of that
         self._turn = 0
 
     @classmethod
@@ -127,6 +129,8 @@ class Tier:
         """Nobody needs these blocks again."""
         for name in names:
             self._here.pop(name, None)
+            if name in self._saving:
+                self._useless.add(name)
         self._give_rest()
 
     def share(self, spare: Spare) -> None:
@@ -165,16 +169,25 @@ class Tier:
     def take_leaving(self) -> list[tuple[int, bytes]]:
         """What the step that is being planned has to copy out first."""
         leaving, self._leaving = self._leaving, []
-        self._left = frozenset(name for _, name in leaving)
+        self._left.update(name for _, name in leaving)
         return leaving
 
+    def saving(self, names: Iterable[bytes]) -> None:
+        """Plans that are out, or are being decided, copy these blocks out."""
+        self._saving.update(names)
+
     def put(self, saved: Mapping[bytes, Bytes]) -> None:
-        """A step has copied these out."""
+        """A step has copied these out; what was forgotten meanwhile is not kept."""
         for name, data in saved.items():
+            if name in self._useless:
+                continue
             if self._most_blocks:
                 self._keep(name, data)
             elif name in self._left:
                 self._shelve(name, data)
+        self._left -= saved.keys()
+        self._saving -= saved.keys()
+        self._useless -= saved.keys()
         self._give_rest()
 
     def _keep(self, name: bytes, data: Bytes) -> None:

@@ -5,8 +5,14 @@
     awaited   forks of asks and calls that have not started     \
     flash     forks of standing questions, likewise             /  started once their generation has computed their base
     running   forks that own their cells
+    out       sequences that are on the device: what is computed of them is counted already
+
+A plan counts as carried out from its launch on, since plans are carried out in order (schedule/progress.py). What is
+certain only once it has landed: that it did no harm, and the tokens that it samples; forks that wait for those are
+`untold`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from streamproc.state.blocks import BlockPool
@@ -26,6 +32,8 @@ class Workload:
         self.awaited = Turns()
         self.flash = Turns()
         self.running: dict[int, Fork] = {}
+        self.out: Counter[int] = Counter()  # by sequence: in how many plans that are out
+        self.untold: set[int] = set()
         self._next_seq_id = 0
 
     def new_seq_id(self) -> int:
@@ -61,7 +69,11 @@ class Workload:
     @property
     def is_idle(self) -> bool:
         """Nothing is asked for; what could be made ahead does not count."""
-        return not (self.growing or self.awaited or self.flash or self.running)
+        return not (self.growing or self.awaited or self.flash or self.running or self.out)
+
+    def is_behind(self, generation: Generation) -> bool:
+        """Whether it is needed and not all of it is computed for sure."""
+        return generation.seq_id in self.growing or generation.seq_id in self.out
 
     def forks(self) -> Iterator[Fork]:
         yield from self.awaited
@@ -137,6 +149,14 @@ class Workload:
                 fork.generation.num_waiting_forks -= 1
                 self._stop_if_useless(fork.generation)
         return dropped
+
+    def rewind(self, generation: Generation, position: int) -> None:
+        """What is computed of it from this position on is not."""
+        generation.rewind(position)
+        if generation.is_ahead:
+            self.make_ahead(generation)
+        elif not generation.is_retired or generation.num_waiting_forks:
+            self.grow(generation)
 
     def evict(self, generation: Generation) -> None:
         """Take a generation's cells; it computes them again when somebody needs them."""

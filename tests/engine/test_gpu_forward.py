@@ -67,3 +67,21 @@ def test_what_is_kept_changes_nothing(forward: Any, name: str) -> None:
             assert torch.equal(pools[0].data, pools[1].data)
             num_same += bool(before and keeping._before and keeping._before.step.reads is before.step.reads)
     assert num_same
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_step_may_be_begun_before_the_one_on_the_device_is_waited_for(forward: Any, name: str) -> None:
+    of_model = forward("kernels", name)
+    pools = [KVCache(of_model.loaded.layout(SIZE), NUM_BLOCKS, torch.device("cpu")) for _ in range(2)]
+    ahead, alone = (GpuForward(of_model.loaded, of_model.program, reference) for _ in range(2))
+    ahead._graphs = Kept()
+    found, out = [], []
+    with torch.inference_mode():
+        for chunks in steps(random.Random(1)):
+            out.append(ahead.begin(pools[0], chunks))
+            if len(out) == 2:
+                found.append(out.pop(0)())
+        found.append(out.pop()())
+        wanted = [alone.run(pools[1], chunks) for chunks in steps(random.Random(1))]
+    assert found == wanted
+    assert torch.equal(pools[0].data, pools[1].data)

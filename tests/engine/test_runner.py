@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from streamproc.engine.forward import Forward, TorchForward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import ModelRunner
-from streamproc.errors import StreamprocError
+from streamproc.errors import OutOfMemory, StreamprocError
 from streamproc.schedule.plan import Chunk, Plan
 
 IDS = tuple(range(3, 40))
@@ -91,6 +92,60 @@ def test_loads_and_saves_of_a_step_with_lanes_come_before_any_lane(load: Callabl
     flight = runner.launch(plan)
     assert flight.wait() == whole
     assert not flight.saved[b"zeros"].any()
+    runner.close()
+
+
+@pytest.mark.parametrize("path", ["own", "kernels"])
+def test_a_plan_may_be_launched_while_the_one_before_it_is_out(path: str, forward: Callable[..., Forward]) -> None:
+    """It reads the cells of that one, and saves them; each gives what is its own."""
+    found = forward(path, "llama")
+    runners = [ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device)) for _ in range(2)]
+    plans = [
+        Plan((), (Chunk(1, 0, IDS[:20], (0, 1, 2)), chunk(2, (3, 4, 5)))),
+        Plan(((3, 6),), (Chunk(1, 20, IDS[20:], (0, 1, 2), 1),), ((0, b"first"), (3, b"second"))),
+        Plan((), (), ((1, b"third"), (6, b"copy"))),
+    ]
+    for runner in runners:
+        runner.forward = found
+    ahead = [runners[0].launch(plan) for plan in plans[:2]]
+    results = [ahead[0].wait()]
+    ahead.append(runners[0].launch(plans[2]))
+    results += [flight.wait() for flight in ahead[1:]]
+    apart = []
+    for i, plan in enumerate(plans):
+        apart.append(runners[1].launch(plan))
+        assert apart[-1].wait() == results[i]
+    assert [sorted(flight.saved) for flight in ahead] == [[], [b"first", b"second"], [b"copy", b"third"]]
+    for one, other in zip(ahead, apart, strict=True):
+        assert all((one.saved[name] == other.saved[name]).all() for name in other.saved)
+        assert one.seconds > 0
+    for runner in runners:
+        runner.forward = SimpleNamespace(close=lambda: None)  # the other one is used on
+        runner.close()
+
+
+@pytest.mark.parametrize("path", ["own", "kernels"])
+def test_no_memory_is_told_of_the_plan_that_lacked_it(
+    path: str, forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = forward(path, "llama")
+    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
+    runner.forward = found
+    act = "begin" if path == "kernels" else "run"
+    compute, calls = getattr(type(found), act), []
+
+    def short(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out")
+        return compute(*arguments)
+
+    monkeypatch.setattr(type(found), act, short)
+    lacking, fine = (runner.launch(Plan((), (chunk(),))) for _ in range(2))
+    with pytest.raises(OutOfMemory, match="lower engine"):
+        lacking.wait()
+    assert list(fine.wait()) == [1]
+    runner.forward = SimpleNamespace(close=lambda: None)
     runner.close()
 
 

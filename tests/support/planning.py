@@ -1,7 +1,7 @@
 """The scheduler with sessions, questions and a fake runner, without a processor around it."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 
 from fakes import FakeRenderer, FakeRunner
@@ -10,13 +10,13 @@ from oracle import fake_answer
 from streamproc.answertypes import AnswerType
 from streamproc.messages import Ask, AsOf, Query
 from streamproc.records import Trade
+from streamproc.schedule.builder import StepBuilder
 from streamproc.schedule.plan import Plan
 from streamproc.schedule.progress import Progress
 from streamproc.schedule.scheduler import Scheduler
 from streamproc.state.blocks import BlockPool
 from streamproc.state.fork import NOWHERE, Call, Fork, Question
 from streamproc.state.generation import Generation
-from streamproc.state.recent import remember
 from streamproc.state.session import Session, Shape
 from streamproc.state.tier import Tier
 from streamproc.state.workload import Workload
@@ -48,6 +48,8 @@ class Planning:
         self.asked_in: dict[int, int] = {}  # plan before which a question that is open was asked
         self.waits: dict[int, int] = {}  # plans that an answered question took
         self.num_plans = self.num_tokens = self.offset = 0
+        self.out: list[tuple[StepBuilder, Plan]] = []
+        self.may_be_empty = False
 
     def session(self) -> Session:
         self.sessions.append(Session(f"S{len(self.sessions)}", self.shape, 0, 0, self.workload.new_seq_id()))
@@ -84,22 +86,62 @@ class Planning:
     def seconds_of(self, plan: Plan) -> float:
         return 1e-3 * plan.num_tokens
 
-    def step(self) -> Plan:
-        plan = self.scheduler.plan()
+    def begin(self, held: Collection[int] = ()) -> StepBuilder:
+        self.may_be_empty = bool(held or self.out)     # else there is something for it to do, if for anybody
+        return self.scheduler.begin((), held)
+
+    def launch(self, step: StepBuilder) -> Plan:
+        """It is computed when it lands, as late as a device may."""
+        plan = self.scheduler.finish(step)
         assert plan.num_tokens <= self.scheduler.step_tokens
-        is_busy = plan.chunks or plan.loads or self.scheduler.tier.num_coming
+        is_busy = plan.chunks or plan.loads or self.scheduler.tier.num_coming or self.may_be_empty
         assert is_busy or self.workload.is_idle, "there is something to do, and nothing is done"
+        self.progress.launched(plan)
+        self.out.append((step, plan))
+        return plan
+
+    def land(self) -> None:
+        """The oldest plan that is out."""
+        step, plan = self.out.pop(0)
         sampled = self.runner.run(plan)
-        self.scheduler.landed(self.seconds_of(plan))
+        self.scheduler.landed(step, self.seconds_of(plan))
         self.scheduler.tier.put(self.runner.saved)
         self.num_plans += 1
         self.num_tokens += plan.num_tokens
-        for fork in self.progress.apply(plan, sampled, 0.0):
+        for fork in self.progress.landed(plan, sampled, 0.0):
             ids = [*fork.generation.token_ids[: fork.base], *fork.question.tail_ids]
             assert fork.text == fake_answer(self.renderer, ids, fork.question.max_tokens, ())
             self.waits[fork.seq_id] = self.num_plans - self.asked_in.pop(fork.seq_id)
-            remember(fork)
+
+    def step(self, held: Collection[int] = ()) -> Plan:
+        """A plan, decided and carried out."""
+        while self.out:
+            self.land()
+        plan = self.launch(self.begin(held))
+        while self.out:
+            self.land()
         return plan
+
+    def step_ahead(self) -> None:
+        """A plan, decided while the one before it is out, which then lands."""
+        if not self.scheduler.looks_ahead:
+            while self.out:
+                self.land()
+        step = self.begin()
+        if step.untold:
+            self.land()
+            self.launch(step)
+        else:
+            self.launch(step)
+            if len(self.out) > 1:
+                self.land()
+
+    def retreat(self, *begun: StepBuilder) -> None:
+        """The oldest plan that is out does not fit the memory; `begun`: one that was to come next."""
+        steps = [*(step for step, _ in self.out), *begun]
+        self.progress.failed([plan for _, plan in self.out])
+        self.out.clear()
+        self.scheduler.retreat(steps)
 
     def rounds(
         self, rng: random.Random, count: int, lengths: Sequence[int], between: Callable[[], None] = lambda: None

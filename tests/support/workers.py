@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from fakes import FakeEngine, FakeRenderer, FakeRunner
 from oracle import Expected, expected_answers
 
@@ -31,6 +31,8 @@ from streamproc.state.epoch import Message
 
 CONTEXT, KEEP, BLOCK = 160, 80, 4  # a few records of the fake renderer: sessions hop often
 PATIENCE_S = 40.0
+COORDINATOR_S = 30.0
+MOVING = (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
 
 
 def make_config(topics: Topics, bootstrap_servers: str, **engine: Any) -> Config:
@@ -193,13 +195,20 @@ class Site:
             tail.close()
 
     def committed(self, topic: str) -> dict[int, tuple[int, str]]:
-        """Offsets and metadata that the group has committed, by partition."""
-        consumer = Consumer({**self._properties, "group.id": self.config.worker.group})
-        try:
-            wanted = [TopicPartition(topic, number) for number in range(self.num_partitions)]
-            return {found.partition: (found.offset, found.metadata or "") for found in consumer.committed(wanted, 30)}
-        finally:
-            consumer.close()
+        """Offsets and metadata that the group has committed, by partition; a coordinator may be on the move."""
+        wanted = [TopicPartition(topic, number) for number in range(self.num_partitions)]
+        deadline = time.monotonic() + COORDINATOR_S
+        while True:
+            consumer = Consumer({**self._properties, "group.id": self.config.worker.group})
+            try:
+                found = consumer.committed(wanted, COORDINATOR_S)
+                return {each.partition: (each.offset, each.metadata or "") for each in found}
+            except KafkaException as problem:
+                if problem.args[0].code() not in MOVING or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+            finally:
+                consumer.close()
 
     def is_settled(self) -> bool:
         """Whether all records and asks are processed and committed."""

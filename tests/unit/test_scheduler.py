@@ -269,8 +269,7 @@ def test_where_memory_ran_out_flash_queries_start_over_and_all_is_answered_right
         world.ask(session, Ask("a", "S0", "how?", max_tokens=4, stop=()), ids_of(rng, 9))
         world.step()
         world.record(world.session(), ids_of(rng, 30))
-        plan = world.scheduler.plan()
-        world.scheduler.retreat(plan)
+        world.scheduler.retreat([world.begin()])
         world.workload.check()
         assert all(fork.question.is_awaited for fork in world.workload.running.values())
     world.drain()
@@ -283,11 +282,12 @@ def test_what_is_let_go_of_while_it_is_computed_is_passed_over() -> None:
     for _ in range(2):
         world.record(world.session(), ids_of(rng, 20))
     fork = world.call(ids_of(rng, 30), 4)
-    plan = world.scheduler.plan()
+    plan = world.launch(world.begin())
     gone, kept = (session.current for session in world.sessions)
     world.workload.drop(gone)
     world.workload.drop_forks(lambda other: other is fork)
-    world.progress.apply(plan, world.runner.run(plan), 0.0)
+    world.land()
+    assert plan.num_tokens
     assert 0 < kept.num_computed < kept.num_tokens
     world.drain()
     world.workload.check()
@@ -346,7 +346,7 @@ def test_after_memory_ran_out_a_step_grows_back_to_what_the_settings_say() -> No
     world.drain()
     for _ in range(9):
         world.ask(session, QUERY, ids_of(rng, 5))
-        world.scheduler.retreat(world.scheduler.plan())
+        world.scheduler.retreat([world.begin()])
     assert world.scheduler.step_tokens == FEWEST
     world.drain()
     for _ in range(500):

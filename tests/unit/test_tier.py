@@ -278,10 +278,8 @@ def test_what_may_be_stored_somewhere_waits_what_is_in_reach_is_loaded_and_other
     planning.record(held, tuple(range(50)))
     planning.record(other, (1, 2, 3))
     for _ in range(9):
-        plan = planning.scheduler.plan((), {held.current.seq_id})
+        plan = planning.step({held.current.seq_id})
         assert {chunk.seq_id for chunk in plan.chunks} <= {other.current.seq_id}
-        planning.progress.apply(plan, planning.runner.run(plan), 0.0)
-        tier.put(planning.runner.saved)
     assert other.current.num_computed == other.current.num_tokens
     assert held.current.num_computed == num_full * BLOCK
     planning.drain()

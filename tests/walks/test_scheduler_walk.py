@@ -58,7 +58,9 @@ class SlowShelf:
 class Walk(Planning):
     """One hot session and some quiet ones."""
 
-    def __init__(self, seed: int, tier: Tier | None = None) -> None:
+    def __init__(self, seed: int, tier: Tier | None = None, failures: float = 0.0) -> None:
+        """failures: share of the plans that do not fit the memory."""
+        self.is_ahead, self.failures = seed % 2 == 1, failures
         self.rng = rng = random.Random(seed)
         shape = Shape(PREFIX, CONTEXT, KEEP)
         super().__init__(LONGEST * rng.choice((1, 2, 4)), BLOCK, rng.choice((7, 40, 200)), shape, tier=tier)
@@ -69,7 +71,10 @@ class Walk(Planning):
     def turn(self) -> None:
         if self.workload.num_behind + self.workload.num_waiting < BACKLOG:
             self.give()
-        self.step()
+        if self.is_ahead:
+            self.step_ahead()
+        else:
+            self.step()
         assert self.num_plans - min(self.asked_in.values(), default=self.num_plans) < LONGEST_WAIT
         if self.num_plans % 50 == 0:
             self.workload.check()
@@ -94,6 +99,8 @@ class Walk(Planning):
 
     def truncate(self, session: Session) -> None:
         """Back to a place within its current generation; what was asked after it is not asked any more."""
+        while self.out:
+            self.land()
         if len(session.current.entries) < 2:
             return
         offset = self.rng.choice(session.current.entries[1:]).offset
@@ -109,12 +116,31 @@ class Walk(Planning):
             self.workload.grow(session.current)
 
 
+    def step_ahead(self) -> None:
+        if self.out and self.rng.random() < self.failures:
+            self.retreat(*([self.begin()] if self.scheduler.looks_ahead else []))
+        super().step_ahead()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_comes_is_answered_right_and_nobody_waits_for_ever(seed: int) -> None:
     """100,000 plans in all."""
     walk = Walk(seed)
     for _ in range(5_000):
         walk.turn()
+    walk.drain()
+    assert walk.num_asked == len(walk.waits) > 100
+    walk.workload.check()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_plans_that_do_not_fit_the_memory_change_no_answer(seed: int) -> None:
+    """Nor do those that were decided while such a plan was out."""
+    tier = Tier(random.Random(seed).choice((0, 20, 400)))
+    walk = Walk(2 * seed + 1, tier, failures=0.05)
+    for _ in range(2_000):
+        walk.turn()
+        walk.scheduler.step_tokens = walk.scheduler._most_tokens     # it would take 100 steps each time
     walk.drain()
     assert walk.num_asked == len(walk.waits) > 100
     walk.workload.check()

@@ -4,7 +4,7 @@ A step is one copy of numbers to the device, the layers, the choice of tokens, a
 (`ops`): Triton's on a GPU, and in its interpreter; their references in plain torch on the CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from streamproc.engine.gpu.batch import (
 )
 from streamproc.engine.gpu.graphs import Graphs
 from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
-from streamproc.engine.gpu.staging import Staging
+from streamproc.engine.gpu.staging import Download, Staging
 from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks, Rows
@@ -73,14 +73,29 @@ class GpuForward:
 
     def run(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
             ) -> dict[int, tuple[int, ...]]:
-        best, logits = self.best(kv, chunks, masks, copies)
-        is_stuck = (best == STUCK) & np.isneginf(logits)    # nothing is allowed, of numbers that are all finite
-        self.loaded.require_finite(bool((np.isfinite(logits) | is_stuck).all()))
-        return verify(chunks, iter(best.tolist()))
+        return self.begin(kv, chunks, masks, copies)()
+
+    def begin(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
+              ) -> Callable[[], dict[int, tuple[int, ...]]]:
+        """Put a step on the device, behind the one that may be there -> what waits for it, in any thread. The one
+        before that is over and has been waited for.
+        """
+        coming = self._launch(kv, chunks, masks, copies)
+
+        def wait() -> dict[int, tuple[int, ...]]:
+            best, logits = coming.wait()
+            is_stuck = (best == STUCK) & np.isneginf(logits)    # nothing is allowed, of numbers that are all finite
+            self.loaded.require_finite(bool((np.isfinite(logits) | is_stuck).all()))
+            return verify(chunks, iter(best.tolist()))
+
+        return wait
 
     def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
              ) -> tuple[np.ndarray, np.ndarray]:
         """The greedy tokens of all samples, and their logits; NaN where one is not finite."""
+        return self._launch(kv, chunks, masks, copies).wait()
+
+    def _launch(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None, copies: Copies) -> Download:
         batch = self._before = make_batch(chunks, self.windows, self._tables_of(kv), self._before)
         if self.program.rotary.reserve(int(batch.positions.max()) + 1):
             self._graphs.forget()
@@ -89,6 +104,7 @@ class GpuForward:
         where, step = self._place(bucket, copies, is_small)
         filled, self._filled = self._filled, None
         before = filled[1] if filled and filled[0] is where else None
+        self._staging.wait_for_upload()
         self._staging.upload(fill(batch, where, copies, self._staging.numbers, before))
         self._filled = where, batch
         if copies:

@@ -64,7 +64,9 @@ class Graphs:
         return Captured(graph, results)
 
     def forget(self) -> None:
-        """What graphs read lies elsewhere now."""
+        """What graphs read lies elsewhere now; one of them may be at work still."""
+        if self._captured:
+            torch.cuda.synchronize()
         self._captured.clear()
         self._seen.clear()
         self._too_large.clear()
