@@ -81,8 +81,8 @@ class Device:
 
     @property
     def saves_are_out(self) -> bool:
-        """Blocks are on their way out of the pool."""
-        return any(out.plan.saves for out in self._out)
+        """Blocks that were asked for are on their way out of the pool."""
+        return any(out.step.keeps for out in self._out)
 
     @property
     def is_ending(self) -> bool:
@@ -95,7 +95,7 @@ class Device:
         assert len(self._out) < MOST_OUT, "too many plans are out"
         started = time.perf_counter()
         step = self._scheduler.begin(saves, held)
-        if step.untold:
+        if step.waits:
             self._begun = step
         else:
             self._launch(step)

@@ -208,14 +208,14 @@ class Keeper:
         return round_
 
     def pick(self) -> Saves:
-        """Blocks that the next step is to copy out. To be called between two steps: what has a name is computed."""
+        """Blocks that the next step is to copy out; not while one is out that does. What has a name is computed then."""
         self._take_learned()
         self._begin_due()
         return self._go_on(list(self._rounds.values()), STEP_BYTES)
 
     def _go_on(self, rounds: Iterable[Round], most_bytes: int, is_leaving: bool = False) -> Saves:
         """One step of these rounds -> blocks to be copied out."""
-        self._saving.clear()    # no step is out: what has not come by now does not come
+        self._saving.clear()    # no step with saves is out: what has not come by now does not come
         saves: Saves = []
         for round_ in rounds:
             stored = partial(self._writer.has, round_.identity)
@@ -243,6 +243,8 @@ class Keeper:
         block_id, data = self._pool.look_up(name), self._tier.get(name)
         if data is not None:
             return self._give(round_.identity, name, data)
+        if self._tier.is_leaving(name):
+            return False    # it comes to memory with a step that is out
         if block_id is not None:
             self._saving[name] = round_.identity
             saves.append((block_id, name))

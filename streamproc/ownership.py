@@ -53,7 +53,7 @@ class Loop(Protocol):
 
 
 class Ownership:
-    """The partitions of one worker. Its methods are called between two steps, or while one is out."""
+    """The partitions of one worker. Its methods are called between two steps, or while some are out."""
 
     def __init__(self, loop: Loop, revoke_s: float) -> None:
         """revoke_s: what a revocation may take, all its partitions together."""

@@ -79,7 +79,7 @@ class Keeper(Protocol):
         ...
 
     def pick(self) -> Sequence[tuple[int, bytes]]:
-        """Blocks that the next step is to copy out, and their names. Called between two steps."""
+        """Blocks that the next step is to copy out, and their names. Not called while one is out that does so."""
         ...
 
     def take(self, saved: Mapping[bytes, Any]) -> None:

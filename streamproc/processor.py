@@ -8,6 +8,7 @@ if commit is due: commit()          one Kafka transaction
 
 import gc
 import logging
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from streamproc.config import Config
@@ -204,6 +205,8 @@ class StreamProcessor:
     def turn(self) -> None:
         """One step without anything new, to its end."""
         self.device.plan((), self._held())
+        if not self.device.oldest:
+            time.sleep(ATTEND_S)    # what there is to do waits for blocks that threads bring
         self.land()
 
     @property

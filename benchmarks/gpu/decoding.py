@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,24 @@ class Sequences:
             chunks = [Chunk(j, self.context + i, (17 * i + j,), table, 1) for j, table in enumerate(tables)]
             taken.append(self.bench.timer.waited(lambda c=chunks: run(forward, self.kv, c)))
         return statistics.median(taken[WARM:])
+
+    def queued_s(self, forward: GpuForward, count: int) -> float:
+        """Of one of many steps of a token of so many sequences, each begun while the one before it is on the device."""
+        tables, repeats = self.tables(count), self.bench.sizes.repeats
+
+        def steps() -> None:
+            before: Callable[[], Any] | None = None
+            for i in range(repeats):
+                chunks = [Chunk(j, self.context + i, (17 * i + j,), table) for j, table in enumerate(tables)]
+                coming = forward.begin(self.kv, chunks)
+                if before:
+                    before()
+                before = coming
+            if before:
+                before()
+
+        with torch.inference_mode():
+            return self.bench.timer.wall(steps, repeats=3, warm=2) / repeats
 
     def prefill_s(self, forward: GpuForward, count: int, rows: int, start: int = 0) -> float:
         """Of one step that computes so many rows of each of so many sequences."""

@@ -88,6 +88,9 @@ def decode(bench: Bench, found: dict[str, Any]) -> None:
             found["more_rows"].append({"step": f"decode {batch} x {context}", "ms": taken * 1e3, "share": share})
             found["targets"].append(verdict("decode", share, f"{batch} x {context}"))
         if sequences is not None and context == bench.sizes.contexts[0]:
+            taken = sequences.queued_s(forward, most)
+            share = decode_floor_s(bench, most, context) / taken
+            found["more_rows"].append({"step": f"queued {most} x {context}", "ms": taken * 1e3, "share": share})
             for count in (1, most):
                 rows = max(bench.sizes.portion // count, 1)
                 taken = sequences.prefill_s(forward, count, rows)

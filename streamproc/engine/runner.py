@@ -159,11 +159,12 @@ class ModelRunner:
             return Begun(started, dict, saved)
 
     def _land(self, plan: Plan, begun: "Future[Begun]") -> Landed:
-        """Wait for it; its time is that in which the device had nothing before it."""
+        """Wait for it; its time is that in which the device had nothing before it, without what goes out beside it."""
         step = begun.result()
-        sampled, saved = self._with_forced(plan.chunks, step.sampled()), step.saved()
+        sampled = self._with_forced(plan.chunks, step.sampled())
         started, self._landed_at = max(step.started, self._landed_at), time.perf_counter()
-        return Landed(sampled, saved, self._landed_at - started)
+        seconds = self._landed_at - started
+        return Landed(sampled, step.saved(), seconds)
 
     def _timed(self, plan: Plan) -> Landed:
         started = time.perf_counter()

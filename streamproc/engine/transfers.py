@@ -5,6 +5,7 @@ pinned memory and on disk. The step waits for them only where it needs or overwr
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ class Transfers:
     def __init__(self, kv: KVCache) -> None:
         self._kv = kv
         self._stream = torch.cuda.Stream(kv.data.device) if kv.data.is_cuda else None
+        self._leaving: tuple[Any, frozenset[int]] | None = None     # the newest saves: an event, and their blocks
 
     def begin(self, plan: Plan) -> Callable[[], Saved]:
         """-> what waits for the saves and gives their bytes."""
+        self._let_leave(plan)
         if not (plan.saves or plan.loads):
             return lambda: NOTHING
         if self._stream is None:
@@ -43,6 +46,8 @@ class Transfers:
             for block_id, data in plan.loads:
                 self._kv.write(block_id, data)
             done = self._stream.record_event()
+        if plan.saves:
+            self._leaving = done, frozenset(block for block, _ in plan.saves)
         if plan.loads or not written(plan, self._kv.layout.block_size).isdisjoint(block for block, _ in plan.saves):
             step.wait_event(done)
 
@@ -51,6 +56,16 @@ class Transfers:
             return {name: data.numpy() for name, data in held.items()}
 
         return wait
+
+    def _let_leave(self, plan: Plan) -> None:
+        """A step may be begun before the saves of the one before it are done: it does not overwrite their blocks."""
+        if self._leaving is None:
+            return
+        done, blocks = self._leaving
+        if done.query():
+            self._leaving = None
+        elif not written(plan, self._kv.layout.block_size).isdisjoint(blocks):
+            torch.cuda.current_stream().wait_event(done)
 
     def _saved(self, block_id: int) -> torch.Tensor:
         """On its way to memory that torch takes back, once nobody holds its bytes any more."""

@@ -33,7 +33,9 @@ class StepBuilder:
     copies: list[tuple[int, int]] = field(default_factory=list)
     loads: list[tuple[int, Any]] = field(default_factory=list)
     saves: list[tuple[int, bytes]] = field(default_factory=list)
-    untold: list[Fork] = field(default_factory=list)  # what they need of this plan the one before it says
+    waits: bool = False  # for tokens that a plan which is out samples: it may not be launched before
+    keeps: bool = False  # copies blocks out for a snapshot
+    untold: list[Fork] = field(default_factory=list)  # forks that go on from such tokens
     planned: set[int] = field(default_factory=set)  # sequences of this plan: their cells are not to be taken
     took_from_growing: bool = False  # cells of a generation that still needs them
     after: dict[int, int] = field(default_factory=dict)  # sequence -> one of this plan that writes cells it reads
@@ -80,12 +82,15 @@ class StepBuilder:
         self._held_back = (0, 0.0)
 
     def keep_for(self, forks: Iterable[Fork]) -> None:
-        """These go on in this plan, by a token at least; they are added once it is known which and how many."""
+        """These go on in this plan, each by a token as far as there is room; they are added once it is known which and
+        how many. What was added before them comes first.
+        """
+        forks = list(forks)
+        seconds = sum(self.times.seconds(Load().add(fork.base + fork.num_tokens, 1, 1)) for fork in forks)
         self.untold += forks
-        seconds = sum(self.times.seconds(Load().add(fork.base + fork.num_tokens, 1, 1)) for fork in self.untold)
-        self._kept = len(self.untold), seconds
-        self._left_tokens -= self._kept[0]
-        self._left_s -= self._kept[1]
+        self._kept = self._kept[0] + len(forks), self._kept[1] + seconds
+        self._left_tokens -= len(forks)
+        self._left_s -= seconds
 
     def give_kept(self) -> None:
         """Now they are added."""

@@ -97,5 +97,5 @@ class Runner(Protocol):
     """Computes plans; the engine's on a model, a fake one in tests."""
 
     def launch(self, plan: Plan) -> Flight:
-        """Start a step and return at once; at most one flight is out at a time."""
+        """Start a step and return at once; plans are carried out in their order, at most two are out."""
         ...

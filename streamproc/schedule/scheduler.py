@@ -55,7 +55,7 @@ class Scheduler:
         self._held: Collection[int] = ()
         self._waiting: set[int] = set()  # generations, for blocks that are outside memory
 
-    def plan(self, saves: Iterable[tuple[int, bytes]] = (), held: Collection[int] = ()) -> Plan:
+    def plan(self, saves: Collection[tuple[int, bytes]] = (), held: Collection[int] = ()) -> Plan:
         """The next step, where no plan is out. saves, held: as for `begin`."""
         return self.finish(self.begin(saves, held))
 
@@ -66,7 +66,7 @@ class Scheduler:
         """
         return self.times.is_known and not self.is_short and self._lacks_cells is None
 
-    def begin(self, saves: Iterable[tuple[int, bytes]] = (), held: Collection[int] = ()) -> StepBuilder:
+    def begin(self, saves: Collection[tuple[int, bytes]] = (), held: Collection[int] = ()) -> StepBuilder:
         """Decide all of the next step that does not depend on tokens which a plan that is out samples.
 
         saves: blocks that somebody else wants to have copied out of the pool, as they are now; held: generations whose
@@ -76,10 +76,11 @@ class Scheduler:
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
         step = StepBuilder(self.times, num_tokens, self.step_s)
         self.cells.begin()
-        untold = self.workload.untold
-        step.keep_for(fork for fork in self.workload.running.values() if fork.seq_id in untold)
-        running = [fork for fork in self.workload.running.values() if fork.seq_id not in untold]
+        step.waits, step.keeps = bool(self.workload.untold), bool(saves)
+        untold = [fork for fork in self.workload.running.values() if fork.seq_id in self.workload.untold]
+        running = [fork for fork in self.workload.running.values() if fork.seq_id not in self.workload.untold]
         awaited = [fork for fork in running if fork.question.is_awaited]
+        step.keep_for(fork for fork in untold if fork.question.is_awaited)
         self._advance(step, (fork for fork in awaited if fork.is_decoding))
         lacking, self._lacks_cells = self._lacks_cells, None
         if lacking is not None:     # before records take what others have let go of
@@ -87,6 +88,7 @@ class Scheduler:
         self._grow(step)
         self._advance(step, (fork for fork in awaited if not fork.is_decoding))
         self._start(step, self.workload.awaited, self._by_need())
+        step.keep_for(fork for fork in untold if not fork.question.is_awaited)
         self._advance(step, (fork for fork in running if not fork.question.is_awaited))
         self._start(step, self.workload.flash, self._by_need() if self._is_urgent(self.workload.flash) else [])
         if not step.chunks and not self.workload.out:
@@ -129,6 +131,7 @@ class Scheduler:
         for fork in [fork for fork in self.workload.running.values() if not fork.question.is_awaited]:
             self.workload.start_over(fork)
         self.cells.take_back(steps)
+        self.tier.lost(name for step in steps for _, name in step.saves)
         self.step_tokens = max(min(self.step_tokens, FEWEST), steps[0].num_tokens // 2)
         self._num_good_steps = 0
 

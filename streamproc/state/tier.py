@@ -117,6 +117,10 @@ class Tier:
         """Whether it is in memory as one of ours. From any thread."""
         return name in self._here or name in self._arrived
 
+    def is_leaving(self, name: bytes) -> bool:
+        """Whether it is on its way out of the pool."""
+        return name in self._saving and name not in self._useless
+
     def get(self, name: bytes) -> Bytes | None:
         """The bytes, if they are in memory."""
         if name in self._here:
@@ -175,6 +179,12 @@ class Tier:
     def saving(self, names: Iterable[bytes]) -> None:
         """Plans that are out, or are being decided, copy these blocks out."""
         self._saving.update(names)
+
+    def lost(self, names: Iterable[bytes]) -> None:
+        """These blocks were not copied out."""
+        names = set(names)
+        for on_their_way in (self._left, self._saving, self._useless):
+            on_their_way.difference_update(names)
 
     def put(self, saved: Mapping[bytes, Bytes]) -> None:
         """A step has copied these out; what was forgotten meanwhile is not kept."""

@@ -69,7 +69,12 @@ class Workload:
     @property
     def is_idle(self) -> bool:
         """Nothing is asked for; what could be made ahead does not count."""
-        return not (self.growing or self.awaited or self.flash or self.running or self.out)
+        return not (self.growing or self.awaited or self.flash or self.running or self._is_out)
+
+    @property
+    def _is_out(self) -> bool:
+        """Whether anything is on the device but what is made ahead."""
+        return not all(seq_id in self.resident and self.resident[seq_id].is_ahead for seq_id in self.out)
 
     def is_behind(self, generation: Generation) -> bool:
         """Whether it is needed and not all of it is computed for sure."""

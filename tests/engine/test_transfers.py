@@ -1,7 +1,10 @@
 """Which blocks a step overwrites: what is on its way out of them has to have left before."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -34,3 +37,42 @@ def test_saves_come_before_loads() -> None:
     saved = Transfers(kv).begin(Plan((), (), ((0, b"first"),), ((0, second),)))
     assert bytes(saved()[b"first"]) == bytes(first)
     assert bytes(kv.read(0)) == bytes(second)
+
+
+class NotedStream:
+    """Of a device that does nothing: it knows what comes before what."""
+
+    def __init__(self) -> None:
+        self.before: set[str] = set()
+
+    def do(self, what: str) -> set[str]:
+        """-> all that is done before it."""
+        before = set(self.before)
+        self.before.add(what)
+        return before
+
+    def wait_stream(self, other: "NotedStream") -> None:
+        self.before |= other.before
+
+    def wait_event(self, event: Any) -> None:
+        self.before |= event.before
+
+    def record_event(self) -> Any:
+        return SimpleNamespace(before=set(self.before), synchronize=lambda: None, query=lambda: False)
+
+
+def test_a_step_does_not_overwrite_what_the_one_before_it_is_still_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, side = NotedStream(), NotedStream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: compute)
+    monkeypatch.setattr(torch.cuda, "stream", contextmanager(lambda _: (yield)))
+    transfers = Transfers(KVCache(LAYOUT, 9, torch.device("cpu")))
+    transfers._stream = side     # type: ignore[assignment]
+    monkeypatch.setattr(transfers, "_saved", lambda block: side.do(f"save {block}"))
+
+    def launch(name: str, block: int, saves: tuple[tuple[int, bytes], ...] = ()) -> set[str]:
+        transfers.begin(Plan((), (Chunk(1, 0, (1, 2, 3, 4), (block,)),), saves))
+        return compute.do(name)
+
+    assert "save 7" not in launch("first", 0, ((7, b"x"),))
+    assert "save 7" not in launch("second", 1)      # it has nothing to do with it
+    assert "save 7" in launch("third", 7)

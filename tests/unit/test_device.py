@@ -114,6 +114,28 @@ def test_an_epoch_is_committed_while_the_device_works(world: World) -> None:
     assert sum(out_at_commit) > len(out_at_commit) / 2
 
 
+def test_a_step_that_samples_is_not_out_behind_another_one_whoever_was_asked(world: World) -> None:
+    """Its question may have been withdrawn since."""
+    runner, num_behind = watch(world), 0
+    launch, device = runner.launch, world.processor.device
+
+    def watched(plan: Plan) -> Watched:
+        nonlocal num_behind
+        before = [chunk for out in device._out for chunk in out.plan.chunks]
+        num_behind += any(c.num_samples for c in plan.chunks) and any(c.num_samples for c in before)
+        return launch(plan)
+
+    runner.launch = watched  # type: ignore[method-assign]
+    for turn in range(120):
+        if turn % 3 == 0:
+            world.register(Query("a", f"up {turn}?", every=1, max_tokens=9, stop=()))
+            world.processor.calls.call("prompt", 1)
+        world.log.produce(0, random_record(world.rng, f"S{turn % 3}"))
+        world.step()
+    assert most_out(runner.log) == 2
+    assert not num_behind
+
+
 class Short(FakeFlight):
     """Of a device whose memory did not do for it."""
 

@@ -381,3 +381,42 @@ def test_blocks_of_two_that_know_nothing_of_each_other_are_not_both_taken() -> N
     other = Generation(74, (*ids, 9), 0, 0)
     world.scheduler.cells.reuse(draft, other)
     assert (other.block_table, draft.after[74]) == ([first, second], 72)
+
+
+@pytest.mark.parametrize("step_tokens", [64, 128])
+def test_records_and_asks_come_before_answers_that_go_on_in_a_step_decided_ahead(step_tokens: int) -> None:
+    world = planning(20_000, step_tokens, 4_000)
+    world.scheduler.speculation.is_on = False
+    sessions = [world.session() for _ in range(21)]
+    for session in sessions:
+        world.record(session, (1, 2, 3))
+    for _ in range(12):
+        world.step_ahead()
+    for i in range(1_000):
+        world.ask(sessions[i % 20], Query("q", "q", max_tokens=100, stop=()), (7, 8, 9))
+    for _ in range(25):
+        world.step_ahead()
+    world.record(sessions[20], tuple(range(20)))
+    ask = world.ask(sessions[20], Ask("a", sessions[20].key, "what?", max_tokens=2, stop=()), (5, 6))
+    for _ in range(8):
+        world.step_ahead()
+    assert world.waits[ask.seq_id] <= 5
+
+
+def test_what_is_made_ahead_is_nothing_that_anybody_waits_for() -> None:
+    world, rng = planning(), random.Random(14)
+    session = world.session()
+    while not session.next:
+        world.record(session, ids_of(rng, 20))
+    while not world.workload.is_idle:
+        world.step()
+    assert world.workload.ahead
+    world.launch(world.begin())
+    assert world.workload.out
+    assert world.workload.is_idle
+    world.record(session, ids_of(rng, 5))
+    world.launch(world.begin())
+    assert not world.workload.is_idle
+    world.land()
+    world.land()
+    world.workload.check()

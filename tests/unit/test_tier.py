@@ -41,6 +41,24 @@ class Shelf:
         self.room -= 1
 
 
+def test_what_is_forgotten_on_its_way_is_not_kept_and_what_was_lost_on_its_way_may_come_again() -> None:
+    tier = Tier(9)
+    for name in (A, B):
+        tier.leave(7, name)
+        tier.saving(name for _, name in tier.take_leaving())
+    tier.forget([A, B])
+    assert not tier.is_leaving(A)
+    tier.put({A: 1})
+    assert tier.is_empty
+    tier.lost([B])          # by a step that lacked memory
+    tier.leave(8, B)
+    tier.saving(name for _, name in tier.take_leaving())
+    assert tier.is_leaving(B)
+    tier.put({B: 2})
+    assert tier.get(B) == 2
+    assert not tier.is_leaving(B)
+
+
 def test_what_leaves_the_pool_is_kept_the_longest_unused_go_first() -> None:
     tier = Tier(most_blocks=2, most_coming=1)
     tier.leave(7, A)

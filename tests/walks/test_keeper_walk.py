@@ -169,3 +169,32 @@ def test_the_work_of_partitions_that_stay_goes_on_while_others_are_handed_over(t
     assert SnapshotReader(store, print).find(Identity("fake", "group", "records", "first", 0), 10**9)
     processor.close()
     assert not notes
+
+
+def test_snapshots_are_made_while_memory_outside_the_pool_is_filled_all_the_time(tmp_path) -> None:
+    """Every step copies out what has to leave the pool, and the next one is decided while it does."""
+    rng, store, notes, picks = random.Random(3), open_store(f"file://{tmp_path}"), list[str](), 0
+    world = World(rng, make_config(400, 100_000), 1, num_blocks=3_000, host_bytes=2_000 * 8 * BLOCK,
+                  keeper=lambda: make_keeper(store, 0.0, noted(notes)))  # fmt: skip
+    world.rebalance_share, world.source.batch = 0.0, 60
+    processor = world.processor
+    processor.device.runner.looks = lambda: 3   # type: ignore[attr-defined]
+    keeper = processor.keeper
+    assert isinstance(keeper, Keeper)
+    pick = keeper.pick
+
+    def watched() -> Any:
+        nonlocal picks
+        picks += 1
+        return pick()
+
+    keeper.pick = watched  # type: ignore[method-assign]
+    for turn in range(700):
+        if turn == 400:
+            picks = 0
+        for _ in range(6):
+            world.log.produce(0, random_record(rng, f"S{rng.randrange(300)}"))
+        world.step()
+    assert picks > 120      # of 300 steps
+    assert processor.scheduler.tier._here
+    keeper.close()
