@@ -208,7 +208,7 @@ class Keeper:
         return round_
 
     def pick(self) -> Saves:
-        """Blocks that the next step is to copy out; not while one is out that does. What has a name is computed then."""
+        """Blocks that the next step copies out; not while one that does so is out. What has a name is there by then."""
         self._take_learned()
         self._begin_due()
         return self._go_on(list(self._rounds.values()), STEP_BYTES)

@@ -128,7 +128,7 @@ class Planning:
             while self.out:
                 self.land()
         step = self.begin()
-        if step.untold:
+        if step.waits:
             self.land()
             self.launch(step)
         else:
