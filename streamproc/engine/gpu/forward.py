@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor
 
 from streamproc.engine.gpu.batch import (
+    ALIGNED,
     Batch,
     Bucket,
     Inputs,
@@ -201,15 +202,19 @@ class GpuForward:
         return ids, best if softcap is None else softcap * torch.tanh(best / softcap)
 
     def _masks(self, rows: Rows, num_samples: int) -> tuple[Tensor, Tensor]:
-        """[rows with a mask, words] and, for every sample, which of them is its own."""
+        """[rows with a mask, words] and, for every sample, which of them is its own. They are made while the layers are
+        computed, so they come in a copy of their own.
+        """
         given = [row for row in rows if row is not None]
-        words = -(-self.loaded.vocab_size // MASK_BITS)
-        bits = np.zeros((max(len(given), 1), words), np.uint32)
+        words, num_which = -(-self.loaded.vocab_size // MASK_BITS), -(-num_samples // ALIGNED) * ALIGNED
+        numbers = np.zeros(num_which + max(len(given), 1) * words, np.int32)
+        which, bits = numbers[:num_samples], numbers[num_which:].view(np.uint32).reshape(-1, words)
+        which[:] = NO_MASK
+        which[[i for i, row in enumerate(rows) if row is not None]] = range(len(given))
         for i, row in enumerate(given):
             bits[i, :row.size] = row[:words]
-        which = np.full(num_samples, NO_MASK, np.int32)
-        which[[i for i, row in enumerate(rows) if row is not None]] = range(len(given))
-        return self._staging.sent(bits.view(np.int32)), self._staging.sent(which)
+        sent = self._staging.sent(numbers)
+        return sent[num_which:].view(-1, words), sent[:num_samples]
 
     def cells(self, kv: KVCache, block_table: Sequence[int], num_tokens: int) -> Tensor:
         return kv.gather(block_table).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, :num_tokens]
