@@ -199,6 +199,7 @@ class World:
             is_held = self.processor.care.is_holding
             idle = self.processor.workload.is_idle and self.source.is_drained and not is_held
             if idle and not any(p.finished or p.replies or p.dirty for p in self.processor.partitions.values()):
+                self.processor.land()       # what is made ahead
                 return
         raise AssertionError("the worker does not come to rest")
 
@@ -220,6 +221,7 @@ class World:
 def check_cells(world: World) -> int:
     """Every live generation's cells are those of one chunk from nothing -> how many were compared."""
     runner, forward, num_cells = world.engine.runner, world.engine.runner.forward, 0
+    world.processor.land()      # cells count as computed from the launch on
     for generation in world.generations():
         num_tokens = generation.num_computed
         table = tuple(range(-(-num_tokens // runner.block_size)))
