@@ -1,5 +1,7 @@
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ from streamproc.engine.build import Engine
 from streamproc.engine.forward import Forward, TorchForward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
-from streamproc.engine.runner import ModelRunner
+from streamproc.engine.runner import Begun, ModelRunner
 from streamproc.errors import OutOfMemory, StreamprocError
 from streamproc.schedule.plan import Chunk, Plan
 
@@ -147,6 +149,24 @@ def test_no_memory_is_told_of_the_plan_that_lacked_it(
     assert list(fine.wait()) == [1]
     runner.forward = SimpleNamespace(close=lambda: None)
     runner.close()
+
+
+def test_a_step_is_not_thought_short_because_blocks_of_the_one_before_it_were_still_going_out() -> None:
+    """The first has computed after 20 ms and saved after 300; the second, begun at 5 ms, has computed after 40."""
+    runner, begun_at = object.__new__(ModelRunner), time.perf_counter()
+    runner._landed_at, runner.constrainer = 0.0, None
+
+    def after(seconds: float) -> dict[Any, Any]:
+        time.sleep(max(begun_at + seconds - time.perf_counter(), 0.0))
+        return {}
+
+    times = []
+    for begun, computed, saved in ((0.0, 0.02, 0.3), (0.005, 0.04, 0.04)):
+        step: Future[Begun] = Future()
+        step.set_result(Begun(begun_at + begun, lambda at=computed: after(at), lambda at=saved: after(at)))
+        times.append(runner._land(Plan((), ()), step).seconds)
+    assert 0.019 < times[0] < 0.25
+    assert times[1] > 0.019
 
 
 def test_a_step_writes_its_own_cells_only(engine: Engine) -> None:
