@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from types import SimpleNamespace
@@ -36,6 +35,7 @@ from telling import last_line, show
 
 from streamproc.config import Config, Engine, Worker
 from streamproc.engine.build import build_engine
+from streamproc.engine.runner import Landed, ModelFlight
 from streamproc.messages import Query
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
@@ -46,23 +46,6 @@ from streamproc.state.partition import Recovery
 TOKEN, NUM_BLOCKS, WARM, ANSWER = 7, 40_000, 20, 8
 
 
-@dataclass
-class Flight:
-    future: "Future[dict[int, tuple[int, ...]]]"
-    seconds: float
-    saved: Any = ()
-
-    def is_done(self, timeout_s: float) -> bool:
-        try:
-            self.future.exception(timeout_s)
-        except TimeoutError:
-            return False
-        return True
-
-    def wait(self) -> dict[int, tuple[int, ...]]:
-        return self.future.result()
-
-
 class Device:
     """Carries out one plan after the other; each is packed as for a GPU, in a thread that does nothing else."""
 
@@ -71,17 +54,17 @@ class Device:
     def __init__(self, step_s: float) -> None:
         self.step_s = step_s
         self.packing = packing_runner(NUM_BLOCKS)
-        self.queue: Queue[tuple[float, Plan, Future[dict[int, tuple[int, ...]]]]] = Queue()
+        self.queue: Queue[tuple[float, Plan, Future[Landed]]] = Queue()
         self.spans: list[tuple[float, float]] = []
         self.packer = ThreadPoolExecutor(1)
         threading.Thread(target=self._work, daemon=True).start()
 
-    def launch(self, plan: Plan) -> Flight:
-        future: Future[dict[int, tuple[int, ...]]] = Future()
+    def launch(self, plan: Plan) -> ModelFlight:
+        future: Future[Landed] = Future()
         self.packer.submit(self._pack, plan, future)
-        return Flight(future, self.step_s)
+        return ModelFlight(future)
 
-    def _pack(self, plan: Plan, future: "Future[dict[int, tuple[int, ...]]]") -> None:
+    def _pack(self, plan: Plan, future: "Future[Landed]") -> None:
         if plan.chunks:
             self.packing.forward.best(self.packing.kv, plan.chunks)
         self.queue.put((time.perf_counter(), plan, future))
@@ -96,7 +79,8 @@ class Device:
                 self.spans.append((started, free_at))
                 time.sleep(max(free_at - time.perf_counter(), 0))
             sampling = [chunk for chunk in plan.chunks if chunk.num_samples]
-            future.set_result({c.seq_id: verified(c.draft, (TOKEN,) * c.num_samples) for c in sampling})
+            sampled = {chunk.seq_id: verified(chunk.draft, (TOKEN,) * chunk.num_samples) for chunk in sampling}
+            future.set_result(Landed(sampled, {}, self.step_s))
 
 
 class SlowKafka(MemoryKafka):
@@ -125,7 +109,7 @@ class Bench:
                                       fingerprint="device", model="device")  # fmt: skip
         processor = StreamProcessor(self.config, engine, kafka, Questions(self.config, queries), Clock())
         processor.scheduler.speculation.is_on = False
-        processor.connect(kafka)    # type: ignore[arg-type]
+        processor.connect(kafka)
         processor.assigned({0: Recovery(0, 0, {}, asks_from=0)})
         return processor, kafka, device
 

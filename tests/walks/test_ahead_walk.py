@@ -5,10 +5,13 @@ memory. No session is taken back to an earlier offset: that lands all steps firs
 """
 
 import random
+from collections.abc import Callable
 
 import pytest
 from wandering import BACKLOG, SlowShelf, Walk
 
+from streamproc.state.fork import Fork
+from streamproc.state.session import Session
 from streamproc.state.tier import Tier
 
 
@@ -68,7 +71,7 @@ class AheadWalk(Walk):
                 self.workload.drop(generation)
             self.session()
 
-    def _drop(self, is_gone) -> None:  # type: ignore[no-untyped-def]
+    def _drop(self, is_gone: Callable[[Fork], bool]) -> None:
         for fork in self.workload.drop_forks(is_gone):
             del self.asked_in[fork.seq_id]
             self.num_asked -= 1
@@ -81,7 +84,7 @@ class AheadWalk(Walk):
                 self.pool.forget(names)
                 self.scheduler.tier.forget(names)
 
-    def truncate(self, session) -> None:  # type: ignore[no-untyped-def]
+    def truncate(self, session: Session) -> None:
         if not self.is_deciding:
             super().truncate(session)
 
