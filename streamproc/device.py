@@ -3,14 +3,15 @@
 The next step is decided when the one on the device is about to end, so that the device need not wait for the host and
 what came in meanwhile is in it:
 
-    plan n+1       all of it but answers that go on from tokens which step n samples
-    launch n+1     at once where there are none of those: it is behind n in the device's queue; else when n has landed,
-                   with what n said of them
+    plan n+1       answers that go on from a token which step n samples are fed with it on the device, unseen by the
+                   host (as in vLLM's asynchronous scheduling)
+    launch n+1     at once: it is behind n in the device's queue
     land n         its tokens are recorded, what it has completed goes out; the device works on n+1 meanwhile
 
-A row is computed only once its token is certain. A step fed with tokens that the host has not seen (as in vLLM's
-asynchronous scheduling) computes a row too many for every answer that ends, and drafts and grammars are made on the
-host from just those tokens. By reckoning, not by measurement: with answers of eight tokens that is one row in nine.
+An answer that ends with n, which is known only of one that has its last token, has a row too many in n+1: nobody reads
+what it gives, and its cells are written before whoever gets them next writes there. Masks of a grammar, and drafts,
+follow from the tokens themselves: where a fork is held to one, or likely goes on with a draft, the step is launched
+once n has landed, with all that n said.
 """
 
 import logging
@@ -82,12 +83,18 @@ class Device:
     @property
     def saves_are_out(self) -> bool:
         """Blocks that were asked for are on their way out of the pool."""
-        return any(out.step.keeps for out in self._out)
+        return any(out.step.feeds_snapshot for out in self._out)
 
     @property
-    def is_ending(self) -> bool:
-        """Whether what is out will have landed by the time that the next step is decided, as far as can be told."""
-        return time.perf_counter() >= self._ends_at - 2 * self._planning_s - LEAST_AHEAD_S
+    def has_begun(self) -> bool:
+        """A step waits for the one that is out."""
+        return self._begun is not None
+
+    def is_ending(self, within_s: float = 0.0) -> bool:
+        """Whether what is out will have landed by the time that the next step is decided, if that is begun so many
+        seconds from now, as far as can be told.
+        """
+        return time.perf_counter() + within_s >= self._ends_at - 2 * self._planning_s - LEAST_AHEAD_S
 
     def plan(self, saves: Sequence[tuple[int, bytes]] = (), held: Collection[int] = ()) -> None:
         """Decide the next step (Scheduler.begin) and launch it, now or when the one that is out has landed."""

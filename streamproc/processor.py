@@ -2,7 +2,7 @@
 
 ingest(source.poll(...))            Kafka hides under the device; what is known already is answered at once
 plan n+1                            what the next step computes, decided just before step n ends (device.py)
-land n                              the only place where answers go on; the device is at n+1 by now
+land n                              the only place where answers get their tokens; the device is at n+1 by now
 if commit is due: commit()          one Kafka transaction
 """
 
@@ -132,6 +132,7 @@ class StreamProcessor:
         self._offer()
         landing = self.device.oldest
         self.device.plan(*self._kept())
+        self._reply()
         self._ingest(self.source.poll(self._patience))
         if landing:
             self._attend(landing)
@@ -184,12 +185,17 @@ class StreamProcessor:
         """
         landing = landing or self.device.oldest
         while landing is not None and self.device.oldest is landing:
-            if self._has_replies():
-                self.commit()
-            if (until_ending and self.device.is_ending) or not self.device.is_busy(ATTEND_S):
+            self._reply(until_ending)
+            if (until_ending and self.device.is_ending()) or not self.device.is_busy(ATTEND_S):
                 return
             self._ingest(self.source.poll(0))
             self._balance()
+
+    def _reply(self, until_ending: bool = False) -> None:
+        """Commit what somebody waits for, if that keeps no step waiting."""
+        is_late = self.device.has_begun or (until_ending and self.device.is_ending(self._pace.commit_s))
+        if self._has_replies() and not is_late:
+            self.commit()
 
     def land(self) -> None:
         """Wait for the steps that are out or wait for one, if any; what they have completed is delivered."""
@@ -299,8 +305,10 @@ class StreamProcessor:
             epoch = Epoch((*epoch.messages, *letters), (*epoch.positions, *positions))
         if not epoch:
             return
+        started = time.perf_counter()
         try:
             self._sink.commit(epoch, self.source.membership, timeout_s)
+            self._pace.took(time.perf_counter() - started)
             self._settle(settlements, epoch)
         except EpochAborted:
             self.counters.aborted_epochs += 1

@@ -92,7 +92,7 @@ class Walk:
 
 
 class Constrainer:
-    """Masks for one model. `masks` and `forced` belong to the runner's threads, one at a time; `why_not` to anybody."""
+    """Masks for one model. From any thread: one of the runner's may be at a step while another is at the one before."""
 
     def __init__(self, renderer: Renderer, vocab_size: int) -> None:
         self._renderer = renderer
@@ -105,7 +105,8 @@ class Constrainer:
         self._writable = ~self._row_of(token for token in renderer.control.values() if token < vocab_size)
         self._tokenizer: LLTokenizer | None = None
         self._grammars: OrderedDict[str, Grammar | str] = OrderedDict()    # or why there is none
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()       # of what is compiled
+        self._walking = threading.Lock()    # of the walks
         self._walks: OrderedDict[int, Walk] = OrderedDict()
 
     @property
@@ -121,8 +122,9 @@ class Constrainer:
     def masks(self, chunks: Iterable[Chunk]) -> Rows:
         """A row for every sample; those after a token of the draft that is not allowed matter to nobody."""
         rows: Rows = []
-        for chunk in chunks:
-            rows += self._chunk_rows(chunk) if chunk.constraint else [None] * chunk.num_samples
+        with self._walking:
+            for chunk in chunks:
+                rows += self._chunk_rows(chunk) if chunk.constraint else [None] * chunk.num_samples
         return rows
 
     def _chunk_rows(self, chunk: Chunk) -> Rows:
@@ -133,6 +135,10 @@ class Constrainer:
 
     def forced(self, seq_id: int, constraint: Constraint, sampled: Sequence[int]) -> tuple[int, ...]:
         """The tokens after these of which each is the only one allowed, up to the answer's end."""
+        with self._walking:
+            return self._forced(seq_id, constraint, sampled)
+
+    def _forced(self, seq_id: int, constraint: Constraint, sampled: Sequence[int]) -> tuple[int, ...]:
         walk = self._walk(seq_id, constraint.grammar)
         found: list[int] = []
         while len(found) < MAX_FORCED and not self._is_over((*sampled, *found)):
@@ -147,6 +153,7 @@ class Constrainer:
     def fresh(self) -> "Constrainer":
         """One whose matchers have not seen a token: for checks of this one."""
         other = copy(self)
+        other._walking = threading.Lock()
         other._walks = OrderedDict()
         other._grammars = OrderedDict((text, found if isinstance(found, str) else replace(found, spare=[]))
                                       for text, found in self._grammars.items())

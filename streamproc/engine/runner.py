@@ -3,8 +3,8 @@
     launch(plan)    moves blocks out, in and about, then one forward over the packed chunks, which writes their cells
     wait()          the greedy tokens of every chunk that samples; masks of constrained ones are made meanwhile
 
-A plan that is launched while one is out comes after it. On a GPU it is packed and put into the device's queue
-meanwhile: the device goes from one to the other without the host.
+A plan that is launched while one is out comes after it, with the tokens that the one before it samples. On a GPU it is
+packed and put into the device's queue meanwhile: the device goes from one to the other without the host.
 
 The runner decides nothing: it reads and writes exactly the cells that a plan names.
 """
@@ -28,7 +28,7 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks
 from streamproc.engine.transfers import Transfers
-from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.plan import Chunk, Plan, told
 
 if TYPE_CHECKING:
     from streamproc.engine.constrain import Constrainer  # its library is not everywhere that models are run
@@ -104,6 +104,7 @@ class ModelRunner:
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", settle_thread, (threads, loaded.device))
         self._landing = ThreadPoolExecutor(1, "streamproc-landing", settle_thread, (1, loaded.device))
         self._landed_at = 0.0
+        self._sampled: dict[int, tuple[int, ...]] = {}      # by the newest plan, where one ends before the next begins
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
         self.forward, self.exact = self.call(lambda: choose_forward(loaded, kv.layout.block_size, threads))
@@ -169,8 +170,10 @@ class ModelRunner:
     def _timed(self, plan: Plan) -> Landed:
         started = time.perf_counter()
         is_shared = self._followers is not None and plan != NOTHING
-        sampled, saved = self._with_followers(plan) if is_shared else self._carry_out(plan)
-        return Landed(sampled, saved, time.perf_counter() - started)
+        before, self._sampled = self._sampled, {}
+        plan = told(plan, before)
+        self._sampled, saved = self._with_followers(plan) if is_shared else self._carry_out(plan)
+        return Landed(self._sampled, saved, time.perf_counter() - started)
 
     def _with_followers(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], dict[bytes, np.ndarray]]:
         """All processes carry it out; whatever happens, they are all done with it afterwards."""

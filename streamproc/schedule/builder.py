@@ -34,8 +34,8 @@ class StepBuilder:
     loads: list[tuple[int, Any]] = field(default_factory=list)
     saves: list[tuple[int, bytes]] = field(default_factory=list)
     waits: bool = False  # for tokens that a plan which is out samples: it may not be launched before
-    keeps: bool = False  # copies blocks out for a snapshot
-    untold: list[Fork] = field(default_factory=list)  # forks that go on from such tokens
+    feeds_snapshot: bool = False  # copies blocks out for one
+    late: list[Fork] = field(default_factory=list)  # forks that are added once it has them
     planned: set[int] = field(default_factory=set)  # sequences of this plan: their cells are not to be taken
     took_from_growing: bool = False  # cells of a generation that still needs them
     after: dict[int, int] = field(default_factory=dict)  # sequence -> one of this plan that writes cells it reads
@@ -46,7 +46,7 @@ class StepBuilder:
     _left_s: float = 0.0
     _left_tokens: int = 0
     _held_back: tuple[int, float] = (0, 0.0)
-    _kept: tuple[int, float] = (0, 0.0)
+    _reserved: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
         self._left_tokens = self.most_tokens
@@ -81,22 +81,22 @@ class StepBuilder:
         self._left_s += self._held_back[1]
         self._held_back = (0, 0.0)
 
-    def keep_for(self, forks: Iterable[Fork]) -> None:
+    def reserve(self, forks: Iterable[Fork]) -> None:
         """These go on in this plan, each by a token as far as there is room; they are added once it is known which and
         how many. What was added before them comes first.
         """
         forks = list(forks)
         seconds = sum(self.times.seconds(Load().add(fork.base + fork.num_tokens, 1, 1)) for fork in forks)
-        self.untold += forks
-        self._kept = self._kept[0] + len(forks), self._kept[1] + seconds
+        self.late += forks
+        self._reserved = self._reserved[0] + len(forks), self._reserved[1] + seconds
         self._left_tokens -= len(forks)
         self._left_s -= seconds
 
-    def give_kept(self) -> None:
+    def open_reserve(self) -> None:
         """Now they are added."""
-        self._left_tokens += self._kept[0]
-        self._left_s += self._kept[1]
-        self._kept = (0, 0.0)
+        self._left_tokens += self._reserved[0]
+        self._left_s += self._reserved[1]
+        self._reserved = (0, 0.0)
 
     def writer(self, block_ids: Iterable[int]) -> int | None:
         """The sequence of this plan that makes the last of these blocks full, if any does."""

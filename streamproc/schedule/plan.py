@@ -1,10 +1,13 @@
 """What the next step computes: frozen values, decided by the scheduler and carried out by a runner."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from streamproc.errors import StreamprocError
+
 STUCK = -1  # in place of a token: what its constraint allows here is more than can be found out
+UNTOLD = -2  # in place of a chunk's only token: the one that the plan before this one samples for its sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,11 @@ class Chunk:
     constraint: Constraint | None = None  # greedy among the tokens that it allows
 
     @property
+    def is_untold(self) -> bool:
+        """Whether its token is known by the time that it is computed, and not earlier."""
+        return self.token_ids == (UNTOLD,)
+
+    @property
     def draft(self) -> tuple[int, ...]:
         """The tokens at the end that are only guessed: each has to be the greedy one after those before it."""
         return self.token_ids[len(self.token_ids) - self.num_samples + 1 :] if self.num_samples else ()
@@ -45,6 +53,18 @@ class Plan:
     @property
     def num_tokens(self) -> int:
         return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+
+def told(plan: Plan, sampled: Mapping[int, Sequence[int]]) -> Plan:
+    """The plan with its tokens; sampled: what the plan before it gave. Raises StreamprocError where that is missing."""
+    if not any(chunk.is_untold for chunk in plan.chunks):
+        return plan
+    if not all(sampled.get(chunk.seq_id) for chunk in plan.chunks if chunk.is_untold):
+        raise StreamprocError("the step that this one goes on from was not carried out")
+    return replace(plan, chunks=tuple(
+        replace(chunk, token_ids=tuple(sampled[chunk.seq_id][:1])) if chunk.is_untold else chunk
+        for chunk in plan.chunks
+    ))  # fmt: skip
 
 
 def num_equal(draft: Sequence[int], tokens: Sequence[int]) -> int:

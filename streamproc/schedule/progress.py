@@ -30,14 +30,14 @@ class Progress:
         workload = self._workload
         for chunk in plan.chunks:
             workload.out[chunk.seq_id] += 1
+            if chunk.num_samples:
+                workload.untold[chunk.seq_id] = chunk.start + len(chunk.token_ids)
             fork = workload.running.get(chunk.seq_id)
             if fork is None:
                 generation = workload.resident.get(chunk.seq_id)
                 if generation is not None:
                     workload.advance(generation, len(chunk.token_ids))
-            elif chunk.num_samples:
-                workload.untold.add(chunk.seq_id)
-            else:
+            elif not chunk.num_samples:
                 fork.advance(len(chunk.token_ids))
 
     def landed(self, plan: Plan, sampled: Mapping[int, Sequence[int]], now: float) -> list[Fork]:
@@ -74,8 +74,8 @@ class Progress:
         workload.out[chunk.seq_id] -= 1
         if not workload.out[chunk.seq_id]:
             del workload.out[chunk.seq_id]
-        if chunk.num_samples:
-            workload.untold.discard(chunk.seq_id)
+        if workload.untold.get(chunk.seq_id) == chunk.start + len(chunk.token_ids):
+            del workload.untold[chunk.seq_id]
 
     def _extend(self, fork: Fork, chunk: Chunk, tokens: Sequence[int]) -> bool:
         """What is certain of the chunk is computed, and the part of its draft that held -> whether the answer ends."""

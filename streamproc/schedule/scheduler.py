@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from streamproc.schedule.builder import FEWEST, StepBuilder, share
 from streamproc.schedule.cells import Cells
-from streamproc.schedule.plan import Chunk, Constraint, Plan
+from streamproc.schedule.plan import UNTOLD, Chunk, Constraint, Plan
 from streamproc.schedule.recompute import Recompute
 from streamproc.schedule.speculation import Speculation
 from streamproc.schedule.steptime import StepTimes
@@ -67,7 +67,7 @@ class Scheduler:
         return self.times.is_known and not self.is_short and self._lacks_cells is None
 
     def begin(self, saves: Collection[tuple[int, bytes]] = (), held: Collection[int] = ()) -> StepBuilder:
-        """Decide all of the next step that does not depend on tokens which a plan that is out samples.
+        """Decide the next step, or all of it that does not wait for tokens which a plan that is out samples.
 
         saves: blocks that somebody else wants to have copied out of the pool, as they are now; held: generations whose
         cells may be somewhere: what is not found in reach waits.
@@ -76,19 +76,18 @@ class Scheduler:
         num_tokens = self.step_tokens if self.times.is_known else min(self.step_tokens, FIRST_TOKENS)
         step = StepBuilder(self.times, num_tokens, self.step_s)
         self.cells.begin()
-        step.waits, step.keeps = bool(self.workload.untold), bool(saves)
-        untold = [fork for fork in self.workload.running.values() if fork.seq_id in self.workload.untold]
-        running = [fork for fork in self.workload.running.values() if fork.seq_id not in self.workload.untold]
+        step.feeds_snapshot = bool(saves)
+        running, late = self._running(step)
         awaited = [fork for fork in running if fork.question.is_awaited]
-        step.keep_for(fork for fork in untold if fork.question.is_awaited)
-        self._advance(step, (fork for fork in awaited if fork.is_decoding))
+        step.reserve(fork for fork in late if fork.question.is_awaited)
+        self._advance(step, (fork for fork in awaited if self._is_answering(fork)))
         lacking, self._lacks_cells = self._lacks_cells, None
         if lacking is not None:     # before records take what others have let go of
             self._start(step, lacking, self._by_need() if self._is_urgent(lacking) else [])
         self._grow(step)
-        self._advance(step, (fork for fork in awaited if not fork.is_decoding))
+        self._advance(step, (fork for fork in awaited if not self._is_answering(fork)))
         self._start(step, self.workload.awaited, self._by_need())
-        step.keep_for(fork for fork in untold if not fork.question.is_awaited)
+        step.reserve(fork for fork in late if not fork.question.is_awaited)
         self._advance(step, (fork for fork in running if not fork.question.is_awaited))
         self._start(step, self.workload.flash, self._by_need() if self._is_urgent(self.workload.flash) else [])
         if not step.chunks and not self.workload.out:
@@ -101,12 +100,39 @@ class Scheduler:
 
     def finish(self, step: StepBuilder) -> Plan:
         """The rest of it: answers that go on from tokens which are known by now. Gives cells to nobody."""
-        step.give_kept()
-        untold = [fork for fork in step.untold if fork.seq_id in self.workload.running]
-        assert self.workload.untold.isdisjoint(fork.seq_id for fork in untold), "the plan before this one is out"
-        self._advance(step, (fork for fork in untold if fork.question.is_awaited))
-        self._advance(step, (fork for fork in untold if not fork.question.is_awaited))
+        step.open_reserve()
+        late = [fork for fork in step.late if fork.seq_id in self.workload.running]
+        assert self.workload.untold.keys().isdisjoint(fork.seq_id for fork in late), "the plan before this one is out"
+        self._advance(step, (fork for fork in late if fork.question.is_awaited))
+        self._advance(step, (fork for fork in late if not fork.question.is_awaited))
         return step.plan()
+
+    def _running(self, step: StepBuilder) -> tuple[list[Fork], list[Fork]]:
+        """Running forks that go on now, and those that do when the step has what it waits for. A fork whose next token
+        is on its way goes on unseen, if all of them can; its last token ends it.
+        """
+        forks = list(self.workload.running.values())
+        untold = [fork for fork in forks if fork.seq_id in self.workload.untold]
+        step.waits = any(self._must_see(fork) for fork in untold)
+        if step.waits:
+            return [fork for fork in forks if fork.seq_id not in self.workload.untold], untold
+        ending = {fork.seq_id for fork in untold if fork.num_left == 1}
+        return [fork for fork in forks if fork.seq_id not in ending], []
+
+    def _must_see(self, fork: Fork) -> bool:
+        """Whether what comes after the token that is on its way is chosen from a mask which follows from it, or likely
+        is more than one token: then the next step has to know it.
+        """
+        if fork.num_left == 1:
+            return False
+        is_verifying = self.workload.untold[fork.seq_id] > fork.base + fork.num_tokens
+        if fork.question.grammar or is_verifying:
+            return True
+        return bool(self.speculation.guess(fork, len(self.workload.running)))
+
+    def _is_answering(self, fork: Fork) -> bool:
+        """Whether its question is computed."""
+        return fork.is_decoding or fork.seq_id in self.workload.untold
 
     def _is_urgent(self, turns: Turns) -> bool:
         """Whether its questions may take cells of generations that are behind."""
@@ -145,6 +171,10 @@ class Scheduler:
 
     def _add_fork(self, step: StepBuilder, fork: Fork) -> None:
         """The next tokens of a running fork; where they are its last, also a guess at those that follow."""
+        if fork.seq_id in self.workload.untold:
+            chunk = Chunk(fork.seq_id, fork.base + fork.num_tokens, (UNTOLD,), fork.block_table, 1)
+            step.add(chunk, fork.generation.seq_id)
+            return
         start, position = fork.num_computed, fork.base + fork.num_computed
         ids, num_samples = fork.token_ids[start:], 1
         guess = self.speculation.guess(fork, len(self.workload.running))

@@ -104,6 +104,11 @@ class Fork:
         return self.num_tokens > len(self.question.tail_ids)
 
     @property
+    def num_left(self) -> int:
+        """Tokens that the longest answer still has."""
+        return len(self.question.tail_ids) + self.question.max_tokens - self.num_tokens
+
+    @property
     def num_own_tokens(self) -> int:
         """The question's, and those of the longest answer."""
         return len(self.question.tail_ids) + self.question.max_tokens

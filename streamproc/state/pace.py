@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+MEMORY = 0.9  # weight of what was known of how long a commit takes
+
 
 @dataclass(slots=True)
 class Pace:
@@ -13,6 +15,11 @@ class Pace:
     committed_at: float  # clock, seconds
     num_bytes: int = 0  # of records, since then
     num_answers: int = 0
+    commit_s: float = 0.0  # of a transaction, by the newest ones
+
+    def took(self, seconds: float) -> None:
+        """A transaction took so long."""
+        self.commit_s = MEMORY * self.commit_s + (1 - MEMORY) * seconds
 
     def take(self, num_bytes: int) -> None:
         """So many bytes of records have come in."""

@@ -8,7 +8,7 @@
     out       sequences that are on the device: what is computed of them is counted already
 
 A plan counts as carried out from its launch on, since plans are carried out in order (schedule/progress.py). What is
-certain only once it has landed: that it did no harm, and the tokens that it samples; forks that wait for those are
+certain only once it has landed: that it did no harm, and the tokens that it samples; the forks that those are for are
 `untold`.
 """
 
@@ -33,7 +33,7 @@ class Workload:
         self.flash = Turns()
         self.running: dict[int, Fork] = {}
         self.out: Counter[int] = Counter()  # by sequence: in how many plans that are out
-        self.untold: set[int] = set()
+        self.untold: dict[int, int] = {}  # fork -> where the newest chunk on the device that samples for it ends
         self._next_seq_id = 0
 
     def new_seq_id(self) -> int:

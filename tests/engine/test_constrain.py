@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -416,3 +417,25 @@ def test_an_answer_whose_type_is_too_large_to_follow_says_so_and_harms_no_other(
 )
 def test_what_takes_for_ever_or_reaches_beyond_itself_is_refused(kind: AnswerType, reason: str, engine: Engine) -> None:
     assert reason in (engine.why_not(grammar_of(kind)) or "")
+
+
+def test_masks_of_a_step_may_be_made_while_the_one_before_it_ends(
+    renderers: dict[str, Renderer], constrainers: dict[str, Constrainer]
+) -> None:
+    """Two threads, answers of their own that share a grammar; more of them than are kept."""
+    ids = tuple(renderers["characters"].prompt_ids("-12.5"))
+    grammar = grammar_of(TYPES["number"])
+    shared, alone = constrainers["characters"].fresh(), constrainers["characters"].fresh()
+    wanted = [(alone.masks([chunk(grammar, ids[:i])])[0], alone.forced(0, Constraint(grammar, ids[:i]), ids[i : i + 1]))
+              for i in range(len(ids))]  # fmt: skip
+
+    def work(first: int) -> bool:
+        return all(
+            np.array_equal(shared.masks([chunk(grammar, ids[:i], seq_id=first + turn)])[0], wanted[i][0])
+            and shared.forced(first + turn, Constraint(grammar, ids[:i]), ids[i : i + 1]) == wanted[i][1]
+            for turn in range(300)
+            for i in range(len(ids))
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(work, range(0, 4_000, 1_000)))

@@ -10,7 +10,7 @@ import torch
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.kv_cache import KVCache
 from streamproc.kernels import reference
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import UNTOLD, Chunk
 
 NUM_BLOCKS, SIZE = 200, 16
 
@@ -84,4 +84,31 @@ def test_a_step_may_be_begun_before_the_one_on_the_device_is_waited_for(forward:
         found.append(out.pop()())
         wanted = [alone.run(pools[1], chunks) for chunks in steps(random.Random(1))]
     assert found == wanted
+    assert torch.equal(pools[0].data, pools[1].data)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_tokens_that_the_host_has_not_seen_give_the_same_bits(forward: Any, name: str) -> None:
+    """Steps of one token for each of some sequences, in other places each time, small enough for graphs."""
+    of_model, rng = forward("kernels", name), random.Random(2)
+    pools = [KVCache(of_model.loaded.layout(SIZE), NUM_BLOCKS, torch.device("cpu")) for _ in range(2)]
+    ahead, alone = (GpuForward(of_model.loaded, of_model.program, reference) for _ in range(2))
+    ahead._graphs = Kept()
+    tables = {i: tuple(range(10 * i, 10 * i + 10)) for i in range(1, 7)}
+    ends = dict.fromkeys(tables, 20)
+    first = [Chunk(i, 0, tuple(rng.randrange(300) for _ in range(20)), tables[i], 1) for i in tables]
+    with torch.inference_mode():
+        coming, told = [ahead.begin(pools[0], first)], [alone.run(pools[1], first)]
+        going = list(tables)
+        for _ in range(8):
+            going = rng.sample(going, max(len(going) - rng.randrange(2), 1))
+            chunks = [Chunk(i, ends[i], (UNTOLD,), tables[i], 1) for i in going]
+            coming.append(ahead.begin(pools[0], chunks))
+            found = coming.pop(0)()
+            assert found == told[-1]
+            known = [Chunk(i, ends[i], told[-1][i], tables[i], 1) for i in going]
+            told.append(alone.run(pools[1], known))
+            for i in going:
+                ends[i] += 1
+        assert coming.pop()() == told[-1]
     assert torch.equal(pools[0].data, pools[1].data)

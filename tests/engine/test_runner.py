@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.runner import Begun, ModelRunner
 from streamproc.errors import OutOfMemory, StreamprocError
-from streamproc.schedule.plan import Chunk, Plan
+from streamproc.schedule.plan import UNTOLD, Chunk, Plan
 
 IDS = tuple(range(3, 40))
 
@@ -124,6 +125,69 @@ def test_a_plan_may_be_launched_while_the_one_before_it_is_out(path: str, forwar
     for runner in runners:
         runner.forward = SimpleNamespace(close=lambda: None)  # the other one is used on
         runner.close()
+
+
+@pytest.mark.parametrize("path", ["torch", "own", "kernels"])
+def test_a_plan_goes_on_from_tokens_that_the_one_before_it_samples(path: str, forward: Callable[..., Forward]) -> None:
+    """Nobody outside has seen them; sequences come, go and change their places."""
+    found = forward(path, "llama")
+    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 20, found.loaded.device))
+    runner.forward = found
+    tables = {i: (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3) for i in range(1, 5)}
+    texts = {i: tuple(range(3 + i, 23 + 5 * i)) for i in tables}
+
+    def first(i: int) -> Chunk:
+        return Chunk(i, 0, texts[i], tables[i], 1)
+
+    def goes_on(i: int, num_tokens: int) -> Chunk:
+        return Chunk(i, len(texts[i]) + num_tokens - 1, (UNTOLD,), tables[i], 1)
+
+    plans = [(first(1), first(2), Chunk(4, 0, texts[4][:9], tables[4])),
+             (first(3), goes_on(2, 1), goes_on(1, 1)),
+             (Chunk(4, 9, texts[4][9:], tables[4], 1), goes_on(1, 2), goes_on(3, 1)),
+             (goes_on(3, 2), goes_on(4, 1))]  # fmt: skip
+    flights = [runner.launch(Plan((), plans[0]))]
+    landed = []
+    for chunks in plans[1:]:
+        flights.append(runner.launch(Plan((), chunks)))
+        landed.append(flights.pop(0).wait())
+    landed.append(flights.pop().wait())
+    sampled = {i: tuple(itertools.chain(*(found.get(i, ()) for found in landed))) for i in tables}
+    assert {i: len(tokens) for i, tokens in sampled.items()} == {1: 3, 2: 2, 3: 3, 4: 2}
+    for i, tokens in sampled.items():
+        for num_known in range(len(tokens)):
+            whole = Chunk(9, 0, (*texts[i], *tokens[:num_known]), (0, 1, 2, 3), 1)
+            assert runner.launch(Plan((), (whole,))).wait()[9] == tokens[num_known:num_known + 1]
+    runner.forward = SimpleNamespace(close=lambda: None)
+    runner.close()
+
+
+@pytest.mark.parametrize("path", ["own", "kernels"])
+def test_a_plan_that_goes_on_from_a_failed_one_says_so(
+    path: str, forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = forward(path, "llama")
+    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
+    runner.forward = found
+    runner.launch(Plan((), (chunk(),))).wait()
+    act, compute, calls = ("_layers" if path == "kernels" else "run"), None, []
+    compute = getattr(type(found), act)
+
+    def short(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out")
+        return compute(*arguments)
+
+    monkeypatch.setattr(type(found), act, short)
+    lacking = runner.launch(Plan((), (chunk(),)))
+    behind = runner.launch(Plan((), (Chunk(1, len(IDS), (UNTOLD,), (0, 1, 2), 1),)))
+    with pytest.raises(OutOfMemory, match="lower engine"):
+        lacking.wait()
+    with pytest.raises(StreamprocError, match="goes on from was not carried out"):
+        behind.wait()
+    runner.forward = SimpleNamespace(close=lambda: None)
+    runner.close()
 
 
 @pytest.mark.parametrize("path", ["own", "kernels"])

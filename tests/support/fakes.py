@@ -14,7 +14,7 @@ from streamproc.messages import Head, decode_head
 from streamproc.past import Past
 from streamproc.ports import Clock
 from streamproc.records import Record, encode_record
-from streamproc.schedule.plan import Plan, verified
+from streamproc.schedule.plan import Plan, told, verified
 from streamproc.state.epoch import Epoch, Message, Outgoing, Position
 from streamproc.state.partition import Recovery
 from streamproc.state.publish import head_key
@@ -58,10 +58,16 @@ class FakeRunner:
         self.cells: list[int | None] = [None] * (num_blocks * block_size)
         self.num_steps = self.num_tokens = 0
         self.saved: dict[bytes, bytes] = {}  # of the newest plan
+        self.sampled: dict[int, tuple[int, ...]] = {}  # likewise
         self.looks: Callable[[], int] = lambda: 0  # how often the loop looks in vain whether a step is done
 
     def launch(self, plan: Plan) -> "FakeFlight":
         return FakeFlight(self, plan, self.looks() if plan.chunks else 0)
+
+    def carry_out(self, plan: Plan) -> dict[int, tuple[int, ...]]:
+        """With the tokens that the plan before it has sampled."""
+        self.sampled = self.run(told(plan, self.sampled))
+        return self.sampled
 
     def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         size = self.block_size
@@ -118,7 +124,7 @@ class FakeFlight:
         return self.looks < 0
 
     def wait(self) -> dict[int, tuple[int, ...]]:
-        sampled = self.runner.run(self.plan)
+        sampled = self.runner.carry_out(self.plan)
         self.saved = self.runner.saved
         return sampled
 

@@ -68,7 +68,7 @@ class Planning:
 
     def ask(self, session: Session, source: Query | Ask, tail: Ids) -> Fork:
         as_of = AsOf("t", 0, 0, session.last_offset or 0, 0)
-        question = Question(source, session.key, source.question, tail, source.max_tokens, (), as_of)
+        question = Question(source, session.key, source.question, tail, source.max_tokens, source.stop or (), as_of)
         generation = session.current
         return self.wait(Fork(self.workload.new_seq_id(), question, session, generation, generation.num_tokens, 0.0))
 
@@ -103,14 +103,14 @@ class Planning:
     def land(self) -> None:
         """The oldest plan that is out."""
         step, plan = self.out.pop(0)
-        sampled = self.runner.run(plan)
+        sampled = self.runner.carry_out(plan)
         self.scheduler.landed(step, self.seconds_of(plan))
         self.scheduler.tier.put(self.runner.saved)
         self.num_plans += 1
         self.num_tokens += plan.num_tokens
         for fork in self.progress.landed(plan, sampled, 0.0):
             ids = [*fork.generation.token_ids[: fork.base], *fork.question.tail_ids]
-            assert fork.text == fake_answer(self.renderer, ids, fork.question.max_tokens, ())
+            assert fork.text == fake_answer(self.renderer, ids, fork.question.max_tokens, fork.question.stop)
             self.waits[fork.seq_id] = self.num_plans - self.asked_in.pop(fork.seq_id)
 
     def step(self, held: Collection[int] = ()) -> Plan:

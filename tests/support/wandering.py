@@ -16,7 +16,8 @@ LONGEST = -(-(CONTEXT + TAIL + ANSWER) // BLOCK) + 1
 PREFIX = tuple(range(1, 11))
 BACKLOG = 600  # tokens: more is not given
 LONGEST_WAIT = 1_000  # plans; a step may be of 7 tokens, and the pool may hold a single sequence
-QUERIES = [Query(f"q{i}", f"question {i}", max_tokens=1 + i, stop=()) for i in range(ANSWER)]
+STOP = tuple("!19AIQYaiqy")  # one token in eight
+QUERIES = [Query(f"q{i}", f"question {i}", max_tokens=1 + i, stop=STOP if i % 2 else ()) for i in range(ANSWER)]
 HEAD = tuple(range(40, 46))
 
 

@@ -1,9 +1,12 @@
-"""Looks over a runner's shoulder: which token every cell holds, and so all that a sampled token has seen."""
+"""Looks over a runner's shoulder: which token every cell holds, and so all that a sampled token has seen.
+
+A token that the plan before samples is a `Coming` in its cell, until that has landed.
+"""
 
 import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from wrapping import Around, AroundFlight
@@ -22,7 +25,8 @@ class WatchedRunner(Around):
         self._num_usable = num_blocks
         self.sampled: dict[Ids, int] = {}
         self.num_loaded = 0
-        self._cells: dict[int, int] = {}
+        self._cells: dict[int, int | Coming] = {}
+        self._newest: WatchedFlight | None = None
         self._named: dict[bytes, tuple[Ids, bytes]] = {}  # saved blocks: their tokens, digest of bytes
         self._tokens: dict[bytes, Ids] = {}  # by that digest
 
@@ -41,7 +45,8 @@ class WatchedRunner(Around):
             ids = self._take(chunk)
             if chunk.num_samples:
                 seen[chunk.seq_id] = ids[: len(ids) - len(chunk.draft)]
-        return WatchedFlight(self.runner.launch(plan), self, seen, saves, plan.num_tokens)
+        self._newest = WatchedFlight(self.runner.launch(plan), self, seen, saves, plan.num_tokens)
+        return self._newest
 
     def answers(self, context: Ids) -> Iterator[int]:
         """The tokens that were sampled after this context, one upon the other."""
@@ -58,7 +63,7 @@ class WatchedRunner(Around):
     def _held(self, block_id: int) -> Ids:
         """The tokens of a full block."""
         assert block_id < self.num_blocks
-        return tuple(self._cells[slot] for slot in range(block_id * self.block_size, (block_id + 1) * self.block_size))
+        return known(self._cells[slot] for slot in range(block_id * self.block_size, (block_id + 1) * self.block_size))
 
     def _load(self, block_id: int, data: Any) -> None:
         """Bytes that were saved once, of whatever worker."""
@@ -72,14 +77,31 @@ class WatchedRunner(Around):
             if source * self.block_size + i in self._cells:
                 self._cells[target * self.block_size + i] = self._cells[source * self.block_size + i]
 
-    def _take(self, chunk: Chunk) -> Ids:
+    def _take(self, chunk: Chunk) -> "tuple[int | Coming, ...]":
         """Fill the chunk's cells -> the ids of its sequence up to its end."""
         assert max(chunk.block_table) < self.num_blocks
         end = chunk.start + len(chunk.token_ids)
         size = self.block_size
         slots = [chunk.block_table[position // size] * size + position % size for position in range(end)]
-        self._cells.update(zip(slots[chunk.start :], chunk.token_ids, strict=True))
+        ids: Sequence[int | Coming] = chunk.token_ids
+        if chunk.is_untold:
+            assert self._newest, "the first plan"
+            assert chunk.seq_id in self._newest.seen, "a plan goes on from what nobody samples"
+            ids = (Coming(self._newest, chunk.seq_id),)
+        self._cells.update(zip(slots[chunk.start :], ids, strict=True))
         return tuple(self._cells[slot] for slot in slots)
+
+
+@dataclass(frozen=True)
+class Coming:
+    """The first token that a flight samples for a sequence."""
+
+    flight: "WatchedFlight"
+    seq_id: int
+
+
+def known(ids: "Iterable[int | Coming]") -> Ids:
+    return tuple(token.flight.found[token.seq_id][0] if isinstance(token, Coming) else token for token in ids)
 
 
 @dataclass
@@ -87,9 +109,10 @@ class WatchedFlight(AroundFlight):
     """Notes what a flight has sampled; the same ids are never followed by two different tokens."""
 
     watch: WatchedRunner
-    seen: dict[int, Ids]
+    seen: dict[int, tuple[int | Coming, ...]]
     saves: dict[bytes, Ids]
     num_tokens: int
+    found: dict[int, Ids] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -97,12 +120,13 @@ class WatchedFlight(AroundFlight):
         return STEP_S + self.num_tokens * TOKEN_S
 
     def wait(self) -> dict[int, Ids]:
-        found = self.flight.wait()
+        found = self.found = self.flight.wait()
         assert found.keys() == self.seen.keys()
         assert self.flight.saved.keys() == self.saves.keys()
         for name, data in self.flight.saved.items():
             self.watch.note_saved(self.saves[name], name, data)
-        for seq_id, ids in self.seen.items():
+        for seq_id, seen in self.seen.items():
+            ids = known(seen)
             for i, token in enumerate(found[seq_id]):
                 assert self.watch.sampled.setdefault((*ids, *found[seq_id][:i]), token) == token
         return found

@@ -1,6 +1,7 @@
 """What is decided and launched while a step is out, and what has to wait for it."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,9 +10,10 @@ from fakes import FakeFlight, FakeRunner
 from oracle import expected_answers
 from world import CONTEXT, KEEP, QUERIES, World, in_log_order, make_config, random_record
 
+from streamproc.answertypes import AnswerType
 from streamproc.errors import OutOfMemory
-from streamproc.messages import Query
-from streamproc.schedule.plan import Plan
+from streamproc.messages import Ask, Query
+from streamproc.schedule.plan import Chunk, Plan
 
 QUERY = Query("q", "how is {last}?", every=1, max_tokens=9, stop=())
 
@@ -81,22 +83,6 @@ def test_records_are_put_behind_the_step_that_is_out(world: World) -> None:
     assert session.current.num_computed == session.current.num_tokens
 
 
-def test_an_answer_goes_on_when_its_token_is_known_and_records_with_it(world: World) -> None:
-    """The step that is decided while one samples has the records; the token is added, and nothing waits for a third."""
-    runner, processor = watch(world), world.processor
-    processor.scheduler.speculation.is_on = False
-    world.register(QUERY)
-    for _ in range(40):
-        world.log.produce(0, random_record(world.rng, "A"))
-        world.processor.step()
-        world.processor.check()
-    assert most_out(runner.log) <= 2
-    decoding = [plan for plan in runner.plans if any(c.num_samples and len(c.token_ids) == 1 for c in plan.chunks)]
-    assert any(any(not chunk.num_samples for chunk in plan.chunks) for plan in decoding)
-    world.drain()
-    assert len(world.answers()) == 40
-
-
 def test_an_epoch_is_committed_while_the_device_works(world: World) -> None:
     world.register(QUERY)
     out_at_commit: list[bool] = []
@@ -114,26 +100,95 @@ def test_an_epoch_is_committed_while_the_device_works(world: World) -> None:
     assert sum(out_at_commit) > len(out_at_commit) / 2
 
 
-def test_a_step_that_samples_is_not_out_behind_another_one_whoever_was_asked(world: World) -> None:
-    """Its question may have been withdrawn since."""
-    runner, num_behind = watch(world), 0
-    launch, device = runner.launch, world.processor.device
+def launches_behind(world: World, runner: WatchedRunner) -> list[tuple[Plan, list[Chunk]]]:
+    """To be filled: plans that are launched behind another one, with the chunks of that one whose forks still run."""
+    found: list[tuple[Plan, list[Chunk]]] = []
+    launch, device, running = runner.launch, world.processor.device, world.processor.workload.running
 
     def watched(plan: Plan) -> Watched:
-        nonlocal num_behind
-        before = [chunk for out in device._out for chunk in out.plan.chunks]
-        num_behind += any(c.num_samples for c in plan.chunks) and any(c.num_samples for c in before)
+        if before := [chunk for out in device._out for chunk in out.plan.chunks if chunk.seq_id in running]:
+            found.append((plan, before))
         return launch(plan)
 
     runner.launch = watched  # type: ignore[method-assign]
+    return found
+
+
+def test_an_answer_goes_on_behind_the_step_that_samples_its_token(world: World) -> None:
+    """And has no row too many where its length is known."""
+    runner, processor = watch(world), world.processor
+    processor.scheduler.speculation.is_on = False
+    found = launches_behind(world, runner)
+    world.register(QUERY)
+    for _ in range(20):
+        world.log.produce(0, random_record(world.rng, "A"))
+        world.drain()
+    assert len(world.answers()) == 20
+    untold = [chunk for plan, _ in found for chunk in plan.chunks if chunk.is_untold]
+    assert len(untold) > 20 * 7
+    samples = Counter(chunk.seq_id for plan in runner.plans for chunk in plan.chunks if chunk.num_samples)
+    assert set(samples.values()) == {QUERY.max_tokens}
+
+
+def test_an_answer_that_ends_unforeseen_has_one_row_too_many_that_changes_nothing(world: World) -> None:
+    runner, processor = watch(world), world.processor
+    processor.scheduler.speculation.is_on = False
+    stop = tuple("159AIQYaq")
+    query = Query("q", "how is {last}?", every=1, max_tokens=9, stop=stop[:8])
+    world.register(query)
+    for _ in range(60):
+        world.log.produce(0, random_record(world.rng, "A"))
+        world.step()
+    world.drain()
+    messages = world.log.read(processor.publisher.topics.records, 0)
+    expected = expected_answers(world.renderer, messages, [query], CONTEXT, KEEP)[-60:]
+    assert in_log_order(world.answers())[-60:] == expected
+    num_sampling = sum(chunk.num_samples > 0 for plan in runner.plans for chunk in plan.chunks)
+    num_tokens = sum(min(len(answer.text) + 1, 9) for answer in expected)     # the text lacks its stop
+    assert num_tokens < num_sampling <= num_tokens + 60
+
+
+@pytest.mark.parametrize("answer", ["number", "text"])
+def test_what_follows_from_the_token_itself_waits_for_it(world: World, answer: str) -> None:
+    """A mask, and a draft's end. Whoever's question is withdrawn waits for nothing."""
+    runner, num_seen = watch(world), 0
+    found = launches_behind(world, runner)
     for turn in range(120):
         if turn % 3 == 0:
-            world.register(Query("a", f"up {turn}?", every=1, max_tokens=9, stop=()))
-            world.processor.calls.call("prompt", 1)
+            question = f"up {turn}?" if answer == "number" else "up?"
+            world.register(Query("a", question, every=1, answer=AnswerType(answer), max_tokens=9, stop=()))
         world.log.produce(0, random_record(world.rng, f"S{turn % 3}"))
         world.step()
     assert most_out(runner.log) == 2
-    assert not num_behind
+    for plan, before in found:
+        assert not any(chunk.draft for chunk in before)
+        num_seen += any(chunk.is_untold for chunk in plan.chunks)
+        if answer == "number":      # its last token needs no mask after it
+            assert not any(chunk.is_untold or chunk.constraint for chunk in plan.chunks)
+    assert bool(num_seen) == (answer == "text")
+
+
+def test_a_transaction_that_takes_longer_than_what_is_left_of_a_step_comes_after_the_next_launch(world: World) -> None:
+    watch(world)
+    processor = world.processor
+    waiting: list[bool] = []
+    commit = processor._sink.commit
+
+    def watched(*arguments: object) -> None:
+        waiting.append(processor.device.has_begun)
+        processor._pace.commit_s = 1e9
+        commit(*arguments)  # type: ignore[arg-type]
+
+    processor._sink.commit = watched  # type: ignore[assignment, method-assign]
+    world.register(Query("a", "up?", every=1, answer=AnswerType("number"), max_tokens=3, stop=()))
+    for turn in range(60):
+        world.log.produce(0, random_record(world.rng, "A"))
+        ask = Ask(f"ask{turn}", "A", "how?", max_tokens=3)
+        world.log.append(processor.publisher.topics.asks, 0, None, ask.encode())
+        world.step()
+    world.drain()
+    assert len(waiting) > 20
+    assert not any(waiting)
 
 
 class Short(FakeFlight):

@@ -5,6 +5,8 @@
 Every list has room for as many entries as its *bucket* says, a power of two: a graph that was captured for a bucket
 computes any step that fits. What lies behind a list's end belongs to nobody: rows of padding are token 0 at position 0,
 whose K and V are not written, and items behind the counts are not looked at.
+
+A token that the step before samples is there as the place among those samples, below zero: the device takes it itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +16,15 @@ import numpy as np
 import torch
 
 from streamproc.engine.kv_cache import Copies
+from streamproc.errors import StreamprocError
 from streamproc.kernels.splits import ascending
 from streamproc.kernels.tables import Table, Tables
 from streamproc.kernels.work import FIELDS, Lists, Step, Work
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import UNTOLD, Chunk
 
 Window = int | None
 NOT_WRITTEN = -1
+NO_SAMPLES: Mapping[int, int] = {}
 ALIGNED = 4         # numbers in 16 bytes: what kernels are compiled for
 FEW_ROWS, MANY_ROWS = 64, 128       # a product's weights are read as long for any; as many rows as a tile has
 SPLIT_STEP = 4      # of a bucket's items: few different graphs, and few programs that find nothing to do
@@ -50,6 +54,7 @@ class Batch:
     sampled: np.ndarray
     step: Step
     lists: Mapping[Window, Lists]
+    is_fed: bool        # with tokens that the step before samples
 
     @property
     def bucket(self) -> Bucket:
@@ -77,21 +82,45 @@ def _above(number: int, step: int = 2, least: int = 1) -> int:
     return size if number else 0
 
 
-def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Tables, before: Batch | None = None
-               ) -> Batch:
-    """`chunks` is not empty and `windows` are different; `before`: the step before this one."""
+def make_batch(chunks: Sequence[Chunk], windows: Sequence[Window], tables: Tables, before: Batch | None = None,
+               samples: Mapping[int, int] = NO_SAMPLES) -> Batch:
+    """`chunks` is not empty and `windows` are different; `before`: the step before this one; `samples`: where, among
+    those of that step, a sequence's is. Raises StreamprocError where a chunk goes on from one that is not there.
+    """
+    token_ids, is_fed = _token_ids(chunks, samples)
     tables.begin_step()
     held = [tables.of(chunk.seq_id, chunk.block_table) for chunk in chunks]
     counts, starts = [len(chunk.token_ids) for chunk in chunks], [chunk.start for chunk in chunks]
     columns = np.array((counts, counts, starts), np.int32)
     ends = columns[1].cumsum(dtype=np.int32)
     columns[0] = ends - columns[1]
-    token_ids = [token for chunk in chunks for token in chunk.token_ids]
     positions = columns[2] if len(token_ids) == len(chunks) else ascending(columns[2], columns[1])
     num_samples = np.array([chunk.num_samples for chunk in chunks], np.int32)
     step = Step(columns, held, windows, tables, before.step if before else None)
     return Batch(token_ids, positions, _cells(held, starts, counts, tables.cut.block_size),
-                 ascending(ends - num_samples, num_samples), step, {window: step.lists(window) for window in windows})
+                 ascending(ends - num_samples, num_samples), step,
+                 {window: step.lists(window) for window in windows}, is_fed)
+
+
+def _token_ids(chunks: Sequence[Chunk], samples: Mapping[int, int]) -> tuple[list[int], bool]:
+    """Those of all rows, and whether there are any among them that the step before samples."""
+    token_ids = [token for chunk in chunks for token in chunk.token_ids]
+    if UNTOLD not in token_ids:
+        return token_ids, False
+    row = 0
+    for chunk in chunks:
+        if chunk.is_untold:
+            if chunk.seq_id not in samples:
+                raise StreamprocError("the step that this one goes on from was not carried out")
+            token_ids[row] = -1 - samples[chunk.seq_id]
+        row += len(chunk.token_ids)
+    return token_ids, True
+
+
+def feed(token_ids: torch.Tensor, samples: torch.Tensor) -> None:
+    """Put the tokens of the step before into their places. What is no token there has an error of its own."""
+    fed = samples.index_select(0, (-1 - token_ids).clamp_(min=0)).clamp_(min=0)
+    torch.where(token_ids < 0, fed, token_ids, out=token_ids)
 
 
 def _cells(held: Sequence[Table], starts: Sequence[int], counts: Sequence[int], size: int) -> list[int]:

@@ -6,6 +6,7 @@ A step is one copy of numbers to the device, the layers, the choice of tokens, a
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from streamproc.engine.gpu.batch import (
     ALIGNED,
+    NO_SAMPLES,
     Batch,
     Bucket,
     Inputs,
     Places,
+    feed,
     fill,
     inputs,
     make_batch,
@@ -61,6 +64,8 @@ class GpuForward:
         self._graphs = Graphs(loaded.device)
         self._tables: Tables | None = None
         self._before: Batch | None = None
+        self._newest: Tensor | None = None      # what the step before has sampled, on the device
+        self._samples = NO_SAMPLES              # where a sequence's is in there
         self._filled: tuple[Places, Batch] | None = None        # what the staging holds
         self._placed: dict[Bucket, tuple[Places, Inputs]] = {}
         if self._graphs.are_used:       # what graphs read does not move later, but for longer contexts than these
@@ -97,7 +102,8 @@ class GpuForward:
         return self._launch(kv, chunks, masks, copies).wait()
 
     def _launch(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None, copies: Copies) -> Download:
-        batch = self._before = make_batch(chunks, self.windows, self._tables_of(kv), self._before)
+        samples, self._samples = self._samples, NO_SAMPLES      # none, if this step fails
+        batch = self._before = make_batch(chunks, self.windows, self._tables_of(kv), self._before, samples)
         if self.program.rotary.reserve(int(batch.positions.max()) + 1):
             self._graphs.forget()
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used and kv.is_kept
@@ -108,6 +114,9 @@ class GpuForward:
         self._staging.wait_for_upload()
         self._staging.upload(fill(batch, where, copies, self._staging.numbers, before))
         self._filled = where, batch
+        if batch.is_fed:
+            assert self._newest is not None, "a step goes on from none"
+            feed(step.token_ids, self._newest)
         if copies:
             self.ops.copy_blocks(kv.data, *pairs(where, copies, self._staging.on_device))
         work = partial(self._step, kv, step, bucket.num_slots, masks is None)
@@ -116,7 +125,9 @@ class GpuForward:
         self.ranks.has_gathered(2 * len(self.program.layers) + (masks is None and bool(len(step.sampled))))
         if masks is not None:
             ids, logits = self._choose(rows, self._masks(masks(), len(step.sampled)))
-        return self._staging.download(ids, logits, len(batch.sampled))
+        coming = self._staging.download(ids, logits, len(batch.sampled))
+        self._newest, self._samples = coming.ids, samples_of(chunks)
+        return coming
 
     def _place(self, bucket: Bucket, copies: Copies, is_kept: bool) -> tuple[Places, Inputs]:
         """Where a step's numbers lie; the same objects for the same bucket, as long as that stays so."""
@@ -225,3 +236,9 @@ class GpuForward:
 
     def close(self) -> None:
         self._graphs.forget()
+
+
+def samples_of(chunks: Sequence[Chunk]) -> dict[int, int]:
+    """Where, among a step's samples, the first of each sequence is."""
+    first = accumulate((chunk.num_samples for chunk in chunks), initial=0)
+    return {chunk.seq_id: place for chunk, place in zip(chunks, first, strict=False) if chunk.num_samples}

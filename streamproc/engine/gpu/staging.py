@@ -20,6 +20,7 @@ class Download:
 
     back: Tensor
     event: Any      # torch.cuda.Event; None: they are there
+    ids: Tensor     # the tokens on the device
 
     def wait(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and logits, once all that was begun before is done; from any thread."""
@@ -81,7 +82,8 @@ class Staging:
         if len(self._backs[self._turn]) < 2 * size:
             self._backs[self._turn] = self._empty(2 * max(size, LEAST))
         back, event = self._backs[self._turn][:2 * size].view(2, size), self._events[self._turn]
-        back.copy_(torch.stack((ids[:size], logits[:size].view(torch.int32))), non_blocking=True)
+        both = torch.stack((ids[:size], logits[:size].view(torch.int32)))
+        back.copy_(both, non_blocking=True)
         if event:
             event.record()
-        return Download(back, event)
+        return Download(back, event, both[0])
