@@ -105,6 +105,7 @@ class ModelRunner:
         self._landing = ThreadPoolExecutor(1, "streamproc-landing", settle_thread, (1, loaded.device))
         self._landed_at = 0.0
         self._sampled: dict[int, tuple[int, ...]] = {}      # by the newest plan, where one ends before the next begins
+        self._newest: Future[Landed] | None = None          # where it does not
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
         self.forward, self.exact = self.call(lambda: choose_forward(loaded, kv.layout.block_size, threads))
@@ -144,25 +145,30 @@ class ModelRunner:
     def launch(self, plan: Plan) -> ModelFlight:
         """Start a step and return at once."""
         if isinstance(self.forward, GpuForward) and self.loaded.ranks.size == 1:
-            begun = self._pool.submit(self._begin, plan, self.forward)
-            return ModelFlight(self._landing.submit(self._land, plan, begun))
+            before = self._newest
+            begun = self._pool.submit(self._begin, plan, self.forward, before)
+            self._newest = self._landing.submit(self._land, plan, begun, before)
+            return ModelFlight(self._newest)
         return ModelFlight(self._submit(self._timed, plan))
 
-    def _begin(self, plan: Plan, forward: GpuForward) -> "Begun":
-        """Put it on the device, behind the one that may be there."""
+    def _begin(self, plan: Plan, forward: GpuForward, before: "Future[Landed] | None") -> "Begun":
+        """Put it on the device, behind the one that may be there. Masks are made once that has landed, while the layers
+        are computed.
+        """
         started = time.perf_counter()
         check_chunks(plan.chunks, self.kv)
         saved = self._transfers.begin(plan)
         with computing(forward, plan):
             if plan.chunks:
-                return Begun(started, forward.begin(self.kv, plan.chunks, self._masks_of(plan), plan.copies), saved)
+                masks = self._masks_of(plan, before)
+                return Begun(started, forward.begin(self.kv, plan.chunks, masks, plan.copies), saved)
             self.kv.copy(plan.copies)
             return Begun(started, dict, saved)
 
-    def _land(self, plan: Plan, begun: "Future[Begun]") -> Landed:
+    def _land(self, plan: Plan, begun: "Future[Begun]", before: "Future[Landed] | None") -> Landed:
         """Wait for it; its time is that in which the device had nothing before it, without what goes out beside it."""
         step = begun.result()
-        sampled = self._with_forced(plan.chunks, step.sampled())
+        sampled = self._with_forced(told_after(before, plan).chunks, step.sampled())
         started, self._landed_at = max(step.started, self._landed_at), time.perf_counter()
         seconds = self._landed_at - started
         return Landed(sampled, step.saved(), seconds)
@@ -211,14 +217,17 @@ class ModelRunner:
             sampled |= part.result()
         return self._with_forced(plan.chunks, sampled)
 
-    def _masks_of(self, part: Plan) -> Masks | None:
-        """Begin to make them; None where there is no constraint."""
+    def _masks_of(self, part: Plan, before: "Future[Landed] | None" = None) -> Masks | None:
+        """Begin to make them; None where there is no constraint. before: of the plan whose tokens this one goes on from
+        unseen.
+        """
         if not any(chunk.constraint for chunk in part.chunks):
             return None
         if self.loaded.ranks.rank:      # the first process chooses; the others only do the same work
             return lambda: [None] * sum(chunk.num_samples for chunk in part.chunks)
         assert self.constrainer, "a runner without a constrainer"
-        return self._masks.submit(self.constrainer.masks, part.chunks).result
+        make = self.constrainer.masks
+        return self._masks.submit(lambda: make(told_after(before, part).chunks)).result
 
     def _with_forced(self, chunks: Sequence[Chunk], sampled: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
         for chunk in chunks:
@@ -255,6 +264,13 @@ class ModelRunner:
         facts = (self.loaded.fingerprint, str(self.loaded.dtype), str(self.loaded.kv_dtype), chip(self.loaded.device),
                  str(window_unit(self.block_size)), *self.forward.facts)
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def told_after(before: "Future[Landed] | None", plan: Plan) -> Plan:
+    """Once that has landed, if the plan goes on from it."""
+    if before is None or not any(chunk.is_untold for chunk in plan.chunks):
+        return plan
+    return told(plan, before.result().sampled)
 
 
 def settle_thread(threads: int, device: torch.device) -> None:

@@ -15,7 +15,7 @@ class Constraint:
     """What an answer's tokens may be, and how far it has come."""
 
     grammar: str  # as answertypes writes it
-    answer_ids: tuple[int, ...] = ()  # the answer's tokens before the chunk's first sample; its draft comes after them
+    answer_ids: tuple[int, ...] = ()  # the answer's tokens before the chunk's draft and its samples; not an untold one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,17 @@ def told(plan: Plan, sampled: Mapping[int, Sequence[int]]) -> Plan:
         return plan
     if not all(sampled.get(chunk.seq_id) for chunk in plan.chunks if chunk.is_untold):
         raise StreamprocError("the step that this one goes on from was not carried out")
-    return replace(plan, chunks=tuple(
-        replace(chunk, token_ids=tuple(sampled[chunk.seq_id][:1])) if chunk.is_untold else chunk
-        for chunk in plan.chunks
-    ))  # fmt: skip
+    chunks = (_told(chunk, sampled[chunk.seq_id][0]) if chunk.is_untold else chunk for chunk in plan.chunks)
+    return replace(plan, chunks=tuple(chunks))
+
+
+def _told(chunk: Chunk, token_id: int) -> Chunk:
+    if token_id == STUCK:  # its answer is over, so any token does
+        return replace(chunk, token_ids=(0,), constraint=None)
+    constraint = chunk.constraint
+    if constraint:
+        constraint = replace(constraint, answer_ids=(*constraint.answer_ids, token_id))
+    return replace(chunk, token_ids=(token_id,), constraint=constraint)
 
 
 def num_equal(draft: Sequence[int], tokens: Sequence[int]) -> int:

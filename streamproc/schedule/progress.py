@@ -80,8 +80,11 @@ class Progress:
     def _extend(self, fork: Fork, chunk: Chunk, tokens: Sequence[int]) -> bool:
         """What is certain of the chunk is computed, and the part of its draft that held -> whether the answer ends."""
         num_held, question = num_equal(chunk.draft, tokens), fork.question
-        self._speculation.settle(fork, len(chunk.draft), num_held)
-        for token_id in tokens:
+        num_known = fork.base + fork.num_tokens - chunk.start - len(chunk.token_ids) + len(chunk.draft)
+        self._speculation.settle(fork, len(chunk.draft), num_held, max(len(tokens) - num_held - 1, 0))
+        if num_known and tuple(tokens[:num_known]) != tuple(fork.token_ids[-num_known:]):
+            tokens = ()     # it was not the model's choice
+        for token_id in tokens[num_known:]:
             if token_id == STUCK:
                 fork.error = (
                     f"answer: what its type allows after {len(fork.answer_ids)} tokens is too much to be found out, "

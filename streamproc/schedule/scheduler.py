@@ -120,15 +120,12 @@ class Scheduler:
         return [fork for fork in forks if fork.seq_id not in ending], []
 
     def _must_see(self, fork: Fork) -> bool:
-        """Whether what comes after the token that is on its way is chosen from a mask which follows from it, or likely
-        is more than one token: then the next step has to know it.
+        """Whether the next step has to know what the one that is out says: where that is about more than the one token
+        after all that is known, or likely will be.
         """
-        if fork.num_left == 1:
-            return False
-        is_verifying = self.workload.untold[fork.seq_id] > fork.base + fork.num_tokens
-        if fork.question.grammar or is_verifying:
+        if self.workload.untold[fork.seq_id] != fork.base + fork.num_tokens:
             return True
-        return bool(self.speculation.guess(fork, len(self.workload.running)))
+        return fork.num_left > 1 and not self.speculation.is_one_token_likely(fork, len(self.workload.running))
 
     def _is_answering(self, fork: Fork) -> bool:
         """Whether its question is computed."""
@@ -172,7 +169,8 @@ class Scheduler:
     def _add_fork(self, step: StepBuilder, fork: Fork) -> None:
         """The next tokens of a running fork; where they are its last, also a guess at those that follow."""
         if fork.seq_id in self.workload.untold:
-            chunk = Chunk(fork.seq_id, fork.base + fork.num_tokens, (UNTOLD,), fork.block_table, 1)
+            end, constraint = fork.base + fork.num_tokens, self._constraint(fork)
+            chunk = Chunk(fork.seq_id, end, (UNTOLD,), fork.block_table, 1, constraint=constraint)
             step.add(chunk, fork.generation.seq_id)
             return
         start, position = fork.num_computed, fork.base + fork.num_computed
@@ -181,14 +179,18 @@ class Scheduler:
         if guess or len(ids) > 1:
             room, missing = max(1, step.tokens_at(position)), len(ids)
             ids, num_samples = [*ids, *guess][:room], max(min(room - missing, len(guess)) + 1, 0)
-        grammar = fork.question.grammar if num_samples else None
-        constraint = Constraint(grammar, tuple(fork.answer_ids)) if grammar else None
+        constraint = self._constraint(fork) if num_samples else None
         after, table = step.after.get(fork.seq_id), fork.block_table
         chunk = Chunk(fork.seq_id, position, tuple(ids), table, num_samples, after, constraint)
         step.add(chunk, fork.generation.seq_id)
         if not fork.is_decoding:
             end = fork.base + min(start + len(ids), len(fork.question.tail_ids))
             self.cells.name(step, fork, position, end)
+
+    @staticmethod
+    def _constraint(fork: Fork) -> Constraint | None:
+        grammar = fork.question.grammar
+        return Constraint(grammar, tuple(fork.answer_ids)) if grammar else None
 
     def _start(self, step: StepBuilder, turns: Turns, younger: list[Generation]) -> None:
         def start(fork: Fork) -> Verdict:

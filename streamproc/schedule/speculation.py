@@ -8,17 +8,27 @@ a step costs, how many share it, and how often this question's guesses have held
 import math
 from array import array
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from streamproc.schedule.steptime import StepTimes
 from streamproc.state.fork import Fork
 
 HOLDS = 0.8  # of a question that has not been asked before
 HOLDS_LEAST = 0.05
-MEMORY = 0.9  # weight of what was known at each verified token
+FORCED_OFTEN = 0.2  # tokens without a choice after each sample; of a question that has not been asked before it is 1
+MEMORY = 0.9  # weight of what was known at each verified token, and at each step's sample
 MAX_QUESTIONS = 4_096
 MAX_DRAFT = 64
 GRAM = 3  # tokens that must have come up before
 MOST_LOOKED_BACK = 8_192  # tokens
+
+
+@dataclass(slots=True)
+class Habit:
+    """Of a question's answers: the share of guesses that hold, and the tokens that come without a choice with each."""
+
+    holds: float = HOLDS
+    forced: float = 1.0
 
 
 class Speculation:
@@ -27,7 +37,15 @@ class Speculation:
     def __init__(self, times: StepTimes) -> None:
         self.times = times
         self.is_on = True
-        self._holds: OrderedDict[str, float] = OrderedDict()  # by question template
+        self._habits: OrderedDict[str, Habit] = OrderedDict()  # by question template
+
+    def is_one_token_likely(self, fork: Fork, num_sharing: int) -> bool:
+        """Whether after the token that is on its way this fork goes on by just that: with no draft, and nothing that
+        its type leaves no choice about.
+        """
+        if fork.question.grammar and self._habit(fork).forced > FORCED_OFTEN:
+            return False
+        return not self.guess(fork, num_sharing)
 
     def guess(self, fork: Fork, num_sharing: int) -> tuple[int, ...]:
         """Tokens that may follow all that is certain of this fork, as many as are worth it in a step that so many
@@ -46,23 +64,26 @@ class Speculation:
             return MAX_DRAFT
         row = self.times.per_draft_token(fork.base)
         saved = self.times.per_decoding(fork.base, num_sharing)
-        holds = self._holds.get(fork.question.source.question, HOLDS)
+        holds = self._habit(fork).holds
         if row <= 0 or saved <= 0 or holds >= 1:
             return MAX_DRAFT
         return min(MAX_DRAFT, max(0, int(math.log(row / saved) / math.log(holds))))
 
-    def settle(self, fork: Fork, num_guessed: int, num_held: int) -> None:
-        """So many of the tokens that were guessed did hold."""
-        if not num_guessed:
+    def settle(self, fork: Fork, num_guessed: int, num_held: int, num_forced: int) -> None:
+        """So many of the tokens that were guessed did hold, and so many came without a choice after the sample."""
+        if not num_guessed and not fork.question.grammar:
             return
         key = fork.question.source.question
-        holds = self._holds.get(key, HOLDS)
+        habit = self._habits[key] = self._habit(fork)
         for i in range(min(num_held + 1, num_guessed)):
-            holds = MEMORY * holds + (1 - MEMORY) * (i < num_held)
-        self._holds[key] = max(holds, HOLDS_LEAST)
-        self._holds.move_to_end(key)
-        if len(self._holds) > MAX_QUESTIONS:
-            self._holds.popitem(last=False)
+            habit.holds = max(MEMORY * habit.holds + (1 - MEMORY) * (i < num_held), HOLDS_LEAST)
+        habit.forced = MEMORY * habit.forced + (1 - MEMORY) * num_forced
+        self._habits.move_to_end(key)
+        if len(self._habits) > MAX_QUESTIONS:
+            self._habits.popitem(last=False)
+
+    def _habit(self, fork: Fork) -> Habit:
+        return self._habits.get(fork.question.source.question) or Habit()
 
     @staticmethod
     def _before(fork: Fork, said: int) -> tuple[int, ...]:

@@ -228,7 +228,7 @@ def test_a_step_is_not_thought_short_because_blocks_of_the_one_before_it_were_st
     for begun, computed, saved in ((0.0, 0.02, 0.3), (0.005, 0.04, 0.04)):
         step: Future[Begun] = Future()
         step.set_result(Begun(begun_at + begun, lambda at=computed: after(at), lambda at=saved: after(at)))
-        times.append(runner._land(Plan((), ()), step).seconds)
+        times.append(runner._land(Plan((), ()), step, None).seconds)
     assert 0.019 < times[0] < 0.25
     assert times[1] > 0.019
 
