@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 
 from gpu.bench import Bench
 from gpu.floors import Rows, step
-from gpu.models import noisy_pool, run
+from gpu.models import noisy_pool, run, run_queued
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.kv_cache import KVCache, Layout
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import UNTOLD, Chunk
 
 WARM = 3        # a first step, one that captures a graph, and one that replays it
 RESERVE = 6 * 2**30
@@ -40,22 +40,13 @@ class Sequences:
         return statistics.median(taken[WARM:])
 
     def queued_s(self, forward: GpuForward, count: int) -> float:
-        """Of one of many steps of a token of so many sequences, each begun while the one before it is on the device."""
+        """Of one of many steps of a token of so many sequences, each begun while the one before it is on the device,
+        with the tokens which that samples.
+        """
         tables, repeats = self.tables(count), self.bench.sizes.repeats
-
-        def steps() -> None:
-            before: Callable[[], Any] | None = None
-            for i in range(repeats):
-                chunks = [Chunk(j, self.context + i, (17 * i + j,), table) for j, table in enumerate(tables)]
-                coming = forward.begin(self.kv, chunks)
-                if before:
-                    before()
-                before = coming
-            if before:
-                before()
-
-        with torch.inference_mode():
-            return self.bench.timer.wall(steps, repeats=3, warm=2) / repeats
+        steps = [[Chunk(j, self.context + i, (UNTOLD,) if i else (j,), table, 1) for j, table in enumerate(tables)]
+                 for i in range(repeats)]  # fmt: skip
+        return self.bench.timer.wall(lambda: run_queued(forward, self.kv, steps), repeats=3, warm=2) / repeats
 
     def prefill_s(self, forward: GpuForward, count: int, rows: int, start: int = 0) -> float:
         """Of one step that computes so many rows of each of so many sequences."""

@@ -1,7 +1,7 @@
 """Random models of a given shape, made on the device itself, with what our engine makes of them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.program import GpuProgram, compile_gpu_program
 from streamproc.engine.kv_cache import CODES, KVCache, Layout
 from streamproc.engine.loaded import PLAIN, LoadedModel, Ways, max_positions
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import UNTOLD, Chunk
 
 Ids = tuple[int, ...]
 NOISE_BLOCKS = 64
@@ -111,11 +111,10 @@ class Kept:
 
     def ask(self, ids: Sequence[int], num_answer: int) -> Ids:
         """The context stays as it is: the cells behind it are written again."""
-        answer, at = list(self.verify(ids, ())), self.size + len(ids)
-        while len(answer) < num_answer:
-            answer += self._run([Chunk(0, at, tuple(answer[-1:]), self.table, 1)])[0]
-            at += 1
-        return tuple(answer)
+        end = self.size + len(ids)
+        steps = [[Chunk(0, self.size, tuple(ids), self.table, 1)],
+                 *([Chunk(0, at, (UNTOLD,), self.table, 1)] for at in range(end, end + num_answer - 1))]
+        return tuple(token for found in run_queued(self.forward, self.kv, steps) for token in found[0])
 
     def verify(self, ids: Sequence[int], draft: Sequence[int]) -> Ids:
         """The tokens after `ids` and after each of the draft that holds, in one step."""
@@ -138,3 +137,16 @@ class Kept:
 def run(forward: GpuForward, kv: KVCache, chunks: Sequence[Chunk]) -> dict[int, Ids]:
     with torch.inference_mode():
         return forward.run(kv, chunks)
+
+
+def run_queued(forward: GpuForward, kv: KVCache, steps: Iterable[Sequence[Chunk]]) -> list[dict[int, Ids]]:
+    """Each is begun while the one before it is on the device, as in the engine; UNTOLD: what that one samples."""
+    found: list[dict[int, Ids]] = []
+    before: Callable[[], dict[int, Ids]] | None = None
+    with torch.inference_mode():
+        for chunks in steps:
+            coming = forward.begin(kv, chunks)
+            if before:
+                found.append(before())
+            before = coming
+    return [*found, before()] if before else found

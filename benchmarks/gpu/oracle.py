@@ -3,6 +3,7 @@
     one chunk   from nothing: what all others are compared with
     pieces      of random lengths, beside another sequence
     one by one  the last tokens, a step each: in CUDA graphs, and launched one by one
+    unseen      an answer's tokens, each fed to the next step on the device while the host has not seen it
     draft       the answer verified in one step, a wrong draft too
     forks       two questions over one session in one step, beside each alone
     restored    blocks as bytes to the CPU and into other places of a new pool, then the rest
@@ -18,12 +19,12 @@ from typing import Any
 import torch
 
 from gpu.bench import Bench, Row
-from gpu.models import Ids, Subject, make_subject
+from gpu.models import Ids, Subject, make_subject, run_queued
 from gpu.models import run as step
 from streamproc.engine import attention
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.kv_cache import KVCache
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import UNTOLD, Chunk
 
 CUTS = (1, 7, 64, 3, 200, 33, 16, 2)
 COMPANY = 2         # number of the sequence that is there for company
@@ -80,6 +81,7 @@ class Oracle:
         answer = self.answer(forward, kv, self.tables[0], self.num_tokens, first)
         return [row("pieces beside another sequence", self._pieces(forward) == expected),
                 row("one by one at the end", self._one_by_one(forward) == expected),
+                row("tokens that the host has not seen", self._unseen(forward) == answer),
                 row("a draft that holds", self._draft(forward, answer) == answer),
                 row("a draft that does not", self._draft(forward, self._spoilt(answer)) == answer[:3]),
                 row("forks", self._forks(forward)),
@@ -100,6 +102,16 @@ class Oracle:
         for at in range(self.num_tokens - count, self.num_tokens):
             last = step(forward, kv, [Chunk(0, at, self.ids[at:at + 1], self.tables[0], 1)])[0]
         return self.digest(forward, kv, self.tables[0], self.num_tokens), last
+
+    def _unseen(self, forward: GpuForward) -> Ids:
+        """In graphs, once they are captured, beside another sequence that is elsewhere among the samples each time."""
+        kv, other = self.pool(), self.tables[COMPANY]
+        steps = [[Chunk(0, 0, self.ids, self.tables[0], 1), Chunk(COMPANY, 0, self.ids[:1], other, 1)]]
+        for i in range(ANSWER - 1):
+            both = [Chunk(0, self.num_tokens + i, (UNTOLD,), self.tables[0], 1),
+                    Chunk(COMPANY, 1 + i, (UNTOLD,), other, 1)]
+            steps.append(both[::-1] if i % 2 else both)
+        return tuple(token for found in run_queued(forward, kv, steps) for token in found[0])
 
     def _draft(self, forward: GpuForward, draft: Ids) -> Ids:
         count = min(12, self.num_tokens - 1)

@@ -6,9 +6,9 @@ from typing import Any
 
 from gpu.bench import Bench, Row
 from gpu.floors import Rows, question_steps, step, total_seconds
-from gpu.models import Ids, Kept, run
+from gpu.models import Ids, Kept, run, run_queued
 from streamproc.engine.kv_cache import KVCache
-from streamproc.schedule.plan import Chunk
+from streamproc.schedule.plan import UNTOLD, Chunk
 
 WARM = 3
 
@@ -81,14 +81,18 @@ def answer_all(kept: Kept, asked: Sequence[tuple[int, Ids, tuple[int, ...]]], nu
                ) -> list[Ids]:
     """asked: (cells before it, question, blocks). Questions go in steps of `portion` tokens at most, answers in one."""
     chunks = [Chunk(i, start, ids, table, 1) for i, (start, ids, table) in enumerate(asked)]
-    found: dict[int, Ids] = {}
-    for part in portions(chunks, portion):
-        found |= run(kept.forward, kept.kv, part)
-    for count in range(1, num_answer):
-        nexts = [Chunk(i, start + len(ids) + count - 1, found[i][-1:], table, 1)
-                 for i, (start, ids, table) in enumerate(asked)]
-        found = {i: (*found[i], *more) for i, more in run(kept.forward, kept.kv, nexts).items()}
-    return [found[i] for i in range(len(asked))]
+    *parts, last = portions(chunks, portion)
+    firsts: dict[int, Ids] = {}
+    for part in parts:
+        firsts |= run(kept.forward, kept.kv, part)
+
+    def goes_on(count: int) -> list[Chunk]:
+        known = firsts if count == 1 else {}
+        return [Chunk(i, start + len(ids) + count - 1, known.get(i, (UNTOLD,)), table, 1)
+                for i, (start, ids, table) in enumerate(asked)]
+
+    found = run_queued(kept.forward, kept.kv, [last, *map(goes_on, range(1, num_answer))])
+    return [(*firsts.get(i, ()), *(token for step in found for token in step.get(i, ()))) for i in range(len(asked))]
 
 
 def portions(chunks: Sequence[Chunk], tokens: int) -> list[list[Chunk]]:
