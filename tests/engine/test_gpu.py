@@ -13,7 +13,7 @@ import torch
 from tiny_models import tiny
 
 from streamproc.engine.choice import accuracy, agrees, gpu_forward, whole_is_exact
-from streamproc.engine.gpu.batch import fill, inputs, make_batch, pairs, places, rounded, size_with
+from streamproc.engine.gpu.batch import fill, graph_bucket, inputs, make_batch, pairs, places, size_with
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.program import compile_gpu_program
 from streamproc.engine.kv_cache import CODES, KVCache
@@ -120,7 +120,7 @@ def test_a_larger_bucket_holds_the_same_step(copies: tuple[tuple[int, int], ...]
     chunks = [Chunk(0, 40, (7, 8, 9), (4, 2, 1), 2), Chunk(1, 0, tuple(range(3, 60)), (7, 6, 5, 3), 1)]
     batch = make_batch(chunks, forward.windows, Tables(forward.sizes.cut(16, 2), 9))
     found = []
-    for bucket in (batch.bucket, rounded(batch.bucket)):
+    for bucket in (batch.bucket, graph_bucket(batch.bucket)):
         where = places(bucket)
         numbers = torch.full((size_with(where, copies),), 12345, dtype=torch.int32)
         size = fill(batch, where, copies, numbers)

@@ -64,7 +64,7 @@ class Batch:
                             for x in self.lists.values()))
 
 
-def rounded(bucket: Bucket) -> Bucket:
+def graph_bucket(bucket: Bucket) -> Bucket:
     """The next larger one that graphs are made for: few different ones, and no row in vain that takes long."""
     rows = _above(bucket.rows) if bucket.rows <= FEW_ROWS else -(-bucket.rows // MANY_ROWS) * MANY_ROWS
     samples = rows if bucket.samples and rows <= FEW_ROWS else _above(bucket.samples)

@@ -24,15 +24,15 @@ from streamproc.engine.gpu.batch import (
     Places,
     feed,
     fill,
+    graph_bucket,
     inputs,
     make_batch,
     pairs,
     places,
-    rounded,
     size_with,
 )
 from streamproc.engine.gpu.graphs import Graphs
-from streamproc.engine.gpu.program import GpuLayer, GpuProgram, Product
+from streamproc.engine.gpu.program import Affine, GpuLayer, GpuProgram
 from streamproc.engine.gpu.staging import Download, Staging
 from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
@@ -107,7 +107,7 @@ class GpuForward:
         if self.program.rotary.reserve(int(batch.positions.max()) + 1):
             self._graphs.forget()
         is_small = len(batch.token_ids) <= GRAPH_ROWS and self._graphs.are_used and kv.is_kept
-        bucket = rounded(batch.bucket) if is_small else batch.bucket
+        bucket = graph_bucket(batch.bucket) if is_small else batch.bucket
         where, step = self._place(bucket, copies, is_small)
         filled, self._filled = self._filled, None
         before = filled[1] if filled and filled[0] is where else None
@@ -149,7 +149,7 @@ class GpuForward:
         """Shapes of what a step of several processes gathers from them, in its order."""
         rows, samples = sum(len(chunk.token_ids) for chunk in chunks), sum(chunk.num_samples for chunk in chunks)
         if rows <= GRAPH_ROWS and self._graphs.are_used:
-            sizes = rounded(Bucket(rows, samples, 0, ()))
+            sizes = graph_bucket(Bucket(rows, samples, 0, ()))
             rows, samples = sizes.rows, sizes.samples
         hidden = self.program.embedding.shape[1]
         before = [(rows, hidden)] * (2 * len(self.program.layers) - 2)
@@ -201,10 +201,10 @@ class GpuForward:
         x = self.ranks.total(self._product(x, layer.down))
         return x if layer.after_mlp is None else ops.rms_norm(x, layer.after_mlp, eps)
 
-    def _product(self, x: Tensor, product: Product) -> Tensor:
+    def _product(self, x: Tensor, affine: Affine) -> Tensor:
         if self.loaded.ways.deterministic:
-            return self.ops.matmul(x, product.weight, product.bias)
-        return F.linear(x, product.weight, product.bias)
+            return self.ops.matmul(x, affine.weight, affine.bias)
+        return F.linear(x, affine.weight, affine.bias)
 
     def _choose(self, rows: Tensor, masks: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         logits = self.ranks.joined(self._product(rows, self.program.head), self._head_sizes)

@@ -52,7 +52,7 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class Affine:
     """weight [outputs, inputs], bias [outputs]"""
 
     weight: Tensor
@@ -63,10 +63,10 @@ class Product:
 class GpuLayer:
     """What one GPU has of a layer."""
 
-    qkv: Product            # queries of all its heads, then keys, then values
-    output: Product         # a sum over the GPUs
-    gate_up: Product        # all gates, then all ups
-    down: Product           # a sum over the GPUs
+    qkv: Affine            # queries of all its heads, then keys, then values
+    output: Affine         # a sum over the GPUs
+    gate_up: Affine        # all gates, then all ups
+    down: Affine           # a sum over the GPUs
     before_attention: Tensor
     query_norm: Tensor | None
     key_norm: Tensor | None
@@ -85,7 +85,7 @@ class GpuProgram:
     embedding_scale: float
     layers: tuple[GpuLayer, ...]
     final_norm: Tensor
-    head: Product           # its part of the vocabulary
+    head: Affine           # its part of the vocabulary
     rotary: Rotary
     num_heads: int          # of this GPU
     num_kv_heads: int
@@ -128,7 +128,7 @@ def _layer(layer: LayerParts, loaded: LoadedModel, ranks: Ranks) -> GpuLayer:
         layer.window, layer.kind)
 
 
-def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Product:
+def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Affine:
     """Of the heads that are this GPU's."""
     dim, kv_rows = loaded.shapes.head_dim, loaded.shapes.num_kv_heads * loaded.shapes.head_dim
     rows = [loaded.shapes.num_heads * dim, kv_rows, kv_rows]
@@ -137,9 +137,9 @@ def _qkv(linears: Sequence[nn.Linear], loaded: LoadedModel, ranks: Ranks) -> Pro
     return _product(weight, bias, loaded.device)
 
 
-def _product(weight: Tensor | None, bias: Tensor | None, device: torch.device) -> Product:
+def _product(weight: Tensor | None, bias: Tensor | None, device: torch.device) -> Affine:
     assert weight is not None, "a product without weights"
-    return Product(weight.to(device), _moved(bias, device))
+    return Affine(weight.to(device), _moved(bias, device))
 
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
