@@ -1,11 +1,12 @@
 """How long does the device wait for the host between two steps? No GPU is needed.
 
-The real loop, over a log in memory, with the prompts and packing of a step on a GPU (bench_gpu_host.py), and a device
-that takes `--step-ms` for every step and says 7 as the next token. A transaction takes `--commit-ms`.
+The real loop over a log in memory, and the real runner with the packing of a step for a GPU (bench_gpu_host.py), on a
+device that takes `--step-ms` for every step and says 7 as the next token. A transaction takes `--commit-ms`.
 
     read      64 sessions, records without end
     answers   64 sessions with a standing question, of which a record comes whenever the one before it is answered:
               eight tokens, nothing to guess from
+    typed     as answers, numbers: each token is held to a mask, which is made while the layers are computed
     one       one session, likewise
 
     waits_ms      the device had nothing to do between two steps that followed each other, the median
@@ -17,70 +18,87 @@ import argparse
 import itertools
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
+from bench_gpu_host import RESULTS, Idle
 from bench_gpu_host import runner as packing_runner
 from bench_market import Questions
 from memory_kafka import MemoryKafka
 from telling import last_line, show
 
+from streamproc.answertypes import AnswerType
 from streamproc.config import Config, Engine, Worker
 from streamproc.engine.build import build_engine
-from streamproc.engine.runner import Landed, ModelFlight
+from streamproc.engine.masks import Masks, Rows, unpacked
+from streamproc.engine.transfers import Transfers
 from streamproc.messages import Query
 from streamproc.ports import Clock
 from streamproc.processor import StreamProcessor, collect_rarely
 from streamproc.records import Trade
-from streamproc.schedule.plan import Plan, verified
+from streamproc.schedule.plan import Chunk, verify
 from streamproc.state.partition import Recovery
 
-TOKEN, NUM_BLOCKS, WARM, ANSWER = 7, 40_000, 20, 8
+SAID, NUM_BLOCKS, WARM, ANSWER = "7", 40_000, 20, 8
 
 
-class Device:
-    """Carries out one plan after the other; each is packed as for a GPU, in a thread that does nothing else."""
+class Timed(Idle):
+    """A device that takes `step_s` for every step, one after the other; it says SAID, where a type allows it."""
 
-    block_size, block_bytes, num_blocks = 16, 16, NUM_BLOCKS
+    step_s = free_at = begun_at = 0.0
+    said = 0
+    rows: Rows
 
-    def __init__(self, step_s: float) -> None:
-        self.step_s = step_s
-        self.packing = packing_runner(NUM_BLOCKS)
-        self.queue: Queue[tuple[float, Plan, Future[Landed]]] = Queue()
-        self.spans: list[tuple[float, float]] = []
-        self.packer = ThreadPoolExecutor(1)
-        threading.Thread(target=self._work, daemon=True).start()
+    def begin(self, kv: Any, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Any = ()) -> Any:
+        """Packed as for a GPU; the step begins once it is, and ends no earlier than its masks are there."""
+        self.begun_at, self.rows = 0.0, []
+        self._launch(kv, chunks, masks and partial(self._note, masks), copies)
+        started = max(self.begun_at or time.perf_counter(), self.free_at)
+        self.free_at = ends_at = max(started + self.step_s, time.perf_counter())
+        self.spans.append((started, ends_at))
+        tokens = [self._choice(i) for i in range(sum(chunk.num_samples for chunk in chunks))]
 
-    def launch(self, plan: Plan) -> ModelFlight:
-        future: Future[Landed] = Future()
-        self.packer.submit(self._pack, plan, future)
-        return ModelFlight(future)
+        def wait() -> Any:
+            time.sleep(max(ends_at - time.perf_counter(), 0))
+            return verify(chunks, iter(tokens))
 
-    def _pack(self, plan: Plan, future: "Future[Landed]") -> None:
-        if plan.chunks:
-            self.packing.forward.best(self.packing.kv, plan.chunks)
-        self.queue.put((time.perf_counter(), plan, future))
+        return wait
 
-    def _work(self) -> None:
-        free_at = 0.0
-        while True:
-            launched_at, plan, future = self.queue.get()
-            if plan.chunks:
-                started = max(launched_at, free_at)
-                free_at = started + self.step_s
-                self.spans.append((started, free_at))
-                time.sleep(max(free_at - time.perf_counter(), 0))
-            sampling = [chunk for chunk in plan.chunks if chunk.num_samples]
-            sampled = {chunk.seq_id: verified(chunk.draft, (TOKEN,) * chunk.num_samples) for chunk in sampling}
-            future.set_result(Landed(sampled, {}, self.step_s))
+    def _note(self, masks: Masks) -> Rows:
+        self.begun_at = time.perf_counter()     # the layers are on the device
+        self.rows = masks()
+        return self.rows
+
+    def _choice(self, sample: int) -> int:
+        row = self.rows[sample] if self.rows else None
+        if row is None or row[self.said // 32] >> self.said % 32 & 1:
+            return self.said
+        return int(unpacked(row, 32 * len(row)).nonzero()[0][0])
+
+    def _choose(self, *_: Any) -> Any:
+        return RESULTS[1]
+
+
+def timed_runner(step_s: float, engine: Any) -> Any:
+    """The engine's own runner, whose model is a `Timed`."""
+    runner = packing_runner(NUM_BLOCKS)
+    idle: Any = runner.forward
+    forward: Any = Timed(runner.loaded, idle.program, idle.ops)
+    idle.ops.copy_blocks = lambda *_: None
+    forward._staging, forward._graphs, forward.spans = idle._staging, idle._graphs, []
+    forward.step_s, forward.said = step_s, engine.renderer.prompt_ids(SAID)[-1]
+    runner.forward, runner.constrainer = forward, engine.runner.constrainer
+    runner._transfers = Transfers(runner.kv)
+    runner._pool, runner._landing, runner._masks = (ThreadPoolExecutor(1) for _ in range(3))
+    runner._landed_at, runner._newest, runner._followers = 0.0, None, None
+    return runner
 
 
 class SlowKafka(MemoryKafka):
@@ -101,17 +119,17 @@ class Bench:
         self.config = Config(engine=shape, worker=Worker(slot="bench"))
         self.engine = build_engine(self.config)
 
-    def start(self, queries: list[Query]) -> tuple[StreamProcessor, SlowKafka, Device]:
-        device = Device(self.given.step_ms / 1e3)
+    def start(self, queries: list[Query]) -> tuple[StreamProcessor, SlowKafka, Timed]:
+        runner = timed_runner(self.given.step_ms / 1e3, self.engine)
         kafka = SlowKafka(self.config.topics)
         kafka.commit_s = self.given.commit_ms / 1e3
-        engine: Any = SimpleNamespace(runner=device, renderer=self.engine.renderer, why_not=self.engine.why_not,
+        engine: Any = SimpleNamespace(runner=runner, renderer=self.engine.renderer, why_not=self.engine.why_not,
                                       fingerprint="device", model="device")  # fmt: skip
         processor = StreamProcessor(self.config, engine, kafka, Questions(self.config, queries), Clock())
         processor.scheduler.speculation.is_on = False
         processor.connect(kafka)
         processor.assigned({0: Recovery(0, 0, {}, asks_from=0)})
-        return processor, kafka, device
+        return processor, kafka, runner.forward
 
     def read(self) -> dict[str, Any]:
         """Records without end: as many as the loop takes."""
@@ -125,8 +143,8 @@ class Bench:
         processor.land()
         return {"what": "read", **self.told(device)}
 
-    def answers(self, name: str, num_sessions: int) -> dict[str, Any]:
-        query = Query("q", "how is {last}?", every=1, max_tokens=ANSWER, stop=())
+    def answers(self, name: str, num_sessions: int, kind: str = "text") -> dict[str, Any]:
+        query = Query("q", "how is {last}?", every=1, answer=AnswerType(kind), max_tokens=ANSWER, stop=())
         processor, kafka, device = self.start([query])
         source, waits, counted = records(num_sessions), [], 0
         while len(device.spans) < self.given.steps:
@@ -141,7 +159,7 @@ class Bench:
         return {"what": name, **self.told(device), "after_ms": statistics.median(waits[2:]) * 1e3}
 
     @staticmethod
-    def told(device: Device) -> dict[str, Any]:
+    def told(device: Timed) -> dict[str, Any]:
         spans = device.spans[WARM:]
         gaps = [start - end for (_, end), (start, _) in itertools.pairwise(spans)]
         busy = sum(end - start for start, end in spans)
@@ -163,7 +181,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="in each measurement")
     given = parser.parse_args()
     bench = Bench(given)
-    rows = [bench.read(), bench.answers("answers", 64), bench.answers("one", 1)]
+    rows = [bench.read(), bench.answers("answers", 64),
+            bench.answers("typed", 64, "number"), bench.answers("one", 1)]
     bench.engine.close()
     show([{"after_ms": 0.0, **row} for row in rows])
     last_line({"benchmark": "turnaround", "step_ms": given.step_ms, "commit_ms": given.commit_ms, "rows": rows})
