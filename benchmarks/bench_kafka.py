@@ -37,7 +37,8 @@ FIRST_NS = 1_610_064_000_278_000_000
 class NoRunner:
     """Computes nothing, at once."""
 
-    num_blocks, block_size, block_bytes, seconds = NUM_BLOCKS, BLOCK, 1, 0.0
+    num_blocks, block_size, block_bytes = NUM_BLOCKS, BLOCK, 1
+    seconds = queued_at = ended_at = 0.0
     saved: dict[bytes, Any] = {}  # noqa: RUF012 - nothing ever is
 
     def __init__(self) -> None:

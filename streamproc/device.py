@@ -8,10 +8,9 @@ what came in meanwhile is in it:
     launch n+1     at once: it is behind n in the device's queue
     land n         its tokens are recorded, what it has completed goes out; the device works on n+1 meanwhile
 
-An answer that ends with n, which is known only of one that has its last token, has a row too many in n+1: nobody reads
-what it gives, and its cells are written before whoever gets them next writes there. Masks of a grammar, and drafts,
-follow from the tokens themselves: where a fork is held to one, or likely goes on with a draft, the step is launched
-once n has landed, with all that n said.
+An answer that ends with n, and not for want of room, has a row too many in n+1: nobody reads what it gives, and its
+cells are written before whoever gets them next writes there. Where more than one token is likely to come of n, or all
+of n+1 would likely be such rows, the step is launched once n has landed, with all that n said (schedule/unseen.py).
 """
 
 import logging
@@ -30,8 +29,9 @@ from streamproc.state.fork import Fork
 from streamproc.state.tier import Tier
 
 MOST_OUT = 2
-LEAST_AHEAD_S = 0.0015  # a plan is begun at least so long before the device needs it
+LEAST_AHEAD_S, MOST_AHEAD_S = 0.0015, 0.05  # a plan is decided so long before the device needs it
 MEMORY = 0.9  # weight of what was known of how long it takes to plan
+TIMELY = 0.98  # of what late plans have added to that, after each that was not
 NOTHING = Plan((), ())
 
 log = logging.getLogger("streamproc")
@@ -58,6 +58,7 @@ class Out:
     step: StepBuilder
     plan: Plan
     flight: Flight
+    is_behind: bool  # launched while another one was out
 
 
 class Device:
@@ -72,7 +73,8 @@ class Device:
         self._counters = counters
         self._out: deque[Out] = deque()
         self._begun: StepBuilder | None = None  # waits for what the plan that is out says
-        self._ends_at = self._planning_s = 0.0
+        self._ends_at = self._planning_s = self._ended_at = 0.0
+        self._ahead_s = LEAST_AHEAD_S
         self._was_out_of_memory = False
 
     @property
@@ -94,7 +96,7 @@ class Device:
         """Whether what is out will have landed by the time that the next step is decided, if that is begun so many
         seconds from now, as far as can be told.
         """
-        return time.perf_counter() + within_s >= self._ends_at - 2 * self._planning_s - LEAST_AHEAD_S
+        return time.perf_counter() + within_s >= self._ends_at - 2 * self._planning_s - self._ahead_s
 
     def plan(self, saves: Sequence[tuple[int, bytes]] = (), held: Collection[int] = ()) -> None:
         """Decide the next step (Scheduler.begin) and launch it, now or when the one that is out has landed."""
@@ -113,7 +115,7 @@ class Device:
         if plan == NOTHING:
             return
         self._progress.launched(plan)
-        self._out.append(Out(step, plan, self.runner.launch(plan)))
+        self._out.append(Out(step, plan, self.runner.launch(plan), is_behind=bool(self._out)))
         self._ends_at = max(self._ends_at, time.perf_counter()) if len(self._out) > 1 else time.perf_counter()
         self._ends_at += self._scheduler.times.step_s(step.load)
 
@@ -142,6 +144,7 @@ class Device:
         self._out.popleft()
         self._was_out_of_memory &= not out.plan.chunks
         self._scheduler.landed(out.step, out.flight.seconds)
+        self._note_times(out)
         self._take_saved(out.flight)
         self._counters.steps += bool(out.plan.chunks)
         self._counters.tokens += out.plan.num_tokens
@@ -152,6 +155,14 @@ class Device:
             step, self._begun = self._begun, None
             self._launch(step)
         return forks
+
+    def _note_times(self, out: Out) -> None:
+        """How long the host needs before a step can begin differs from machine to machine: where the device has waited
+        for one that was decided ahead, the next ones are decided earlier.
+        """
+        late_s = max(out.flight.queued_at - self._ended_at, 0.0) if out.is_behind else 0.0
+        self._ahead_s = min(max(TIMELY * self._ahead_s, LEAST_AHEAD_S) + late_s, MOST_AHEAD_S)
+        self._ended_at = out.flight.ended_at
 
     def _retreat(self) -> None:
         """The oldest plan was not carried out; those behind it computed from what it has not written."""

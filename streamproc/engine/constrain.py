@@ -129,12 +129,16 @@ class Constrainer:
 
     def _chunk_rows(self, chunk: Chunk) -> Rows:
         assert chunk.constraint
-        walk = self._walk(chunk.seq_id, chunk.constraint.grammar)
         draft, before = chunk.draft, chunk.constraint.answer_ids
+        if before and self._is_over(before):    # nobody waits for what comes after it
+            return [self._end] * chunk.num_samples
+        walk = self._walk(chunk.seq_id, chunk.constraint.grammar)
         return [self._row(walk.go((*before, *draft[:i]))) for i in range(chunk.num_samples)]
 
     def forced(self, seq_id: int, constraint: Constraint, sampled: Sequence[int]) -> tuple[int, ...]:
         """The tokens after these of which each is the only one allowed, up to the answer's end."""
+        if constraint.answer_ids and self._is_over(constraint.answer_ids):
+            return ()
         with self._walking:
             return self._forced(seq_id, constraint, sampled)
 

@@ -13,10 +13,9 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
@@ -26,9 +25,9 @@ from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.links import merged
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
-from streamproc.engine.masks import Masks
-from streamproc.engine.transfers import Transfers
-from streamproc.schedule.plan import Chunk, Plan, told
+from streamproc.engine.masks import Masks, Rows
+from streamproc.engine.transfers import Saved, Transfers
+from streamproc.schedule.plan import STUCK, Chunk, Plan, told
 
 if TYPE_CHECKING:
     from streamproc.engine.constrain import Constrainer  # its library is not everywhere that models are run
@@ -40,11 +39,13 @@ NOTHING = Plan((), ())
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """What a step has brought."""
+    """What a step has computed."""
 
     sampled: dict[int, tuple[int, ...]]
-    saved: dict[bytes, np.ndarray]      # [bytes of a block] by name
     seconds: float
+    queued_at: float
+    ended_at: float
+    saved: Saved = field(default_factory=dict)      # on a CPU: copied before it computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +53,64 @@ class Begun:
     """A step on a GPU."""
 
     started: float
-    sampled: Callable[[], dict[int, tuple[int, ...]]]   # waits for it
-    saved: Callable[[], dict[bytes, np.ndarray]]
+    queued: float
+    sampled: Callable[..., dict[int, tuple[int, ...]]]  # waits for it; without checking those of some sequences
+    saved: Callable[[], Saved]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFlight:
-    """A plan on its way."""
+    """A plan on its way. `saving`: on a GPU, of its saves, which may take longer than it computes."""
 
-    future: "Future[Landed]"
+    computing: "Future[Landed]"
+    saving: "Future[Saved] | None" = None
 
     def wait(self) -> dict[int, tuple[int, ...]]:
         """Block until the step is done; raises what the step raised."""
-        return self.future.result().sampled
+        sampled = self.computing.result().sampled
+        if self.saving:
+            self.saving.result()
+        return sampled
 
     def is_done(self, timeout_s: float) -> bool:
+        until = time.monotonic() + timeout_s
         try:
-            self.future.exception(timeout_s)
+            self.computing.exception(timeout_s)
+            if self.saving:
+                self.saving.exception(max(until - time.monotonic(), 0))
         except TimeoutError:
             return False
         return True
 
     @property
     def seconds(self) -> float:
-        return self.future.result().seconds
+        return self.computing.result().seconds
 
     @property
-    def saved(self) -> dict[bytes, np.ndarray]:
-        return self.future.result().saved
+    def queued_at(self) -> float:
+        return self.computing.result().queued_at
+
+    @property
+    def ended_at(self) -> float:
+        return self.computing.result().ended_at
+
+    @property
+    def saved(self) -> Saved:
+        return self.saving.result() if self.saving else self.computing.result().saved
+
+
+@dataclass(slots=True)
+class Moment:
+    """When masks were first waited for: all else of the step is on the device."""
+
+    at: float = 0.0
+
+    def before(self, masks: Masks) -> Masks:
+        def make() -> Rows:
+            self.at = time.perf_counter()
+            return masks()
+
+        return make
 
 
 class ModelRunner:
@@ -102,7 +133,8 @@ class ModelRunner:
             self._masks.submit(constrainer.prepare)
         self._followers = loaded.ranks.followers
         self._pool = ThreadPoolExecutor(1, "streamproc-engine", settle_thread, (threads, loaded.device))
-        self._landing = ThreadPoolExecutor(1, "streamproc-landing", settle_thread, (1, loaded.device))
+        self._landing, self._saving = (ThreadPoolExecutor(1, name, settle_thread, (1, loaded.device))
+                                       for name in ("streamproc-landing", "streamproc-saving"))
         self._landed_at = 0.0
         self._sampled: dict[int, tuple[int, ...]] = {}      # by the newest plan, where one ends before the next begins
         self._newest: Future[Landed] | None = None          # where it does not
@@ -148,7 +180,8 @@ class ModelRunner:
             before = self._newest
             begun = self._pool.submit(self._begin, plan, self.forward, before)
             self._newest = self._landing.submit(self._land, plan, begun, before)
-            return ModelFlight(self._newest)
+            saving = self._saving.submit(lambda: begun.result().saved()) if plan.saves else None
+            return ModelFlight(self._newest, saving)
         return ModelFlight(self._submit(self._timed, plan))
 
     def _begin(self, plan: Plan, forward: GpuForward, before: "Future[Landed] | None") -> "Begun":
@@ -156,22 +189,35 @@ class ModelRunner:
         are computed.
         """
         started = time.perf_counter()
-        check_chunks(plan.chunks, self.kv)
-        saved = self._transfers.begin(plan)
+        try:
+            check_chunks(plan.chunks, self.kv)
+            saved = self._transfers.begin(plan)
+        except Exception:
+            forward.forget_samples()
+            raise
         with computing(forward, plan):
             if plan.chunks:
-                masks = self._masks_of(plan, before)
-                return Begun(started, forward.begin(self.kv, plan.chunks, masks, plan.copies), saved)
+                masks, queued = self._masks_of(plan, before), Moment()
+                sampled = forward.begin(self.kv, plan.chunks, masks and queued.before(masks), plan.copies)
+                return Begun(started, queued.at or time.perf_counter(), sampled, saved)
             self.kv.copy(plan.copies)
-            return Begun(started, dict, saved)
+            return Begun(started, time.perf_counter(), lambda _: {}, saved)
 
     def _land(self, plan: Plan, begun: "Future[Begun]", before: "Future[Landed] | None") -> Landed:
         """Wait for it; its time is that in which the device had nothing before it, without what goes out beside it."""
         step = begun.result()
-        sampled = self._with_forced(told_after(before, plan).chunks, step.sampled())
+        sampled = step.sampled(self._ended(plan, before))
         started, self._landed_at = max(step.started, self._landed_at), time.perf_counter()
-        seconds = self._landed_at - started
-        return Landed(sampled, step.saved(), seconds)
+        times = self._landed_at - started, step.queued, self._landed_at
+        return Landed(self._with_forced(told_after(before, plan).chunks, sampled), *times)
+
+    def _ended(self, plan: Plan, before: "Future[Landed] | None") -> set[int]:
+        """Sequences whose answer the token ends that the plan goes on from: what it computes of them is nothing."""
+        going = [chunk.seq_id for chunk in plan.chunks if chunk.is_untold]
+        if before is None or not going:
+            return set()
+        sampled, ends = before.result().sampled, (STUCK, *self.eos_ids)
+        return {seq_id for seq_id in going if seq_id in sampled and sampled[seq_id][0] in ends}
 
     def _timed(self, plan: Plan) -> Landed:
         started = time.perf_counter()
@@ -179,9 +225,10 @@ class ModelRunner:
         before, self._sampled = self._sampled, {}
         plan = told(plan, before)
         self._sampled, saved = self._with_followers(plan) if is_shared else self._carry_out(plan)
-        return Landed(self._sampled, saved, time.perf_counter() - started)
+        ended = time.perf_counter()
+        return Landed(self._sampled, ended - started, started, ended, saved)
 
-    def _with_followers(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], dict[bytes, np.ndarray]]:
+    def _with_followers(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], Saved]:
         """All processes carry it out; whatever happens, they are all done with it afterwards."""
         assert self._followers, "this process leads nobody"
         mine = self._followers.start(plan, self.kv.layout)
@@ -191,7 +238,7 @@ class ModelRunner:
             outcomes = self._followers.outcomes()
         return sampled, merged(saved, outcomes, self.kv.layout)
 
-    def _carry_out(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], dict[bytes, np.ndarray]]:
+    def _carry_out(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], Saved]:
         saved = self._transfers.begin(plan)
         return self._run(plan), saved()
 
@@ -236,7 +283,7 @@ class ModelRunner:
         return sampled
 
     def call(self, work: Callable[[], T]) -> T:
-        """Do this in the runner's thread, after the steps before it."""
+        """Do this in the runner's thread, after the steps before it; no plan that comes next goes on from them."""
         return self._submit(work).result()
 
     def _submit(self, work: Callable[..., T], *arguments: Any) -> "Future[T]":
@@ -247,6 +294,7 @@ class ModelRunner:
         """Let the step on its way finish and end the thread; harmless when repeated."""
         self._pool.shutdown()
         self._landing.shutdown()
+        self._saving.shutdown()
         if self._followers:
             self._followers.stop()
         self.close_lanes()

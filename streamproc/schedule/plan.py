@@ -115,6 +115,16 @@ class Flight(Protocol):
         ...
 
     @property
+    def queued_at(self) -> float:
+        """When the device could begin with it, by time.perf_counter, once it is done."""
+        ...
+
+    @property
+    def ended_at(self) -> float:
+        """When it had computed, likewise."""
+        ...
+
+    @property
     def saved(self) -> dict[bytes, Any]:
         """By name, the bytes of the plan's saves, once it is done."""
         ...

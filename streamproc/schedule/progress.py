@@ -53,6 +53,7 @@ class Progress:
             fork.started_at = now if fork.started_at is None else fork.started_at
             if chunk.num_samples and self._extend(fork, chunk, sampled.get(chunk.seq_id, ())):
                 fork.finished_at = now
+                self._speculation.ended(fork)
                 self._workload.finish(fork)
                 remember(fork)
                 finished.append(fork)
@@ -81,9 +82,10 @@ class Progress:
         """What is certain of the chunk is computed, and the part of its draft that held -> whether the answer ends."""
         num_held, question = num_equal(chunk.draft, tokens), fork.question
         num_known = fork.base + fork.num_tokens - chunk.start - len(chunk.token_ids) + len(chunk.draft)
-        self._speculation.settle(fork, len(chunk.draft), num_held, max(len(tokens) - num_held - 1, 0))
+        if not num_known:
+            self._speculation.settle(fork, len(chunk.draft), num_held, max(len(tokens) - num_held - 1, 0))
         if num_known and tuple(tokens[:num_known]) != tuple(fork.token_ids[-num_known:]):
-            tokens = ()     # it was not the model's choice
+            tokens = ()     # STUCK, at a place where the step before has found that there is only one
         for token_id in tokens[num_known:]:
             if token_id == STUCK:
                 fork.error = (

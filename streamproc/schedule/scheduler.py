@@ -23,6 +23,7 @@ from streamproc.schedule.plan import UNTOLD, Chunk, Constraint, Plan
 from streamproc.schedule.recompute import Recompute
 from streamproc.schedule.speculation import Speculation
 from streamproc.schedule.steptime import StepTimes
+from streamproc.schedule.unseen import Unseen
 from streamproc.state.fork import Fork
 from streamproc.state.generation import Generation
 from streamproc.state.recent import expected_ids
@@ -48,6 +49,7 @@ class Scheduler:
         self.cells = Cells(workload, self.tier, recompute)
         self.step_tokens, self.step_s = step_tokens, step_s
         self.speculation = Speculation(self.times)
+        self._unseen = Unseen(workload, self.speculation)
         self.is_short = False  # growing generations do not all get the cells that they need
         self._turn: tuple[int, int] | None = None  # while short: whose turn it is, and up to which of its tokens
         self._lacks_cells: Turns | None = None  # whose next question found no cells in the newest plan
@@ -77,7 +79,8 @@ class Scheduler:
         step = StepBuilder(self.times, num_tokens, self.step_s)
         self.cells.begin()
         step.feeds_snapshot = bool(saves)
-        running, late = self._running(step)
+        running, late = self._unseen.split()
+        step.waits = bool(late)
         awaited = [fork for fork in running if fork.question.is_awaited]
         step.reserve(fork for fork in late if fork.question.is_awaited)
         self._advance(step, (fork for fork in awaited if self._is_answering(fork)))
@@ -106,26 +109,6 @@ class Scheduler:
         self._advance(step, (fork for fork in late if fork.question.is_awaited))
         self._advance(step, (fork for fork in late if not fork.question.is_awaited))
         return step.plan()
-
-    def _running(self, step: StepBuilder) -> tuple[list[Fork], list[Fork]]:
-        """Running forks that go on now, and those that do when the step has what it waits for. A fork whose next token
-        is on its way goes on unseen, if all of them can; its last token ends it.
-        """
-        forks = list(self.workload.running.values())
-        untold = [fork for fork in forks if fork.seq_id in self.workload.untold]
-        step.waits = any(self._must_see(fork) for fork in untold)
-        if step.waits:
-            return [fork for fork in forks if fork.seq_id not in self.workload.untold], untold
-        ending = {fork.seq_id for fork in untold if fork.num_left == 1}
-        return [fork for fork in forks if fork.seq_id not in ending], []
-
-    def _must_see(self, fork: Fork) -> bool:
-        """Whether the next step has to know what the one that is out says: where that is about more than the one token
-        after all that is known, or likely will be.
-        """
-        if self.workload.untold[fork.seq_id] != fork.base + fork.num_tokens:
-            return True
-        return fork.num_left > 1 and not self.speculation.is_one_token_likely(fork, len(self.workload.running))
 
     def _is_answering(self, fork: Fork) -> bool:
         """Whether its question is computed."""

@@ -7,28 +7,15 @@ a step costs, how many share it, and how often this question's guesses have held
 
 import math
 from array import array
-from collections import OrderedDict
-from dataclasses import dataclass
 
+from streamproc.schedule.habits import Habits
 from streamproc.schedule.steptime import StepTimes
 from streamproc.state.fork import Fork
 
-HOLDS = 0.8  # of a question that has not been asked before
-HOLDS_LEAST = 0.05
-FORCED_OFTEN = 0.2  # tokens without a choice after each sample; of a question that has not been asked before it is 1
-MEMORY = 0.9  # weight of what was known at each verified token, and at each step's sample
-MAX_QUESTIONS = 4_096
+FORCED_OFTEN = 0.2  # tokens without a choice after each that is sampled
 MAX_DRAFT = 64
 GRAM = 3  # tokens that must have come up before
 MOST_LOOKED_BACK = 8_192  # tokens
-
-
-@dataclass(slots=True)
-class Habit:
-    """Of a question's answers: the share of guesses that hold, and the tokens that come without a choice with each."""
-
-    holds: float = HOLDS
-    forced: float = 1.0
 
 
 class Speculation:
@@ -37,15 +24,17 @@ class Speculation:
     def __init__(self, times: StepTimes) -> None:
         self.times = times
         self.is_on = True
-        self._habits: OrderedDict[str, Habit] = OrderedDict()  # by question template
+        self._habits = Habits()
 
     def is_one_token_likely(self, fork: Fork, num_sharing: int) -> bool:
         """Whether after the token that is on its way this fork goes on by just that: with no draft, and nothing that
-        its type leaves no choice about.
+        its type leaves no choice about. What the token itself would bring to be looked up is found a token later, but
+        soon after a draft, where it is likely.
         """
-        if fork.question.grammar and self._habit(fork).forced > FORCED_OFTEN:
+        if fork.question.grammar and self._habits.of(fork).forced > FORCED_OFTEN:
             return False
-        return not self.guess(fork, num_sharing)
+        is_after_draft = fork.guessed_at is not None and len(fork.answer_ids) < fork.guessed_at + GRAM
+        return not (is_after_draft and self._is_looked_up(fork)) and not self.guess(fork, num_sharing)
 
     def guess(self, fork: Fork, num_sharing: int) -> tuple[int, ...]:
         """Tokens that may follow all that is certain of this fork, as many as are worth it in a step that so many
@@ -64,26 +53,30 @@ class Speculation:
             return MAX_DRAFT
         row = self.times.per_draft_token(fork.base)
         saved = self.times.per_decoding(fork.base, num_sharing)
-        holds = self._habit(fork).holds
+        holds = self._habits.of(fork).holds
         if row <= 0 or saved <= 0 or holds >= 1:
             return MAX_DRAFT
         return min(MAX_DRAFT, max(0, int(math.log(row / saved) / math.log(holds))))
 
     def settle(self, fork: Fork, num_guessed: int, num_held: int, num_forced: int) -> None:
-        """So many of the tokens that were guessed did hold, and so many came without a choice after the sample."""
-        if not num_guessed and not fork.question.grammar:
-            return
-        key = fork.question.source.question
-        habit = self._habits[key] = self._habit(fork)
-        for i in range(min(num_held + 1, num_guessed)):
-            habit.holds = max(MEMORY * habit.holds + (1 - MEMORY) * (i < num_held), HOLDS_LEAST)
-        habit.forced = MEMORY * habit.forced + (1 - MEMORY) * num_forced
-        self._habits.move_to_end(key)
-        if len(self._habits) > MAX_QUESTIONS:
-            self._habits.popitem(last=False)
+        """Of the tokens that were guessed so many held, and so many came without a choice after the sample; they are
+        not the fork's yet.
+        """
+        if num_guessed or fork.question.grammar:
+            habit = self._habits.kept(fork)
+            for i in range(min(num_held + 1, num_guessed)):
+                habit.guessed(i < num_held)
+            habit.sampled(num_forced)
+        if num_guessed:
+            fork.guessed_at = len(fork.answer_ids) + num_held + 1
 
-    def _habit(self, fork: Fork) -> Habit:
-        return self._habits.get(fork.question.source.question) or Habit()
+    def ended(self, fork: Fork) -> None:
+        """Its answer is complete."""
+        self._habits.kept(fork).ended(len(fork.answer_ids))
+
+    def ends_at(self, fork: Fork, num_tokens: int) -> float:
+        """The chance that its answer, once it has so many tokens, is complete."""
+        return self._habits.of(fork).ends_at(num_tokens)
 
     @staticmethod
     def _before(fork: Fork, said: int) -> tuple[int, ...]:
@@ -91,11 +84,12 @@ class Speculation:
         expected = fork.expected
         return expected[said:-1] if expected[:said] == tuple(fork.answer_ids) else ()
 
+    def _looked_up(self, fork: Fork, said: int) -> tuple[int, ...]:
+        return look_up(fork, MAX_DRAFT) if self._is_looked_up(fork) and said >= GRAM else ()
+
     @staticmethod
-    def _looked_up(fork: Fork, said: int) -> tuple[int, ...]:
-        if fork.question.source.answer.type != "text" or said < GRAM:
-            return ()
-        return look_up(fork, MAX_DRAFT)
+    def _is_looked_up(fork: Fork) -> bool:
+        return bool(fork.question.source.answer.type == "text")
 
 
 def look_up(fork: Fork, most: int) -> tuple[int, ...]:

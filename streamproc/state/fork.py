@@ -85,6 +85,7 @@ class Fork:
     finished_at: float | None = None
     expected: Ids = ()  # the answer that this question had before
     seen: bytes | None = None  # newest tokens of the session, to look up words in
+    guessed_at: int | None = None  # tokens of the answer once its newest draft was verified
     _names: list[bytes] = field(default_factory=list)
     error: str | None = None  # why it cannot be answered
 
@@ -143,7 +144,7 @@ class Fork:
     def start_over(self) -> None:
         """Nothing is computed, nothing answered."""
         self.token_ids = list(self.question.tail_ids)
-        self.num_computed = 0
+        self.num_computed, self.guessed_at = 0, None
 
     def extend(self, token_id: int) -> None:
         """One more answer token."""

@@ -19,7 +19,7 @@ class Pace:
 
     def took(self, seconds: float) -> None:
         """A transaction took so long."""
-        self.commit_s = MEMORY * self.commit_s + (1 - MEMORY) * seconds
+        self.commit_s = MEMORY * self.commit_s + (1 - MEMORY) * seconds if self.commit_s else seconds
 
     def take(self, num_bytes: int) -> None:
         """So many bytes of records have come in."""

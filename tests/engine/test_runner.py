@@ -1,8 +1,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +12,11 @@ from streamproc.engine.build import Engine
 from streamproc.engine.forward import Forward, TorchForward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
-from streamproc.engine.runner import Begun, ModelRunner
+from streamproc.engine.masks import Rows
+from streamproc.engine.runner import ModelRunner
+from streamproc.engine.transfers import Saved
 from streamproc.errors import OutOfMemory, StreamprocError
-from streamproc.schedule.plan import UNTOLD, Chunk, Plan
+from streamproc.schedule.plan import UNTOLD, Chunk, Constraint, Plan
 
 IDS = tuple(range(3, 40))
 
@@ -215,22 +216,68 @@ def test_no_memory_is_told_of_the_plan_that_lacked_it(
     runner.close()
 
 
-def test_a_step_is_not_thought_short_because_blocks_of_the_one_before_it_were_still_going_out() -> None:
-    """The first has computed after 20 ms and saved after 300; the second, begun at 5 ms, has computed after 40."""
-    runner, begun_at = object.__new__(ModelRunner), time.perf_counter()
-    runner._landed_at, runner.constrainer = 0.0, None
+def test_a_step_waits_for_no_saves_of_the_one_before_it(
+    forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for its tokens nor its masks; and its time is its own."""
+    found = forward("kernels", "llama")
+    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
+    runner.forward = found
+    began, masked = runner._transfers.begin, []
 
-    def after(seconds: float) -> dict[Any, Any]:
-        time.sleep(max(begun_at + seconds - time.perf_counter(), 0.0))
-        return {}
+    def slow(plan: Plan) -> Callable[[], Saved]:
+        saved = began(plan)
+        return (lambda: time.sleep(1.0) or saved()) if plan.saves else saved
 
-    times = []
-    for begun, computed, saved in ((0.0, 0.02, 0.3), (0.005, 0.04, 0.04)):
-        step: Future[Begun] = Future()
-        step.set_result(Begun(begun_at + begun, lambda at=computed: after(at), lambda at=saved: after(at)))
-        times.append(runner._land(Plan((), ()), step, None).seconds)
-    assert 0.019 < times[0] < 0.25
-    assert times[1] > 0.019
+    def masks(chunks: Sequence[Chunk]) -> Rows:
+        masked.append((time.perf_counter(), [chunk.constraint.answer_ids for chunk in chunks if chunk.constraint]))
+        return [None] * len(chunks)
+
+    monkeypatch.setattr(runner._transfers, "begin", slow)
+    runner.constrainer = SimpleNamespace(masks=masks, forced=lambda *_: (), prepare=None)  # type: ignore[assignment]
+    first = Chunk(1, 0, IDS, (0, 1, 2), 1, constraint=Constraint("any"))
+    flights = [runner.launch(Plan((), (first,), ((5, b"name"),)))]
+    going = Chunk(1, len(IDS), (UNTOLD,), (0, 1, 2), 1, constraint=Constraint("any"))
+    flights.append(runner.launch(Plan((), (going,))))
+    assert not flights[0].is_done(0.5)
+    assert flights[1].is_done(0.0)
+    token = flights[0].wait()[1]
+    assert list(flights[0].saved) == [b"name"]
+    assert [seen for _, seen in masked] == [[()], [token]]
+    assert flights[0].ended_at <= masked[1][0] <= flights[1].ended_at
+    assert flights[1].seconds < 0.4
+    runner.forward = SimpleNamespace(close=lambda: None)
+    runner.close()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_comes_after_an_answers_end_need_not_be_a_number(
+    ends: bool, forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token that ends it is fed all the same."""
+    found = forward("kernels", "llama")
+    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
+    runner.forward = found
+    token = runner.launch(Plan((), (chunk(),))).wait()[1]
+    if ends:
+        monkeypatch.setattr(type(runner), "eos_ids", frozenset(token))
+    layers = type(found)._layers
+
+    def spoilt(self: Any, kv: Any, step: Any, num_slots: int) -> Any:
+        rows = layers(self, kv, step, num_slots)
+        return rows * torch.nan if step.positions[0] == len(IDS) else rows
+
+    monkeypatch.setattr(type(found), "_layers", spoilt)
+    whole = runner.launch(Plan((), (chunk(),)))
+    behind = runner.launch(Plan((), (Chunk(1, len(IDS), (UNTOLD,), (0, 1, 2), 1),)))
+    assert whole.wait()[1] == token
+    if ends:
+        assert list(behind.wait()) == [1]
+    else:
+        with pytest.raises(StreamprocError, match="not finite"):
+            behind.wait()
+    runner.forward = SimpleNamespace(close=lambda: None)
+    runner.close()
 
 
 def test_a_step_writes_its_own_cells_only(engine: Engine) -> None:
@@ -259,7 +306,7 @@ def test_launch_returns_while_the_step_runs(engine: Engine) -> None:
     busy.start()
     assert started.wait(30)
     flight = engine.runner.launch(Plan((), (chunk(),)))
-    assert not flight.future.done()
+    assert not flight.computing.done()
     go.set()
     assert list(flight.wait()) == [1]
     busy.join()

@@ -88,7 +88,10 @@ class World:
         host_blocks = self.more_rng.choice((4, 40)) if folder else 0
         self.config = make_config(self.size, host_blocks * engine.runner.block_bytes)
         longest = -(-build.longest_sequence(self.config) // engine.runner.block_size) + 1
-        self.watch = WatchedRunner(engine.runner, self.size.pool * longest)
+        num_blocks = self.size.pool * longest * (4 if self.is_rash else 1)
+        self.watch = WatchedRunner(engine.runner, min(num_blocks, engine.runner.num_blocks))
+        looks = random.Random(f"looks {seed}")
+        self.watch.hesitates = lambda: looks.random() < 0.5
         self.log = Log(self.config)
         self.clock = FakeClock()
         self.fate = "ok"
@@ -142,6 +145,7 @@ class World:
         speculation.settle = counted  # type: ignore[method-assign]
         if self.is_rash:
             speculation.is_one_token_likely = lambda *_: True  # type: ignore[method-assign]
+            self.processor.scheduler._unseen._is_in_vain = lambda *_: False  # type: ignore[method-assign]
 
     def walk(self, num_turns: int) -> None:
         """Records and asks come in, steps are made, epochs fail, workers die."""

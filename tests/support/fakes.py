@@ -14,7 +14,7 @@ from streamproc.messages import Head, decode_head
 from streamproc.past import Past
 from streamproc.ports import Clock
 from streamproc.records import Record, encode_record
-from streamproc.schedule.plan import Plan, told, verified
+from streamproc.schedule.plan import Plan, num_equal, told, verified
 from streamproc.state.epoch import Epoch, Message, Outgoing, Position
 from streamproc.state.partition import Recovery
 from streamproc.state.publish import head_key
@@ -23,6 +23,7 @@ from streamproc.state.stamp import Stamp, decode_stamp
 
 VOCABULARY = 128
 MASK = 2**61 - 1
+MOST_FORCED = 8
 
 
 def next_kv(kv: int, token_id: int) -> int:
@@ -109,6 +110,25 @@ class FakeRunner:
         return self.cells[block_table[position // self.block_size] * self.block_size + position % self.block_size]
 
 
+class ForcingRunner(FakeRunner):
+    """After a token that `mod` divides there is no choice about the next one: it comes with it, like a type's."""
+
+    mod = 3
+
+    def run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
+        sampled = super().run(plan)
+        for chunk in plan.chunks:
+            if chunk.num_samples:
+                tokens = list(sampled[chunk.seq_id])
+                certain = chunk.start + len(chunk.token_ids) - len(chunk.draft) + num_equal(chunk.draft, tokens)
+                kv = self._cell(chunk.block_table, certain - 1) or 0
+                while tokens[-1] % self.mod == 0 and len(tokens) < MOST_FORCED:
+                    kv = next_kv(kv, tokens[-1])
+                    tokens.append(greedy(kv))
+                sampled[chunk.seq_id] = tuple(tokens)
+        return sampled
+
+
 @dataclass
 class FakeFlight:
     """Computes when it is waited for, as late as a device may."""
@@ -117,6 +137,8 @@ class FakeFlight:
     plan: Plan
     looks: int = 0
     seconds: float = 0.0
+    queued_at: float = 0.0
+    ended_at: float = 0.0
     saved: dict[bytes, Any] = field(default_factory=dict)
 
     def is_done(self, timeout_s: float) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from fakes import ForcingRunner
 from planning import Planning
 
 from streamproc.messages import Query
@@ -58,12 +59,15 @@ class Walk(Planning):
         self.is_ahead, self.failures = seed % 2 == 1, failures
         self.rng = rng = random.Random(seed)
         shape = Shape(PREFIX, CONTEXT, KEEP)
-        super().__init__(LONGEST * rng.choice((1, 2, 4)), BLOCK, rng.choice((7, 40, 200)), shape, tier=tier)
+        super().__init__(LONGEST * rng.choice((1, 2, 4, 12)), BLOCK, rng.choice((7, 40, 200)), shape, tier=tier)
         for _ in range(rng.choice((2, 9))):
             self.session()
         self.num_asked = 0
         if rng.random() < 0.3:  # answers go on unseen whenever they can
             self.scheduler.speculation.is_one_token_likely = lambda *_: True  # type: ignore[method-assign]
+            self.scheduler._unseen._is_in_vain = lambda *_: False  # type: ignore[method-assign]
+        if rng.random() < 0.3:
+            self.runner = ForcingRunner(self.pool.num_blocks, BLOCK)
 
     def turn(self) -> None:
         if self.workload.num_behind + self.workload.num_waiting < BACKLOG:

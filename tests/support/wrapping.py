@@ -36,6 +36,14 @@ class AroundFlight:
         return self.flight.seconds
 
     @property
+    def queued_at(self) -> float:
+        return self.flight.queued_at
+
+    @property
+    def ended_at(self) -> float:
+        return self.flight.ended_at
+
+    @property
     def saved(self) -> dict[bytes, Any]:
         return self.flight.saved
 

@@ -11,9 +11,11 @@ from oracle import expected_answers
 from world import CONTEXT, KEEP, QUERIES, World, in_log_order, make_config, random_record
 
 from streamproc.answertypes import AnswerType
+from streamproc.device import LEAST_AHEAD_S, MOST_AHEAD_S, Out
 from streamproc.errors import OutOfMemory
 from streamproc.messages import Ask, Query
 from streamproc.schedule.plan import Chunk, Plan
+from streamproc.state.epoch import Epoch, Message
 
 QUERY = Query("q", "how is {last}?", every=1, max_tokens=9, stop=())
 
@@ -150,7 +152,7 @@ def test_an_answer_that_ends_unforeseen_has_one_row_too_many_that_changes_nothin
 
 @pytest.mark.parametrize("answer", ["number", "text"])
 def test_what_follows_from_the_token_itself_waits_for_it(world: World, answer: str) -> None:
-    """A mask, and a draft's end. Whoever's question is withdrawn waits for nothing."""
+    """What a type leaves no choice about, as long as nothing is known of that, and a draft's end."""
     runner, num_seen = watch(world), 0
     found = launches_behind(world, runner)
     for turn in range(120):
@@ -163,32 +165,86 @@ def test_what_follows_from_the_token_itself_waits_for_it(world: World, answer: s
     for plan, before in found:
         assert not any(chunk.draft for chunk in before)
         num_seen += any(chunk.is_untold for chunk in plan.chunks)
-        if answer == "number":      # its last token needs no mask after it
+        if answer == "number":      # each question is a new one
             assert not any(chunk.is_untold or chunk.constraint for chunk in plan.chunks)
     assert bool(num_seen) == (answer == "text")
 
 
-def test_a_transaction_that_takes_longer_than_what_is_left_of_a_step_comes_after_the_next_launch(world: World) -> None:
+class Phases:
+    """Of a worker's turns: in which of them replies are committed. An ask whose answer is known is read whenever a step
+    is out; transactions take so long.
+    """
+
+    def __init__(self, world: World, commit_s: float) -> None:
+        self.world, self.phase, self.found = world, "", Counter[object]()
+        self.num_asked, self.commit_s = 0, commit_s
+        processor = world.processor
+        self._commit, self._plan, self._poll = processor._sink.commit, processor.device.plan, world.source.poll
+        processor._sink.commit = self.commit  # type: ignore[assignment, method-assign]
+        processor.device.plan = self.plan  # type: ignore[assignment, method-assign]
+        world.source.poll = self.poll  # type: ignore[method-assign]
+
+    def turn(self) -> None:
+        self.phase = "attending"
+        self.world.step()
+
+    def plan(self, *arguments: object) -> None:
+        self._plan(*arguments)  # type: ignore[arg-type]
+        self.phase = "planned"
+
+    def poll(self, timeout_s: float) -> list[Message]:
+        self.phase = "polled" if self.phase == "planned" else self.phase
+        processor = self.world.processor
+        if processor.device.oldest and not any(p.replies for p in processor.partitions.values()):
+            self.num_asked += 1
+            ask = Ask(f"ask{self.num_asked}", "A", "how?", answer=AnswerType("number"), max_tokens=3, stop=())
+            self.world.log.append(processor.publisher.topics.asks, 0, None, ask.encode())
+        return self._poll(timeout_s)
+
+    def commit(self, epoch: Epoch, *arguments: object) -> None:
+        device = self.world.processor.device
+        keys = [message.key or b"" for message in epoch.messages]
+        self.found["with replies", self.phase] += any(key.startswith(b"ask") for key in keys)
+        self.found["while a step waits"] += device.has_begun
+        self._commit(epoch, *arguments)  # type: ignore[arg-type]
+        self.world.processor._pace.commit_s = self.commit_s
+
+
+@pytest.mark.parametrize("commit_s", [0.0, 1e9])
+def test_replies_are_committed_while_the_device_works_and_keep_no_step_waiting(world: World, commit_s: float) -> None:
     watch(world)
-    processor = world.processor
-    waiting: list[bool] = []
-    commit = processor._sink.commit
-
-    def watched(*arguments: object) -> None:
-        waiting.append(processor.device.has_begun)
-        processor._pace.commit_s = 1e9
-        commit(*arguments)  # type: ignore[arg-type]
-
-    processor._sink.commit = watched  # type: ignore[assignment, method-assign]
-    world.register(Query("a", "up?", every=1, answer=AnswerType("number"), max_tokens=3, stop=()))
-    for turn in range(60):
-        world.log.produce(0, random_record(world.rng, "A"))
-        ask = Ask(f"ask{turn}", "A", "how?", max_tokens=3)
-        world.log.append(processor.publisher.topics.asks, 0, None, ask.encode())
-        world.step()
+    world.register(Query("a", "how?", every=1, answer=AnswerType("number"), max_tokens=3, stop=()))
+    world.register(QUERY)
+    world.log.produce(0, random_record(world.rng, "A"))
     world.drain()
-    assert len(waiting) > 20
-    assert not any(waiting)
+    phases, times = Phases(world, commit_s), world.processor.scheduler.times
+    times.step_s = lambda load: 0.002  # type: ignore[method-assign] - so that there is a time before its end
+    for turn in range(300):
+        if turn % 10 == 0:
+            world.log.produce(0, random_record(world.rng, "B"))
+        phases.turn()
+    assert phases.num_asked > 40
+    assert not phases.found["while a step waits"]
+    assert phases.found["with replies", "planned"] > 10
+    assert bool(phases.found["with replies", "attending"]) == (commit_s == 0.0)
+
+
+def test_the_next_plans_are_decided_earlier_where_one_came_late(world: World) -> None:
+    """And later again, where none does."""
+    device, step = world.processor.device, world.processor.scheduler.begin()
+    plan, at = Plan((), ()), 100.0
+    aheads = []
+    for late_s in (*[0.004] * 3, *[-0.001] * 300, 5.0, *[-0.001] * 3):
+        flight = FakeFlight(FakeRunner(), plan, queued_at=at + late_s, ended_at=at + 0.01)
+        device._note_times(Out(step, plan, flight, is_behind=at > 100.0))
+        at += 0.01
+        aheads.append(device._ahead_s)
+    assert aheads[0] == LEAST_AHEAD_S
+    assert aheads[1] == pytest.approx(LEAST_AHEAD_S + 0.004)
+    assert aheads[2] > aheads[1]
+    assert aheads[2] > aheads[3] > aheads[4]
+    assert aheads[302] == LEAST_AHEAD_S
+    assert aheads[303] == MOST_AHEAD_S > aheads[-1]
 
 
 class Short(FakeFlight):
@@ -196,6 +252,7 @@ class Short(FakeFlight):
 
     def wait(self) -> dict[int, tuple[int, ...]]:
         self.runner.cells = [0 if cell is None else cell for cell in self.runner.cells]     # there is something in them
+        self.runner.sampled = {}
         raise OutOfMemory("out of memory")
 
 

@@ -4,7 +4,7 @@ A step is one copy of numbers to the device, the layers, the choice of tokens, a
 (`ops`): Triton's on a GPU, and in its interpreter; their references in plain torch on the CPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -82,19 +82,26 @@ class GpuForward:
         return self.begin(kv, chunks, masks, copies)()
 
     def begin(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
-              ) -> Callable[[], dict[int, tuple[int, ...]]]:
-        """Put a step on the device, behind the one that may be there -> what waits for it, in any thread. The one
-        before that is over and has been waited for.
+              ) -> Callable[..., dict[int, tuple[int, ...]]]:
+        """Put a step on the device, behind the one that may be there -> what waits for it, in any thread, given the
+        sequences whose samples nobody needs. The one before that is over and has been waited for.
         """
         coming = self._launch(kv, chunks, masks, copies)
 
-        def wait() -> dict[int, tuple[int, ...]]:
+        def wait(over: Collection[int] = ()) -> dict[int, tuple[int, ...]]:
             best, logits = coming.wait()
             is_stuck = (best == STUCK) & np.isneginf(logits)    # nothing is allowed, of numbers that are all finite
-            self.loaded.require_finite(bool((np.isfinite(logits) | is_stuck).all()))
+            is_fine = np.isfinite(logits) | is_stuck
+            if over:
+                is_fine |= np.repeat([chunk.seq_id in over for chunk in chunks], [c.num_samples for c in chunks])
+            self.loaded.require_finite(bool(is_fine.all()))
             return verify(chunks, iter(best.tolist()))
 
         return wait
+
+    def forget_samples(self) -> None:
+        """The next step goes on from none that was before: it would not be the newest one."""
+        self._samples = NO_SAMPLES
 
     def best(self, kv: KVCache, chunks: Sequence[Chunk], masks: Masks | None = None, copies: Copies = ()
              ) -> tuple[np.ndarray, np.ndarray]:
