@@ -8,7 +8,7 @@ what came in meanwhile is in it:
     launch n+1     at once: it is behind n in the device's queue
     land n         its tokens are recorded, what it has completed goes out; the device works on n+1 meanwhile
 
-An answer that ends with n, and not for want of room, has a row too many in n+1: nobody reads what it gives, and its
+An answer that ends with n, though it might have gone on, has a row too many in n+1: nobody reads what it gives, and its
 cells are written before whoever gets them next writes there. Where more than one token is likely to come of n, or all
 of n+1 would likely be such rows, the step is launched once n has landed, with all that n said (schedule/unseen.py).
 """
