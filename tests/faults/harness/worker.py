@@ -37,6 +37,9 @@ CHECK_EVERY = 50  # turns of the loop: the check walks all blocks
 SAID, THROWN = 3, 70
 
 
+MOST_BEHIND = 1  # steps that come to nothing with one that fails
+
+
 class Thrown(Exception):
     """A failure that was ordered."""
 
@@ -52,27 +55,31 @@ class Orders:
 
 
 class SpoiltRunner(FakeRunner):
-    """The fake model on a device whose memory runs out now and then."""
+    """The fake model on a device whose memory runs out now and then; steps are out for a while, so that others come
+    behind them.
+    """
 
     def __init__(self, orders: Orders, block_size: int) -> None:
         super().__init__(orders.num_blocks, block_size)
         self._rng = random.Random(orders.seed)
         self._share = orders.oom_share
-        self._was_out = False
+        self._num_fine = 0
 
     def launch(self, plan: Plan) -> FakeFlight:
-        return SpoiltFlight(self, plan)
+        return SpoiltFlight(self, plan, self._rng.choice((0, 0, 1, 3)) if plan.chunks else 0)
 
     def is_out_of_memory(self) -> bool:
-        """Never twice in a row: that is an end of its own."""
-        self._was_out = not self._was_out and self._rng.random() < self._share
-        return self._was_out
+        """Never twice in a row, whatever was behind the first: that is an end of its own."""
+        self._num_fine = 0 if self._num_fine > MOST_BEHIND and self._rng.random() < self._share else self._num_fine + 1
+        return not self._num_fine
 
 
 class SpoiltFlight(FakeFlight):
     def wait(self) -> dict[int, tuple[int, ...]]:
         assert isinstance(self.runner, SpoiltRunner)
         if self.plan.chunks and self.runner.is_out_of_memory():
+            self.runner.sampled = {}
+            self.runner.cells = [0 if cell is None else cell for cell in self.runner.cells]  # what is behind reads them
             raise OutOfMemory("ordered")
         return super().wait()
 
