@@ -11,21 +11,23 @@ The runner decides nothing: it reads and writes exactly the cells that a plan na
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from streamproc.engine.batch import check_chunks, window_unit
 from streamproc.engine.choice import choose_forward
+from streamproc.engine.flight import Begun, Landed, ModelFlight, Moment, told_after
 from streamproc.engine.forward import computing, run_step
 from streamproc.engine.gpu.forward import GpuForward
 from streamproc.engine.gpu.links import merged
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.lanes import split
 from streamproc.engine.loaded import LoadedModel
-from streamproc.engine.masks import Masks, Rows
+from streamproc.engine.masks import Masks
 from streamproc.engine.transfers import Saved, Transfers
 from streamproc.schedule.plan import STUCK, Chunk, Plan, told
 
@@ -33,84 +35,7 @@ if TYPE_CHECKING:
     from streamproc.engine.constrain import Constrainer  # its library is not everywhere that models are run
 
 T = TypeVar("T")
-LANE_TOKENS = 32         # fewer are not worth a lane
 NOTHING = Plan((), ())
-
-
-@dataclass(frozen=True, slots=True)
-class Landed:
-    """What a step has computed."""
-
-    sampled: dict[int, tuple[int, ...]]
-    seconds: float
-    queued_at: float
-    ended_at: float
-    saved: Saved = field(default_factory=dict)      # on a CPU: copied before it computes
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A step on a GPU."""
-
-    started: float
-    queued: float
-    sampled: Callable[..., dict[int, tuple[int, ...]]]  # waits for it; without checking those of some sequences
-    saved: Callable[[], Saved]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFlight:
-    """A plan on its way. `saving`: on a GPU, of its saves, which may take longer than it computes."""
-
-    computing: "Future[Landed]"
-    saving: "Future[Saved] | None" = None
-
-    def wait(self) -> dict[int, tuple[int, ...]]:
-        """Block until the step is done; raises what the step raised."""
-        sampled = self.computing.result().sampled
-        if self.saving:
-            self.saving.result()
-        return sampled
-
-    def is_done(self, timeout_s: float) -> bool:
-        until = time.monotonic() + timeout_s
-        try:
-            self.computing.exception(timeout_s)
-            if self.saving:
-                self.saving.exception(max(until - time.monotonic(), 0))
-        except TimeoutError:
-            return False
-        return True
-
-    @property
-    def seconds(self) -> float:
-        return self.computing.result().seconds
-
-    @property
-    def queued_at(self) -> float:
-        return self.computing.result().queued_at
-
-    @property
-    def ended_at(self) -> float:
-        return self.computing.result().ended_at
-
-    @property
-    def saved(self) -> Saved:
-        return self.saving.result() if self.saving else self.computing.result().saved
-
-
-@dataclass(slots=True)
-class Moment:
-    """When masks were first waited for: all else of the step is on the device."""
-
-    at: float = 0.0
-
-    def before(self, masks: Masks) -> Masks:
-        def make() -> Rows:
-            self.at = time.perf_counter()
-            return masks()
-
-        return make
 
 
 class ModelRunner:
@@ -314,49 +239,11 @@ class ModelRunner:
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 
-def told_after(before: "Future[Landed] | None", plan: Plan) -> Plan:
-    """Once that has landed, if the plan goes on from it."""
-    if before is None or not any(chunk.is_untold for chunk in plan.chunks):
-        return plan
-    return told(plan, before.result().sampled)
-
-
 def settle_thread(threads: int, device: torch.device) -> None:
     """Make this thread one that computes there."""
     torch.set_num_threads(threads)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-
-
-def split(plan: Plan, num_lanes: int) -> list[Plan]:
-    """A plan as at most `num_lanes` plans of about equal work; the copies stay with the first.
-
-    Chunks stay whole, and with those whose cells they read: a row sees cells that others write in the same step.
-    """
-    num_parts = min(num_lanes, plan.num_tokens // LANE_TOKENS, len(plan.chunks)) if num_lanes > 1 else 1
-    if num_parts < 2:
-        return [plan]
-    parts: list[list[Chunk]] = [[] for _ in range(num_parts)]
-    loads = [0] * num_parts
-    for bundle in sorted(bundles(plan.chunks), key=_num_tokens, reverse=True):
-        lane = loads.index(min(loads))
-        parts[lane] += bundle
-        loads[lane] += _num_tokens(bundle)
-    return [Plan(plan.copies if not lane else (), tuple(part)) for lane, part in enumerate(parts) if part]
-
-
-def bundles(chunks: Iterable[Chunk]) -> list[list[Chunk]]:
-    """Chunks that need nothing of each other, each with those that need it."""
-    found: dict[int, list[Chunk]] = {}
-    for chunk in chunks:
-        bundle = [] if chunk.after is None else found[chunk.after]
-        bundle.append(chunk)
-        found[chunk.seq_id] = bundle
-    return list({id(bundle): bundle for bundle in found.values()}.values())
-
-
-def _num_tokens(chunks: Iterable[Chunk]) -> int:
-    return sum(len(chunk.token_ids) for chunk in chunks)
 
 
 def chip(device: torch.device) -> str:

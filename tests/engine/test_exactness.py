@@ -13,8 +13,9 @@ from streamproc.engine.cpu.forward import CpuForward
 from streamproc.engine.exact import MULTIPLES
 from streamproc.engine.forward import Forward, run_step
 from streamproc.engine.kv_cache import KVCache
+from streamproc.engine.lanes import split
 from streamproc.engine.loaded import LoadedModel
-from streamproc.engine.runner import ModelRunner, split
+from streamproc.engine.runner import ModelRunner
 from streamproc.schedule.plan import Chunk, Plan
 
 BLOCK_SIZE = 16
