@@ -117,7 +117,7 @@ class ModelRunner:
         try:
             check_chunks(plan.chunks, self.kv)
             saved = self._transfers.begin(plan)
-        except Exception:
+        except Exception:       # raised to whoever waits: what comes behind must not go on from an older step
             forward.forget_samples()
             raise
         with computing(forward, plan):

@@ -1,8 +1,5 @@
-import itertools
 import threading
-import time
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,11 +9,9 @@ from streamproc.engine.build import Engine
 from streamproc.engine.forward import Forward, TorchForward, run_step
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
-from streamproc.engine.masks import Rows
 from streamproc.engine.runner import ModelRunner
-from streamproc.engine.transfers import Saved
-from streamproc.errors import OutOfMemory, StreamprocError
-from streamproc.schedule.plan import UNTOLD, Chunk, Constraint, Plan
+from streamproc.errors import StreamprocError
+from streamproc.schedule.plan import Chunk, Plan
 
 IDS = tuple(range(3, 40))
 
@@ -96,187 +91,6 @@ def test_loads_and_saves_of_a_step_with_lanes_come_before_any_lane(load: Callabl
     flight = runner.launch(plan)
     assert flight.wait() == whole
     assert not flight.saved[b"zeros"].any()
-    runner.close()
-
-
-@pytest.mark.parametrize("path", ["own", "kernels"])
-def test_a_plan_may_be_launched_while_the_one_before_it_is_out(path: str, forward: Callable[..., Forward]) -> None:
-    """It reads the cells of that one, and saves them; each gives what is its own."""
-    found = forward(path, "llama")
-    runners = [ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device)) for _ in range(2)]
-    plans = [
-        Plan((), (Chunk(1, 0, IDS[:20], (0, 1, 2)), chunk(2, (3, 4, 5)))),
-        Plan(((3, 6),), (Chunk(1, 20, IDS[20:], (0, 1, 2), 1),), ((0, b"first"), (3, b"second"))),
-        Plan((), (), ((1, b"third"), (6, b"copy"))),
-    ]
-    for runner in runners:
-        runner.forward = found
-    ahead = [runners[0].launch(plan) for plan in plans[:2]]
-    results = [ahead[0].wait()]
-    ahead.append(runners[0].launch(plans[2]))
-    results += [flight.wait() for flight in ahead[1:]]
-    apart = []
-    for i, plan in enumerate(plans):
-        apart.append(runners[1].launch(plan))
-        assert apart[-1].wait() == results[i]
-    assert [sorted(flight.saved) for flight in ahead] == [[], [b"first", b"second"], [b"copy", b"third"]]
-    for one, other in zip(ahead, apart, strict=True):
-        assert all((one.saved[name] == other.saved[name]).all() for name in other.saved)
-        assert one.seconds > 0
-    for runner in runners:
-        runner.forward = SimpleNamespace(close=lambda: None)  # the other one is used on
-        runner.close()
-
-
-@pytest.mark.parametrize("path", ["torch", "own", "kernels"])
-def test_a_plan_goes_on_from_tokens_that_the_one_before_it_samples(path: str, forward: Callable[..., Forward]) -> None:
-    """Nobody outside has seen them; sequences come, go and change their places."""
-    found = forward(path, "llama")
-    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 20, found.loaded.device))
-    runner.forward = found
-    tables = {i: (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3) for i in range(1, 5)}
-    texts = {i: tuple(range(3 + i, 23 + 5 * i)) for i in tables}
-
-    def first(i: int) -> Chunk:
-        return Chunk(i, 0, texts[i], tables[i], 1)
-
-    def goes_on(i: int, num_tokens: int) -> Chunk:
-        return Chunk(i, len(texts[i]) + num_tokens - 1, (UNTOLD,), tables[i], 1)
-
-    plans = [(first(1), first(2), Chunk(4, 0, texts[4][:9], tables[4])),
-             (first(3), goes_on(2, 1), goes_on(1, 1)),
-             (Chunk(4, 9, texts[4][9:], tables[4], 1), goes_on(1, 2), goes_on(3, 1)),
-             (goes_on(3, 2), goes_on(4, 1))]  # fmt: skip
-    flights = [runner.launch(Plan((), plans[0]))]
-    landed = []
-    for chunks in plans[1:]:
-        flights.append(runner.launch(Plan((), chunks)))
-        landed.append(flights.pop(0).wait())
-    landed.append(flights.pop().wait())
-    sampled = {i: tuple(itertools.chain(*(found.get(i, ()) for found in landed))) for i in tables}
-    assert {i: len(tokens) for i, tokens in sampled.items()} == {1: 3, 2: 2, 3: 3, 4: 2}
-    for i, tokens in sampled.items():
-        for num_known in range(len(tokens)):
-            whole = Chunk(9, 0, (*texts[i], *tokens[:num_known]), (0, 1, 2, 3), 1)
-            assert runner.launch(Plan((), (whole,))).wait()[9] == tokens[num_known:num_known + 1]
-    runner.forward = SimpleNamespace(close=lambda: None)
-    runner.close()
-
-
-@pytest.mark.parametrize("path", ["own", "kernels"])
-def test_a_plan_that_goes_on_from_a_failed_one_says_so(
-    path: str, forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = forward(path, "llama")
-    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
-    runner.forward = found
-    runner.launch(Plan((), (chunk(),))).wait()
-    act, compute, calls = ("_layers" if path == "kernels" else "run"), None, []
-    compute = getattr(type(found), act)
-
-    def short(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("out")
-        return compute(*arguments)
-
-    monkeypatch.setattr(type(found), act, short)
-    lacking = runner.launch(Plan((), (chunk(),)))
-    behind = runner.launch(Plan((), (Chunk(1, len(IDS), (UNTOLD,), (0, 1, 2), 1),)))
-    with pytest.raises(OutOfMemory, match="lower engine"):
-        lacking.wait()
-    with pytest.raises(StreamprocError, match="goes on from was not carried out"):
-        behind.wait()
-    runner.forward = SimpleNamespace(close=lambda: None)
-    runner.close()
-
-
-@pytest.mark.parametrize("path", ["own", "kernels"])
-def test_no_memory_is_told_of_the_plan_that_lacked_it(
-    path: str, forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = forward(path, "llama")
-    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
-    runner.forward = found
-    act = "begin" if path == "kernels" else "run"
-    compute, calls = getattr(type(found), act), []
-
-    def short(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("out")
-        return compute(*arguments)
-
-    monkeypatch.setattr(type(found), act, short)
-    lacking, fine = (runner.launch(Plan((), (chunk(),))) for _ in range(2))
-    with pytest.raises(OutOfMemory, match="lower engine"):
-        lacking.wait()
-    assert list(fine.wait()) == [1]
-    runner.forward = SimpleNamespace(close=lambda: None)
-    runner.close()
-
-
-def test_a_step_waits_for_no_saves_of_the_one_before_it(
-    forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither for its tokens nor its masks; and its time is its own."""
-    found = forward("kernels", "llama")
-    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
-    runner.forward = found
-    began, masked = runner._transfers.begin, []
-
-    def slow(plan: Plan) -> Callable[[], Saved]:
-        saved = began(plan)
-        return (lambda: time.sleep(1.0) or saved()) if plan.saves else saved
-
-    def masks(chunks: Sequence[Chunk]) -> Rows:
-        masked.append((time.perf_counter(), [chunk.constraint.answer_ids for chunk in chunks if chunk.constraint]))
-        return [None] * len(chunks)
-
-    monkeypatch.setattr(runner._transfers, "begin", slow)
-    runner.constrainer = SimpleNamespace(masks=masks, forced=lambda *_: (), prepare=None)  # type: ignore[assignment]
-    first = Chunk(1, 0, IDS, (0, 1, 2), 1, constraint=Constraint("any"))
-    flights = [runner.launch(Plan((), (first,), ((5, b"name"),)))]
-    going = Chunk(1, len(IDS), (UNTOLD,), (0, 1, 2), 1, constraint=Constraint("any"))
-    flights.append(runner.launch(Plan((), (going,))))
-    assert not flights[0].is_done(0.5)
-    assert flights[1].is_done(0.0)
-    token = flights[0].wait()[1]
-    assert list(flights[0].saved) == [b"name"]
-    assert [seen for _, seen in masked] == [[()], [token]]
-    assert flights[0].ended_at <= masked[1][0] <= flights[1].ended_at
-    assert flights[1].seconds < 0.4
-    runner.forward = SimpleNamespace(close=lambda: None)
-    runner.close()
-
-
-@pytest.mark.parametrize("ends", [True, False])
-def test_what_comes_after_an_answers_end_need_not_be_a_number(
-    ends: bool, forward: Callable[..., Forward], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The token that ends it is fed all the same."""
-    found = forward("kernels", "llama")
-    runner = ModelRunner(found.loaded, KVCache(found.loaded.layout(16), 12, found.loaded.device))
-    runner.forward = found
-    token = runner.launch(Plan((), (chunk(),))).wait()[1]
-    if ends:
-        monkeypatch.setattr(type(runner), "eos_ids", frozenset(token))
-    layers = type(found)._layers
-
-    def spoilt(self: Any, kv: Any, step: Any, num_slots: int) -> Any:
-        rows = layers(self, kv, step, num_slots)
-        return rows * torch.nan if step.positions[0] == len(IDS) else rows
-
-    monkeypatch.setattr(type(found), "_layers", spoilt)
-    whole = runner.launch(Plan((), (chunk(),)))
-    behind = runner.launch(Plan((), (Chunk(1, len(IDS), (UNTOLD,), (0, 1, 2), 1),)))
-    assert whole.wait()[1] == token
-    if ends:
-        assert list(behind.wait()) == [1]
-    else:
-        with pytest.raises(StreamprocError, match="not finite"):
-            behind.wait()
-    runner.forward = SimpleNamespace(close=lambda: None)
     runner.close()
 
 
