@@ -123,6 +123,26 @@ def test_a_plan_that_goes_on_from_a_failed_one_says_so(
         behind.wait()
 
 
+def test_nor_does_it_go_on_from_an_older_one_where_the_newest_did_not_begin(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has sampled the same sequence."""
+    runner = make_runner("kernels")
+    runner.launch(Plan((), (chunk(),))).wait()
+
+    def failing(_: Plan) -> None:
+        monkeypatch.undo()
+        raise StreamprocError("no transfers")
+
+    monkeypatch.setattr(runner._transfers, "begin", failing)
+    failed = runner.launch(Plan((), (chunk(),)))
+    behind = runner.launch(Plan((), (Chunk(1, len(IDS), (UNTOLD,), (0, 1, 2), 1),)))
+    with pytest.raises(StreamprocError, match="no transfers"):
+        failed.wait()
+    with pytest.raises(StreamprocError, match="goes on from was not carried out"):
+        behind.wait()
+
+
 @pytest.mark.parametrize("path", ["own", "kernels"])
 def test_no_memory_is_told_of_the_plan_that_lacked_it(
     path: str, make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
