@@ -1,15 +1,19 @@
 """Any process but the first of those that share a model: it carries out the first one's plans on its own part."""
 
 import os
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NoReturn
 
 from streamproc.config import Config
 from streamproc.engine.build import make_cache, share_threads
-from streamproc.engine.gpu.links import Leader, Outcome
+from streamproc.engine.flight import Landed
+from streamproc.engine.gpu.links import Leader, Outcome, SavedPart
 from streamproc.engine.gpu.parallel import Ranks
 from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
+from streamproc.engine.transfers import Saved
 from streamproc.errors import StreamprocError, one_line
-from streamproc.schedule.plan import Plan
 
 
 def follow(config: Config, ranks: Ranks) -> None:
@@ -23,21 +27,36 @@ def follow(config: Config, ranks: Ranks) -> None:
         runner.forward.release()
         carry_out(runner, ranks.leader)
         runner.close()
-    except Exception as problem:       # whatever it is: the first process tells it
-        ranks.leader.fail(one_line(problem))
-        os._exit(1)     # a thread may hang in what it computes with the others
+    except Exception as problem:
+        end(ranks.leader, problem)
 
 
 def carry_out(runner: ModelRunner, leader: Leader) -> None:
-    """All of the leader's plans, one after the other."""
+    """All of the leader's plans, in their order; one may be begun while the one before it is computed."""
     for plan in leader.plans():
-        leader.report(outcome(runner, plan))
+        flight = runner.launch(plan)
+        flight.computing.add_done_callback(partial(report_outcome, leader))
+        if flight.saving:
+            flight.saving.add_done_callback(partial(report_saved, leader))
 
 
-def outcome(runner: ModelRunner, plan: Plan) -> Outcome:
-    flight = runner.launch(plan)
-    try:
-        flight.wait()
-    except StreamprocError as problem:      # the step counts for nothing; this process has kept in step
-        return Outcome({}, problem)
-    return Outcome(flight.saved)
+def report_outcome(leader: Leader, computing: "Future[Landed]") -> None:
+    leader.report(Outcome(met(leader, computing)))
+
+
+def report_saved(leader: Leader, saving: "Future[Saved]") -> None:
+    leader.report(SavedPart({} if met(leader, saving) else saving.result()))
+
+
+def met(leader: Leader, work: "Future[Any]") -> StreamprocError | None:
+    """An error after which this process has kept in step with the others; any other one ends it."""
+    problem = work.exception()
+    if not (problem is None or isinstance(problem, StreamprocError)):
+        end(leader, problem)
+    return problem
+
+
+def end(leader: Leader, problem: BaseException) -> NoReturn:
+    """The first process tells it. At once: a thread may hang in what it computes with the others."""
+    leader.fail(one_line(problem))
+    os._exit(1)

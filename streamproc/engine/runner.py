@@ -4,7 +4,8 @@
     wait()          the greedy tokens of every chunk that samples; masks of constrained ones are made meanwhile
 
 A plan that is launched while one is out comes after it, with the tokens that the one before it samples. On a GPU it is
-packed and put into the device's queue meanwhile: the device goes from one to the other without the host.
+packed and put into the device's queue meanwhile, in all processes of a model: the device goes from one to the other
+without the host.
 
 The runner decides nothing: it reads and writes exactly the cells that a plan names.
 """
@@ -13,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,19 +103,21 @@ class ModelRunner:
 
     def launch(self, plan: Plan) -> ModelFlight:
         """Start a step and return at once."""
-        if isinstance(self.forward, GpuForward) and self.loaded.ranks.size == 1:
-            before = self._newest
-            begun = self._pool.submit(self._begin, plan, self.forward, before)
-            self._newest = self._landing.submit(self._land, plan, begun, before)
-            saving = self._saving.submit(lambda: begun.result().saved()) if plan.saves else None
-            return ModelFlight(self._newest, saving)
-        return ModelFlight(self._submit(self._timed, plan))
+        if not isinstance(self.forward, GpuForward):
+            return ModelFlight(self._submit(self._timed, plan))
+        before = self._newest
+        begun = self._pool.submit(self._begin, plan, self.forward, before)
+        landing = self._newest = self._guarded(self._landing.submit(self._land, plan, begun, before))
+        saving = self._guarded(self._saving.submit(self._save, begun, landing)) if plan.saves else None
+        return ModelFlight(landing, saving)
 
     def _begin(self, plan: Plan, forward: GpuForward, before: "Future[Landed] | None") -> "Begun":
-        """Put it on the device, behind the one that may be there. Masks are made once that has landed, while the layers
-        are computed.
+        """Put it on the device, behind the one that may be there; in all processes. Masks are made once that one has
+        landed, while the layers are computed.
         """
         started = time.perf_counter()
+        if self._followers and plan != NOTHING:
+            plan = self._followers.start(plan, self.kv.layout)
         try:
             check_chunks(plan.chunks, self.kv)
             saved = self._transfers.begin(plan)
@@ -129,12 +133,24 @@ class ModelRunner:
             return Begun(started, time.perf_counter(), lambda _: {}, saved)
 
     def _land(self, plan: Plan, begun: "Future[Begun]", before: "Future[Landed] | None") -> Landed:
-        """Wait for it; its time is that in which the device had nothing before it, without what goes out beside it."""
-        step = begun.result()
+        """Wait for it, in all processes."""
+        with self._followers.outcome() if self._followers and plan != NOTHING else nullcontext():
+            return self._landed(plan, begun.result(), before)
+
+    def _landed(self, plan: Plan, step: "Begun", before: "Future[Landed] | None") -> Landed:
+        """Its time is that in which the device had nothing before it, without what goes out beside it."""
         sampled = step.sampled(self._ended(plan, before))
         started, self._landed_at = max(step.started, self._landed_at), time.perf_counter()
         times = self._landed_at - started, step.queued, self._landed_at
         return Landed(self._with_forced(told_after(before, plan).chunks, sampled), *times)
+
+    def _save(self, begun: "Future[Begun]", landing: "Future[Landed]") -> Saved:
+        """Wait for the blocks that a plan saves, with all their heads."""
+        if not self._followers:
+            return begun.result().saved()
+        parts = self._followers.saved()
+        landing.result()        # what has failed in any process has saved nothing
+        return merged(begun.result().saved(), parts, self.kv.layout)
 
     def _ended(self, plan: Plan, before: "Future[Landed] | None") -> set[int]:
         """Sequences whose answer the token ends that the plan goes on from: what it computes of them is nothing."""
@@ -146,34 +162,16 @@ class ModelRunner:
 
     def _timed(self, plan: Plan) -> Landed:
         started = time.perf_counter()
-        is_shared = self._followers is not None and plan != NOTHING
         before, self._sampled = self._sampled, {}
         plan = told(plan, before)
-        self._sampled, saved = self._with_followers(plan) if is_shared else self._carry_out(plan)
-        ended = time.perf_counter()
-        return Landed(self._sampled, ended - started, started, ended, saved)
-
-    def _with_followers(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], Saved]:
-        """All processes carry it out; whatever happens, they are all done with it afterwards."""
-        assert self._followers, "this process leads nobody"
-        mine = self._followers.start(plan, self.kv.layout)
-        try:
-            sampled, saved = self._carry_out(mine)
-        finally:
-            outcomes = self._followers.outcomes()
-        return sampled, merged(saved, outcomes, self.kv.layout)
-
-    def _carry_out(self, plan: Plan) -> tuple[dict[int, tuple[int, ...]], Saved]:
         saved = self._transfers.begin(plan)
-        return self._run(plan), saved()
+        self._sampled = self._run(plan)
+        ended = time.perf_counter()
+        return Landed(self._sampled, ended - started, started, ended, saved())
 
     def _run(self, plan: Plan) -> dict[int, tuple[int, ...]]:
         """A step, shared between the lanes; an error of any lane is the step's, raised once all have ended."""
         check_chunks(plan.chunks, self.kv)
-        if plan.chunks and self.loaded.ranks.size > 1 and isinstance(self.forward, GpuForward):
-            like = self.forward.program.embedding
-            with self.loaded.ranks.in_step(self.forward.gathers(plan.chunks), like):
-                return self._with_forced(plan.chunks, run_step(self.forward, self.kv, plan, self._masks_of(plan)))
         first, *rest = split(plan, self.num_lanes)
         if rest:    # what is copied is read by all lanes
             run_step(self.forward, self.kv, Plan(first.copies, ()))
@@ -212,7 +210,9 @@ class ModelRunner:
         return self._submit(work).result()
 
     def _submit(self, work: Callable[..., T], *arguments: Any) -> "Future[T]":
-        future = self._pool.submit(work, *arguments)
+        return self._guarded(self._pool.submit(work, *arguments))
+
+    def _guarded(self, future: "Future[T]") -> "Future[T]":
         return self._followers.guarded(future) if self._followers else future
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from streamproc.engine.gpu.parallel import Ranks
 from streamproc.engine.gpu.shares import cut, put_together
 from streamproc.engine.kv_cache import KVCache, Layout
 from streamproc.engine.model import device_of
-from streamproc.errors import Usage
+from streamproc.errors import OutOfMemory, StreamprocError, Usage
 from streamproc.kafka.broker import free_port
 
 SHAPE: dict[str, Any] = {
@@ -87,9 +87,13 @@ def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["exact"]
     assert found["again"]
     assert found["block_bytes"] == expected["block_bytes"]
-    assert found["saved"].keys() == expected["saved"].keys()
-    for name, data in found["saved"].items():
-        ours, theirs = data.view(torch.float32), expected["saved"][name].view(torch.float32)
+    check_saved(found["saved"], expected["saved"])
+
+
+def check_saved(found: dict[bytes, Any], expected: dict[bytes, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, data in found.items():
+        ours, theirs = data.view(torch.float32), expected[name].view(torch.float32)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -112,6 +116,18 @@ def test_two_processes_give_the_answers_and_the_blocks_of_one(folder: Path, star
         assert found[name]["fingerprint"] != expected[name]["fingerprint"]      # sums have other last bits
 
 
+def test_two_processes_have_the_next_plan_while_one_is_computed(folder: Path, start: Start) -> None:
+    """It goes on from tokens that no host has seen, some of them chosen by masks that only the first process has."""
+    processes = start("queue", folder)
+    runner = ranks_world.alone(ranks_world.models(folder)[0])
+    expected = ranks_world.Found(runner).answer(1)
+    runner.close()
+    assert ended(processes, 120) == [(0, ""), (0, "")]
+    found = torch.load(folder / "found.pt")
+    assert found["known"] == expected["known"]
+    check_saved(found["saved"], expected["saved"])
+
+
 def test_a_process_that_runs_out_of_memory_in_a_step_keeps_in_step(folder: Path, start: Start) -> None:
     processes = start("forget", folder)
     runner = ranks_world.alone(ranks_world.models(folder)[0])
@@ -119,15 +135,19 @@ def test_a_process_that_runs_out_of_memory_in_a_step_keeps_in_step(folder: Path,
     runner.close()
     assert ended(processes, 120) == [(0, ""), (0, "")]
     found = torch.load(folder / "found.pt")
-    mine, other = found["problems"]
-    assert mine.startswith("out of memory on cpu in a step of 83 tokens")
+    (code, mine), behind, (other_code, other), behind_other = found["problems"]
+    assert mine.startswith("out of memory on cpu in a step of 73 tokens")
     assert other == f"process 1 of 2: {mine}"
+    assert code == other_code == OutOfMemory.code
+    assert behind[0] == StreamprocError.code
+    assert "goes on from was not carried out" in behind[1]
+    assert behind_other == (other_code, other)      # its masks go on from tokens that are not there
     check_equal(found, expected)
 
 
 @pytest.mark.parametrize(("what", "line"), [
     ("die", "process 1 of 2 has ended; the model needs all of them"),
-    ("fail", "process 1 of 2: TypeError"),
+    ("fail", "process 1 of 2: argument of type 'NoneType' is not iterable"),
 ])  # fmt: skip
 def test_the_end_of_a_process_ends_the_first_one_with_a_line(what: str, line: str, folder: Path, start: Start) -> None:
     first, other = start(what, folder)
@@ -138,6 +158,15 @@ def test_the_end_of_a_process_ends_the_first_one_with_a_line(what: str, line: st
     assert other_code != 0
     assert said.startswith(f"streamproc: {line}")
     assert said.count("\n") == 1
+
+
+def test_the_first_process_ends_the_other_when_it_cannot_go_on(folder: Path, start: Start) -> None:
+    """Which waits for it in what they compute together; its error has been told in full."""
+    first, other = start("fail_first", folder)
+    (code, said), (other_code, _) = ended([first, other])
+    assert (code, other_code) == (1, 1)
+    assert said.startswith("process 0 of 2 cannot go on\nTraceback")
+    assert "\nstreamproc: process 0 of 2: a runner without a constrainer\n" in said
 
 
 def test_the_death_of_the_first_process_ends_the_other(folder: Path, start: Start) -> None:

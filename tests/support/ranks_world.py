@@ -5,29 +5,36 @@
 Models lie in FOLDER, one in each folder there. The first process leaves what it has found in FOLDER/found.pt.
 """
 
+import itertools
 import os
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from streamproc.config import Engine
 from streamproc.engine import follower, runner
 from streamproc.engine.choice import gpu_forward
+from streamproc.engine.flight import ModelFlight
 from streamproc.engine.gpu.meeting import meet, part
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
-from streamproc.errors import OutOfMemory, StreamprocError
-from streamproc.schedule.plan import Chunk, Plan
+from streamproc.errors import StreamprocError
+from streamproc.schedule.plan import UNTOLD, Chunk, Constraint, Plan
 
 NUM_BLOCKS, SIZE = 24, 16
 SAVED = tuple(range(14))
+NUM_STEPS = 8
 
 
 def ids(seed: int, count: int) -> tuple[int, ...]:
@@ -54,6 +61,36 @@ def plans(answers: list[dict[int, tuple[int, ...]]]) -> Plan | None:
     return None
 
 
+def answering(step: int, known: dict[int, list[int]], is_unseen: bool) -> Plan:
+    """Answers that go on in every step, one of them held to masks: from the last token that is known, or unseen from
+    the one that the step before samples. A third sequence comes later, and blocks leave meanwhile.
+    """
+    texts = {1: ids(1, 40), 2: ids(2, 33), 3: ids(9, 21)}
+    tables = {1: (0, 1, 2, 3), 2: (6, 7, 8), 3: (12, 13)}
+    chunks = []
+    for seq_id in (3, 1, 2) if step == 3 else (1, 2, 3):
+        done, text, table = step - 2 * (seq_id == 3), texts[seq_id], tables[seq_id]
+        held = Constraint("any", tuple(known[seq_id])) if seq_id == 2 else None
+        if done == 0:
+            chunks.append(Chunk(seq_id, 0, text, table, 1, constraint=held))
+        elif done > 0:
+            token_ids = (UNTOLD if is_unseen else known[seq_id][-1],)
+            chunks.append(Chunk(seq_id, len(text) + done - 1, token_ids, table, 1, constraint=held))
+    return Plan((), tuple(chunks), ((step % 3, bytes([step])),) if step % 2 else ())
+
+
+def mask(chunk: Chunk) -> np.ndarray | None:
+    """Other tokens after every one of the answer."""
+    if chunk.constraint is None:
+        return None
+    residue = sum(chunk.constraint.answer_ids) % 9
+    return np.packbits(np.arange(320) % 9 == residue, bitorder="little").view(np.uint32)
+
+
+CONSTRAINER: Any = SimpleNamespace(masks=lambda chunks: [mask(chunk) for chunk in chunks], forced=lambda *_: (),
+                                   prepare=lambda: None)  # fmt: skip
+
+
 class Found:
     """What a runner gives: answers, saved blocks, and logits of a prefill."""
 
@@ -70,6 +107,27 @@ class Found:
         return {"answers": answers, "saved": {name: torch.from_numpy(data) for name, data in saved.items()},
                 "exact": self.runner.exact, "block_bytes": self.runner.block_bytes, "again": self.round_trip(saved),
                 "fingerprint": self.runner.fingerprint}  # fmt: skip
+
+    def answer(self, num_out: int) -> dict[str, Any]:
+        """With so many plans out; with two, each goes on from the one before it unseen."""
+        self.runner.constrainer = CONSTRAINER
+        known: dict[int, list[int]] = {1: [], 2: [], 3: []}
+        saved: dict[bytes, Any] = {}
+        flights: deque[ModelFlight] = deque()
+
+        def land() -> None:
+            flight = flights.popleft()
+            for seq_id, tokens in flight.wait().items():
+                known[seq_id] += tokens
+            saved.update(flight.saved)
+
+        for step in range(NUM_STEPS):
+            flights.append(self.runner.launch(answering(step, known, num_out == 2)))
+            if len(flights) == num_out:
+                land()
+        while flights:
+            land()
+        return {"known": known, "saved": {name: torch.from_numpy(data) for name, data in saved.items()}}
 
     def round_trip(self, saved: dict[bytes, Any]) -> bool:
         """Blocks that are loaded elsewhere are the same bytes when they are saved from there, and give the answer."""
@@ -135,16 +193,45 @@ def walk(folder: Path, ranks: Ranks) -> None:
         torch.save(found, folder / "found.pt")
 
 
-def forget(folder: Path, ranks: Ranks) -> None:
-    """Each process in turn runs out of memory in the middle of a step; then they go on."""
+def queue(folder: Path, ranks: Ranks) -> None:
+    """Two plans are out at all times: process 1 does not tell of one before the next has begun there."""
     made = build(models(folder)[0], ranks)
-    forward, steps, problems = made.forward, [0], []
+    if not ranks.leader:
+        torch.save(Found(made).answer(2), folder / "found.pt")
+        made.close()
+        return
+    numbers, begun, report = itertools.count(), [threading.Event() for _ in range(NUM_STEPS)], follower.report_outcome
+    forward, begin = made.forward, made.forward.begin
+
+    def began(*arguments: Any) -> Any:
+        begun[next(numbers)].set()
+        return begin(*arguments)
+
+    nexts = iter(begun[1:])
+
+    def report_late(*arguments: Any) -> None:
+        if not next(nexts, begun[0]).wait(20):
+            print("no other plan came meanwhile", file=sys.stderr)
+        report(*arguments)
+
+    forward.begin, follower.report_outcome = began, report_late
+    follower.carry_out(made, ranks.leader)
+    made.close()
+
+
+def forget(folder: Path, ranks: Ranks) -> None:
+    """Each process in turn runs out of memory in the middle of a step, while another is out that goes on from it; then
+    they go on.
+    """
+    made = build(models(folder)[0], ranks)
+    made.constrainer = CONSTRAINER
+    forward, problems = made.forward, []
     gated = forward.ops.gated
     count = [0]
 
     def failing(*arguments: Any) -> Any:
         count[0] += 1
-        if (ranks.rank, count[0]) in ((0, 1), (1, 4)):
+        if (ranks.rank, count[0]) in ((0, 1), (1, 5)):
             raise torch.OutOfMemoryError("out of memory")
         return gated(*arguments)
 
@@ -153,11 +240,12 @@ def forget(folder: Path, ranks: Ranks) -> None:
         follower.carry_out(made, ranks.leader)
     else:
         for _ in range(2):
-            try:
-                made.launch(plans([])).wait()
-            except OutOfMemory as problem:
-                problems.append(str(problem))
-            steps[0] += 1
+            flights = [made.launch(answering(step, {1: [], 2: [], 3: []}, is_unseen=True)) for step in range(2)]
+            for flight in flights:
+                try:
+                    flight.wait()
+                except StreamprocError as problem:
+                    problems.append((problem.code, str(problem)))
         torch.save({"problems": problems} | Found(made).walk(), folder / "found.pt")
     made.close()
 
@@ -186,6 +274,11 @@ def fail(folder: Path, ranks: Ranks) -> None:
     go_on(made, ranks)
 
 
+def fail_first(folder: Path, ranks: Ranks) -> None:
+    """So does the first one: it has no masks for a plan that the other one computes."""
+    go_on(build(models(folder)[0], ranks), ranks, lambda: answering(0, {2: []}, is_unseen=True))
+
+
 def idle(folder: Path, ranks: Ranks) -> None:
     """Nothing but empty plans."""
     go_on(build(models(folder)[0], ranks), ranks, lambda: Plan((), ()))
@@ -193,11 +286,7 @@ def idle(folder: Path, ranks: Ranks) -> None:
 
 def go_on(made: ModelRunner, ranks: Ranks, next_plan: Callable[[], Plan | None] = lambda: plans([])) -> None:
     if ranks.leader:
-        try:
-            follower.carry_out(made, ranks.leader)
-        except Exception as problem:
-            ranks.leader.fail(repr(problem))
-            os._exit(1)
+        follower.carry_out(made, ranks.leader)
     print("started", flush=True)
     while True:
         made.launch(next_plan()).wait()

@@ -32,6 +32,7 @@ from streamproc.engine.gpu.batch import (
     size_with,
 )
 from streamproc.engine.gpu.graphs import Graphs
+from streamproc.engine.gpu.parallel import Gathered
 from streamproc.engine.gpu.program import Affine, GpuLayer, GpuProgram
 from streamproc.engine.gpu.staging import Download, Staging
 from streamproc.engine.kv_cache import Copies, KVCache
@@ -86,7 +87,8 @@ class GpuForward:
         """Put a step on the device, behind the one that may be there -> what waits for it, in any thread, given the
         sequences whose samples nobody needs. The one before that is over and has been waited for.
         """
-        coming = self._launch(kv, chunks, masks, copies)
+        with self.ranks.in_step(lambda: self._gathers(chunks, masks is not None), self.loaded.device):
+            coming = self._launch(kv, chunks, masks, copies)
 
         def wait(over: Collection[int] = ()) -> dict[int, tuple[int, ...]]:
             best, logits = coming.wait()
@@ -132,6 +134,7 @@ class GpuForward:
         self.ranks.has_gathered(2 * len(self.program.layers) + (masks is None and bool(len(step.sampled))))
         if masks is not None:
             ids, logits = self._choose(rows, self._masks(masks(), len(step.sampled)))
+            ids = self.ranks.firsts(ids)        # the next step may be fed with them, and only the first one has masks
         coming = self._staging.download(ids, logits, len(batch.sampled))
         self._newest, self._samples = coming.ids, samples_of(chunks)
         return coming
@@ -152,15 +155,16 @@ class GpuForward:
                 self._placed[bucket] = found
         return found
 
-    def gathers(self, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
-        """Shapes of what a step of several processes gathers from them, in its order."""
+    def _gathers(self, chunks: Sequence[Chunk], is_masked: bool) -> list[Gathered]:
+        """What a step of several processes gathers from them, in its order."""
         rows, samples = sum(len(chunk.token_ids) for chunk in chunks), sum(chunk.num_samples for chunk in chunks)
         if rows <= GRAPH_ROWS and self._graphs.are_used:
             sizes = graph_bucket(Bucket(rows, samples, 0, ()))
             rows, samples = sizes.rows, sizes.samples
-        hidden = self.program.embedding.shape[1]
-        before = [(rows, hidden)] * (2 * len(self.program.layers) - 2)
-        return [*before, (samples, hidden), (samples, hidden), (samples, max(self._head_sizes))]
+        hidden, dtype = self.program.embedding.shape[1], self.program.embedding.dtype
+        layers = [((rows, hidden), dtype)] * (2 * len(self.program.layers) - 2) + [((samples, hidden), dtype)] * 2
+        head = ((samples, max(self._head_sizes)), dtype)
+        return [*layers, head, *([((samples,), torch.int32)] if is_masked else ())]
 
     def _tables_of(self, kv: KVCache) -> Tables:
         """The same ones from step to step, as long as the pool is the same."""

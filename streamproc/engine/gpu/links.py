@@ -1,10 +1,12 @@
 """What the processes of one model tell each other besides tensors: plans, and what came of them.
 
 The first process leads: it has the loop and Kafka. It sends every plan to the others, which follow: each carries it out
-on its part of the model and answers with what it has saved, or with the error that it has met. The messages are pickled
-and go over sockets of this machine in a folder of this user's. A socket also tells who has died: then all of them end.
+on its part of the model and answers that it has, or with the error that it has met; what a plan saves comes on its own,
+once it is there. The next plan is sent meanwhile. The messages are pickled and go over sockets of this machine in a
+folder of this user's. A socket also tells who has died: then all of them end.
 """
 
+import logging
 import os
 import pickle
 import queue
@@ -13,15 +15,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from socket import socket
 from typing import Any, TypeVar
 
 from streamproc.engine.gpu.shares import Bytes, cut, put_together
 from streamproc.engine.kv_cache import Layout
-from streamproc.errors import StreamprocError, Unavailable
+from streamproc.errors import OutOfMemory, StreamprocError, Unavailable, one_line
 from streamproc.schedule.plan import Plan
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GRACE_S = 10.0      # to end in order once a process is lost; what waits for it in a collective would never end
@@ -30,10 +34,18 @@ NOTICE_S = 2.0      # from an error that a lost process may have caused to its b
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A plan is carried out, or failed in a way that the process goes on from."""
+    """A plan is carried out, or failed in a way that the process goes on from. One for every plan, in their order."""
 
-    saved: Mapping[bytes, Bytes]
     problem: StreamprocError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPart:
+    """This process's part of the blocks that a plan saves: one for every plan that saves any, in their order; empty
+    where the plan has failed.
+    """
+
+    blocks: Mapping[bytes, Bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +56,18 @@ class Failure:
 
 
 class Link:
-    """Messages both ways; one thread reads, one writes."""
+    """Messages both ways; one thread reads."""
 
     def __init__(self, connection: socket) -> None:
         self._socket = connection
         self._reader = connection.makefile("rb")
+        self._writing = threading.Lock()
 
     def send(self, message: Any) -> None:
         self.send_pickled(pickled(message))
 
     def send_pickled(self, message: bytes) -> None:
-        with suppress(OSError):     # nobody reads any more: whoever reads here gets to know
+        with self._writing, suppress(OSError):      # nobody reads any more: whoever reads here gets to know
             self._socket.sendall(message)
 
     def messages(self) -> Iterator[Any]:
@@ -71,16 +84,17 @@ def pickled(message: Any) -> bytes:
 
 
 class Followers:
-    """The other processes, in their order, as the first one sees them. One plan is out at most."""
+    """The other processes, in their order, as the first one sees them."""
 
     def __init__(self, links: Sequence[Link]) -> None:
         self._links = links
         self._outcomes = [queue.SimpleQueue[Outcome | None]() for _ in links]
+        self._saved = [queue.SimpleQueue[SavedPart | None]() for _ in links]
         self._lock = threading.Lock()
         self._loss: Unavailable | None = None
         self._is_lost = threading.Event()
         self._is_stopping = False
-        self._awaited: Future[Any] | None = None
+        self._awaited: set[Future[Any]] = set()
         for rank in range(1, len(links) + 1):
             threading.Thread(target=self._listen, args=(rank,), daemon=True, name=f"streamproc-process-{rank}").start()
 
@@ -102,12 +116,38 @@ class Followers:
         for link in self._links:
             link.send_pickled(message)
 
-    def outcomes(self) -> list[Outcome]:
-        """Of the plan, once all of them are done with it. Raises Unavailable where one is lost."""
-        found = [outcomes.get() for outcomes in self._outcomes]
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Around what the first process does for the oldest plan whose outcome nobody has asked for: ends once all are
+        done with it. Raises what it has failed by, or Unavailable where one is lost.
+        """
+        met: list[StreamprocError] = []
+        try:
+            yield
+        except StreamprocError as problem:
+            met.append(problem)
+        except Exception as problem:    # the others may wait for this process in what they compute together
+            threading.Thread(target=self._fail, args=(problem,), daemon=True, name="streamproc-end").start()
+            raise
+        for rank, outcome in enumerate(self._taken(self._outcomes), 1):
+            if other := outcome.problem:
+                met.append(type(other)(f"process {rank} of {len(self._links) + 1}: {other}"))
+        if met:     # where memory lacks, others compute from zeros, which may end in any way
+            raise next((problem for problem in met if isinstance(problem, OutOfMemory)), met[0])
+
+    def saved(self) -> list[Mapping[bytes, Bytes]]:
+        """The parts of the oldest plan that saves blocks and whose parts nobody has asked for: all or, where it has
+        failed in one of the processes, not all. Raises Unavailable where one is lost.
+        """
+        return [part.blocks for part in self._taken(self._saved)]
+
+    def _taken(self, boxes: "Sequence[queue.SimpleQueue[T | None]]") -> list[T]:
+        found = [box.get() for box in boxes]
         if self._loss:
+            for box in boxes:
+                box.put(None)       # whoever asks next is not to wait either
             raise self._loss
-        return [outcome for outcome in found if outcome]
+        return [message for message in found if message]
 
     def stop(self) -> None:
         """There are no more plans."""
@@ -118,15 +158,17 @@ class Followers:
         """What this work gives; or the loss of a process, as soon as it is known: work that waits for it may hang."""
         guarded: Future[T] = Future()
         with self._lock:
-            self._awaited = guarded
+            self._awaited.add(guarded)
         if self._loss:
             self._tell(guarded)
         work.add_done_callback(lambda work: self._settle(work, guarded))
         return guarded
 
     def _settle(self, work: "Future[T]", guarded: "Future[T]") -> None:
+        with self._lock:
+            self._awaited.discard(guarded)
         problem = work.exception()
-        if problem and not isinstance(problem, StreamprocError) and self._is_lost.wait(NOTICE_S):
+        if problem and not isinstance(problem, StreamprocError) and self._is_lost.wait(2 * NOTICE_S):
             self._tell(guarded)
         with suppress(InvalidStateError):       # it has been told of the loss
             if problem:
@@ -140,9 +182,18 @@ class Followers:
             if isinstance(message, Failure):
                 line = f"process {rank} of {len(self._links) + 1}: {message.line}"
                 break
-            self._outcomes[rank - 1].put(message)
+            if isinstance(message, Outcome):
+                self._outcomes[rank - 1].put(message)
+            else:
+                self._saved[rank - 1].put(message)
         if not self._is_stopping:
             self._lose(line)
+
+    def _fail(self, problem: Exception) -> None:
+        """The first process cannot go on, unless it is for the loss of another."""
+        if not self._is_lost.wait(NOTICE_S):
+            log.error("process 0 of %s cannot go on", len(self._links) + 1, exc_info=problem)
+            self._lose(f"process 0 of {len(self._links) + 1}: {one_line(problem)}")
 
     def _lose(self, line: str) -> None:
         """Tell whoever waits; end this process if that does not do it."""
@@ -151,10 +202,12 @@ class Followers:
                 return
             self._loss = Unavailable(line)
             self._is_lost.set()
-        if self._awaited:
-            self._tell(self._awaited)
-        for outcomes in self._outcomes:
+            awaited = list(self._awaited)
+        for waiting in awaited:
+            self._tell(waiting)
+        for outcomes, saved in zip(self._outcomes, self._saved, strict=True):
             outcomes.put(None)
+            saved.put(None)
         time.sleep(GRACE_S)
         print(f"streamproc: {line}", file=sys.stderr, flush=True)
         os._exit(Unavailable.exit_code)
@@ -182,8 +235,8 @@ class Leader:
         """What the first process tells next, however long that takes."""
         return self._told.get()
 
-    def report(self, outcome: Outcome) -> None:
-        self._link.send(outcome)
+    def report(self, message: Outcome | SavedPart) -> None:
+        self._link.send(message)
 
     def fail(self, line: str) -> None:
         """The last word."""
@@ -198,10 +251,6 @@ class Leader:
             os._exit(Unavailable.exit_code)     # the first process has said why, or nobody can
 
 
-def merged(mine: Mapping[bytes, Bytes], outcomes: Sequence[Outcome], layout: Layout) -> dict[bytes, Bytes]:
-    """Blocks that all have saved, whole. Raises the error of a process that has met one."""
-    for rank, outcome in enumerate(outcomes, 1):
-        if outcome.problem:
-            raise type(outcome.problem)(f"process {rank} of {len(outcomes) + 1}: {outcome.problem}")
-    return {name: put_together([part, *(outcome.saved[name] for outcome in outcomes)], layout)
-            for name, part in mine.items()}  # fmt: skip
+def merged(mine: Mapping[bytes, Bytes], parts: Sequence[Mapping[bytes, Bytes]], layout: Layout) -> dict[bytes, Bytes]:
+    """Blocks that all have saved, whole."""
+    return {name: put_together([part, *(other[name] for other in parts)], layout) for name, part in mine.items()}

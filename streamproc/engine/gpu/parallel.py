@@ -17,6 +17,7 @@ from streamproc.engine.gpu.links import Followers, Leader
 from streamproc.errors import Usage
 
 T = TypeVar("T")
+Gathered = tuple[tuple[int, ...], torch.dtype]
 GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor      # the older name
 
 
@@ -58,6 +59,10 @@ class Ranks:
         parts = self._gathered(torch.nn.functional.pad(tensor, (0, max(sizes) - tensor.shape[1])))
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], 1)
 
+    def firsts(self, tensor: Tensor) -> Tensor:
+        """What the first process has, where others may have something else of the same shape."""
+        return tensor if self.size == 1 else self._gathered(tensor)[0]
+
     def _gathered(self, tensor: Tensor) -> Tensor:
         """[processes, *tensor.shape]"""
         parts = torch.empty(self.size, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
@@ -78,8 +83,8 @@ class Ranks:
         return found
 
     @contextmanager
-    def in_step(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> Iterator[None]:
-        """A step in which every process gathers tensors of these shapes, in this order, of the dtype of `like`.
+    def in_step(self, gathered: Callable[[], Sequence[Gathered]], device: torch.device) -> Iterator[None]:
+        """A step, or its beginning, in which every process gathers these tensors, in this order.
 
         Where it fails here, the others get zeros for the rest, and can end it: what they compute counts for nothing.
         """
@@ -87,8 +92,9 @@ class Ranks:
         try:
             yield
         except Exception:
-            for shape in shapes[self._num_gathered:]:
-                self._gathered(torch.zeros(shape, dtype=like.dtype, device=like.device))
+            if self.size > 1:
+                for shape, dtype in gathered()[self._num_gathered:]:
+                    self._gathered(torch.zeros(shape, dtype=dtype, device=device))
             raise
 
     def has_gathered(self, num_gathered: int) -> None:
