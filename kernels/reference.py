@@ -40,7 +40,7 @@ def paged_attention(query: torch.Tensor, blocks: torch.Tensor, block_table: Sequ
     """
     rows, heads, head_dim = query.shape
     kv_heads, block_size = blocks.shape[2:4]
-    out = torch.empty(rows, heads, head_dim, dtype=torch.float64)
+    out = torch.empty(rows, heads, head_dim, dtype=torch.float64, device=query.device)
     for row in range(rows):
         position = start + row
         first = 0 if window is None else max(0, position - window + 1)

@@ -15,17 +15,18 @@ def attend(
     if out is None:
         out = torch.zeros_like(query)
     num_rows, num_heads, head_dim = query.shape
+    device = query.device
     kv_heads, block_size = kv.shape[3:5]
     asked = query.double().unflatten(1, (kv_heads, -1)).transpose(0, 1)     # [kv_heads, rows, groups, head_dim]
-    top = torch.full((kv_heads, num_rows, num_heads // kv_heads), -1e300, dtype=torch.float64)
-    total, found = torch.zeros_like(top), torch.zeros(*top.shape, head_dim, dtype=torch.float64)
-    is_named = torch.zeros(num_rows, dtype=torch.bool)
+    top = torch.full((kv_heads, num_rows, num_heads // kv_heads), -1e300, dtype=torch.float64, device=device)
+    total, found = torch.zeros_like(top), torch.zeros(*top.shape, head_dim, dtype=torch.float64, device=device)
+    is_named = torch.zeros(num_rows, dtype=torch.bool, device=device)
     num_whole, num_split, _ = work.counts.tolist()
     for first, count, table, first_tile, _, end_tile in [*work.whole[:num_whole].tolist(),
                                                          *work.split[:num_split].tolist()]:
         rows = work.rows[first:first + count].long()
         is_named[rows] = True
-        key = torch.arange(first_tile * sizes.key_tile, end_tile * sizes.key_tile)
+        key = torch.arange(first_tile * sizes.key_tile, end_tile * sizes.key_tile, device=device)
         numbers = work.tables[table + key // block_size].long()
         cells = kv[numbers, layer, :, :, key % block_size].double()
         if scales is not None:
@@ -44,5 +45,4 @@ def attend(
         found[:, rows] = found[:, rows] * factor[..., None] + torch.einsum("hrgk,hkd->hrgd", weights, values)
         top[:, rows] = highest
     result = (found / total[..., None]).transpose(0, 1).flatten(1, 2).to(out.dtype)
-    out[is_named] = result[is_named]
-    return out
+    return torch.where(is_named[:, None, None], result, out, out=out)

@@ -7,7 +7,8 @@
 
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -152,6 +153,15 @@ class Static(KeptCache):
         """Nothing: every step says where it begins."""
 
 
+def batching_settings(known: Collection[str], num_tokens: int, portion: int) -> dict[str, Any]:
+    """Of continuous batching, by what this transformers calls them: 5.17 has blocks where later ones have pages."""
+    settings = {"page_size" if "page_size" in known else "block_size": PAGE, "num_blocks": -(-num_tokens // PAGE),
+                "max_batch_tokens": portion}
+    if "auto_switch_to_flash" in known:
+        settings["auto_switch_to_flash"] = importlib.util.find_spec("flash_attn") is not None   # else it is downloaded
+    return settings
+
+
 class Batching:
     """transformers' continuous batching: a request carries all its tokens, whole pages of which are known already."""
 
@@ -162,10 +172,9 @@ class Batching:
         model.set_attn_implementation("sdpa")
         generation = GenerationConfig(max_new_tokens=1, do_sample=False, eos_token_id=model.config.vocab_size,
                                       pad_token_id=0)
+        settings = batching_settings({each.name for each in fields(ContinuousBatchingConfig)}, num_tokens, portion)
         self.manager = model.init_continuous_batching(
-            generation_config=generation, continuous_batching_config=ContinuousBatchingConfig(
-                page_size=PAGE, num_blocks=-(-num_tokens // PAGE), max_batch_tokens=portion,
-                auto_switch_to_flash=importlib.util.find_spec("flash_attn") is not None))    # else it is downloaded
+            generation_config=generation, continuous_batching_config=ContinuousBatchingConfig(**settings))
         self.manager.start()
 
     def answers(self, requests: Sequence[Sequence[int]], num_answer: int) -> list[Ids]:

@@ -1,14 +1,18 @@
 """The specification itself, against attention written down once more; and the engine's attention against it."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from streamproc.engine.attention import Heads
 from streamproc.engine.batch import Geometry, build_batch
 from streamproc.engine.kv_cache import KVCache, Layout
+from streamproc.kernels import reference
 from streamproc.kernels.reference import paged_attention
 from streamproc.schedule.plan import Chunk
 
@@ -56,3 +60,32 @@ def test_the_engines_attention_equals_the_reference(window: int | None, dtype: t
                                    window)
         assert torch.allclose(out[rows].double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
         row = rows.stop
+
+
+def test_the_references_compute_on_the_device_that_their_inputs_are_on() -> None:
+    """With tensors that only claim to be on a GPU, but for the lists that are read on the CPU."""
+    lists = {"counts": torch.tensor([1, 1, 0]), "whole": torch.tensor([[0, 4, 0, 0, 0, 2]]),
+             "split": torch.tensor([[4, 2, 0, 0, 0, 1]])}
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
+        def number(*shape: int) -> torch.Tensor:
+            return torch.empty(*shape, dtype=torch.bfloat16, device="cuda")
+
+        def places(*shape: int) -> torch.Tensor:
+            return torch.zeros(*shape, dtype=torch.int32, device="cuda")
+
+        kv, scales = number(5, 2, 2, 2, 16, 64), number(5, 2, 2, 2, 16).float()
+        work = SimpleNamespace(rows=places(6), tables=places(64), positions=places(6), **lists)
+        sizes = reference.attention_sizes(torch.device("cuda"), 64)
+        for cells, scale in ((kv, None), (kv.char(), scales)):
+            arguments = 1, work, None, sizes, 0.1, 40, 30.0
+            results = [reference.attend(number(6, 8, 64), cells, scale, *arguments)]  # type: ignore[arg-type]
+            turned = places(6), places(6), number(9, 32), number(9, 32), cells, scale, 1, 8
+            results.append(reference.rotary_write(number(6, 12 * 64), *turned, number(64), number(64), 1e-6))
+        results += [reference.rms_norm(number(6, 64), number(64), 1e-6, number(6, 64)),
+                    reference.add_rms_norm(number(6, 64), number(6, 64), number(64), 1e-6),
+                    reference.gated(number(6, 64), is_gelu=True), reference.matmul(number(6, 64), number(9, 64)),
+                    reference.gather_blocks(kv, places(3)), *reference.greedy(number(6, 99), places(3, 4), places(6)),
+                    paged_attention(number(2, 8, 64), kv[:, 0], (1, 2), 3)]
+        reference.scatter_blocks(kv, places(3), number(3, 2, 2, 2, 16, 64))
+        reference.copy_blocks(kv, places(3), places(3))
+        assert {result.device.type for result in results} == {"cuda"}

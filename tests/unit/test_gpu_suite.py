@@ -17,6 +17,7 @@ from gpu import supervisor
 from gpu.blocks import crossover
 from gpu.checking import roundings
 from gpu.guards import Guards
+from gpu.hf import batching_settings
 from gpu.questions import portions
 from gpu.targets import verdict
 from gpu.worker import SHARES, Report, work
@@ -177,6 +178,13 @@ def test_from_how_many_tokens_on_restoring_is_faster() -> None:
 def test_chunks_are_shared_out_to_steps_in_order() -> None:
     chunks = [Chunk(i, 0, (1,) * count, ()) for i, count in enumerate((3, 2, 2, 9, 1))]
     assert [[chunk.seq_id for chunk in part] for part in portions(chunks, 5)] == [[0, 1], [2], [3], [4]]
+
+
+def test_continuous_batching_is_set_up_by_the_names_of_this_transformers_and_of_older_ones() -> None:
+    sizes = {"num_blocks": 4, "max_batch_tokens": 64}
+    assert batching_settings({"block_size", *sizes}, 100, 64) == {"block_size": 32, **sizes}        # 5.17
+    newer = batching_settings({"page_size", "auto_switch_to_flash", *sizes}, 100, 64)
+    assert newer == {"page_size": 32, "auto_switch_to_flash": False, **sizes}
 
 
 def test_a_figure_beside_its_target() -> None:
