@@ -101,3 +101,14 @@ def test_the_compiler_makes_what_it_made(compiled: dict[str, Any]) -> None:
     before = recorded["kernels"]
     changed = {name: (before[name], one) for name, one in found.items() if before[name] != one}
     assert not changed, f"other code (recorded, found); if it is meant: {AGAIN}"
+
+
+def test_what_was_compiled_is_found_in_whatever_order_kernels_are_used() -> None:
+    """Triton's cache on disk, by a later process."""
+    code = ("import sys; from streamproc.kernels import attention, matmul, ops, rms_norm; "
+            "kernels = [attention.attend_items, matmul.product, rms_norm.normalize][::int(sys.argv[1])]; "
+            "print(sorted(kernel.cache_key for kernel in kernels))")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    keys = {subprocess.run([sys.executable, "-P", "-c", code, order], env=environment, check=True, text=True,
+                           stdout=subprocess.PIPE).stdout for order in ("1", "-1")}
+    assert len(keys) == 1

@@ -29,39 +29,65 @@ class Graphs:
         self._too_large: set[Hashable] = set()
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if self.are_used else None
+        # One for all: the allocator gives what was used on a stream to the same stream only, in a shared pool, too.
+        self._stream = torch.cuda.Stream(device) if self.are_used else None
 
     def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
         """What the work gives; the same key stands for the same work, but for the numbers that it reads."""
         if key not in self._seen:       # kernels are compiled and loaded in a first run: that cannot be captured
             self._seen.add(key)
             return work()
-        if key in self._too_large:
-            return work()
+        if key not in self._captured and key not in self._too_large:
+            self._keep(key, work)
         found = self._captured.get(key)
         if found is None:
-            try:
-                found = self._captured[key] = self._capture(work)
-            except torch.OutOfMemoryError:      # what its step needs at once, its graph would hold for good
-                self._too_large.add(key)
-                return work()
-            if len(self._captured) > MOST:
-                self._captured.popitem(last=False)
+            return work()
         self._captured.move_to_end(key)
         found.graph.replay()
         return found.results
 
-    def _capture(self, work: Callable[[], Any]) -> Captured:
-        """Without torch.cuda.graph, which would give back all memory that steps and copies keep for the next one."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(stream):
+    def _keep(self, key: Hashable, work: Callable[[], Any]) -> None:
+        """Capture it; where memory lacks once more after all that is cached was given back, it is never tried again:
+        what its step needs at once, its graph would hold for good.
+        """
+        found = self._capture(work)
+        if found is None:
+            torch.cuda.empty_cache()        # while a graph is captured, the allocator gives nothing back by itself
+            found = self._capture(work)
+        if found is None:
+            self._too_large.add(key)
+            return
+        self._captured[key] = found
+        if len(self._captured) > MOST:
+            self._captured.popitem(last=False)
+
+    def _capture(self, work: Callable[[], Any]) -> Captured | None:
+        """None where memory lacks. Without torch.cuda.graph, which would wait for the device, and give back all memory
+        that steps and copies keep for the next one.
+        """
+        assert self._stream is not None, "graphs of a CPU"
+        graph, step = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._stream.wait_stream(step)
+        results, problem = None, None
+        with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 results = work()
-            finally:
+            except Exception as met:        # raised below
+                problem = met
+            try:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        return Captured(graph, results)
+            except RuntimeError as met:     # it is broken by the error before it, which says why
+                problem = problem or met
+        step.wait_stream(self._stream)
+        if problem is None:
+            return Captured(graph, results)
+        if not self._captured:      # with its only graph a pool is gone, and its handle is of no use any more
+            self._pool = torch.cuda.graph_pool_handle()
+        if isinstance(problem, torch.OutOfMemoryError):
+            problem.with_traceback(None)        # which holds what the work has taken
+            return None
+        raise problem
 
     def forget(self) -> None:
         """What graphs read lies elsewhere now; one of them may be at work still."""
