@@ -12,6 +12,7 @@ from streamproc.config import Config
 from streamproc.engine.attention import KEY_TILE
 from streamproc.engine.constrain import Constrainer
 from streamproc.engine.forward import run_step
+from streamproc.engine.gpu.forward import GRAPH_ROWS, scratch_bytes
 from streamproc.engine.gpu.parallel import ALONE, Ranks
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.loaded import LoadedModel
@@ -135,21 +136,26 @@ def longest_sequence(config: Config) -> int:
     return config.engine.context_tokens + config.worker.max_question_tokens + config.worker.max_answer_tokens
 
 
-def free_kv_bytes(loaded: LoadedModel) -> int:
+def free_kv_bytes(config: Config, loaded: LoadedModel) -> int:
     """What the KV pool may take: on a GPU what the weights have left, less room for steps and their graphs."""
     if loaded.device.type == "cpu":
         return CPU_POOL_BYTES
     free, whole = torch.cuda.mem_get_info(loaded.device)
+    room = max(int(whole) // STEP_SHARE, LEAST_STEP_BYTES)
+    rows, longest = config.engine.step_tokens, longest_sequence(config)
+    split = scratch_bytes(loaded, rows, longest)
+    split += 2 * scratch_bytes(loaded, min(rows, GRAPH_ROWS), longest)      # in graphs, rounded up to powers of two
+    room = max(room, room // 2 + split)
     if loaded.ranks.size > 1:       # each process's part of the weights is still to come
         weights = sum(weight.numel() for weight in loaded.model.parameters()) * loaded.dtype.itemsize
         free -= weights // loaded.ranks.size
-    return max(int(free) - max(int(whole) // STEP_SHARE, LEAST_STEP_BYTES), 0)
+    return max(int(free) - room, 0)
 
 
 def make_cache(config: Config, loaded: LoadedModel) -> KVCache:
     """The pool of engine.kv_bytes. Raises Usage where it cannot hold the longest sequence or cannot be had."""
     layout = loaded.layout(config.engine.block_size)
-    kv_bytes = config.engine.kv_bytes or free_kv_bytes(loaded) * loaded.ranks.size
+    kv_bytes = config.engine.kv_bytes or free_kv_bytes(config, loaded) * loaded.ranks.size
     num_blocks = loaded.ranks.least(kv_bytes // (layout.block_bytes * loaded.ranks.size))
     needed = -(-longest_sequence(config) // layout.block_size) + 1      # and the copy of a partly filled block
     if num_blocks < needed:

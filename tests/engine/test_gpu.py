@@ -12,18 +12,22 @@ import pytest
 import torch
 from tiny_models import tiny
 
+from streamproc.config import Config
+from streamproc.engine.build import free_kv_bytes
 from streamproc.engine.choice import accuracy, agrees, gpu_forward, whole_is_exact
 from streamproc.engine.gpu.batch import fill, graph_bucket, inputs, make_batch, pairs, places, size_with
-from streamproc.engine.gpu.forward import GpuForward
+from streamproc.engine.gpu.forward import GpuForward, scratch_bytes
 from streamproc.engine.gpu.program import compile_gpu_program
 from streamproc.engine.kv_cache import CODES, KVCache
 from streamproc.engine.loaded import LoadedModel, Ways, describe
 from streamproc.engine.parts import join_in_place, take_apart
 from streamproc.engine.support import Recorder
 from streamproc.kernels import reference
-from streamproc.kernels.tables import Tables
+from streamproc.kernels.tables import Cut, Tables
+from streamproc.kernels.work import Span, make_lists, make_scratch
 from streamproc.schedule.plan import STUCK, Chunk
 
+GIB = 2**30
 Load = Callable[[str, torch.dtype], LoadedModel]
 
 
@@ -80,6 +84,32 @@ def test_a_block_of_codes_is_one_piece_with_its_scales(load: Load) -> None:
     kv.write(2, data)
     assert torch.equal(kv.gather([2]), torch.full((1, *layout.block_shape), 2.5))
     assert not kv.gather([0]).any()
+
+
+def test_the_pool_leaves_room_for_what_attention_keeps_of_many_forks(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16,384 rows over 32k keys: 16 GiB for an 8B model, more than the twelfth of an H200's memory."""
+    loaded = load("llama", torch.bfloat16)
+    heads, (key_split, key_tile) = loaded.shapes.num_heads, (64, 16)        # of the table for the interpreter
+    spans = [Span(5 * i, 5, 195, range(20)) for i in range(8)]
+    lists = make_lists(spans, None, Cut(key_tile, key_split, 16, 4, 4, 9), 99)
+    scratch = make_scratch(lists.num_slots, heads, 16, torch.device("cpu"))
+    assert scratch_bytes(loaded, 40, 200) == scratch.stats.nbytes + scratch.sums.nbytes
+    shapes = replace(loaded.shapes, num_heads=32, head_dim=128)
+    large = replace(loaded, shapes=shapes, device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (120 * GIB, 141 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    config = Config()
+
+    def left(step_tokens: int, context_tokens: int) -> float:
+        engine = replace(config.engine, step_tokens=step_tokens, context_tokens=context_tokens)
+        return free_kv_bytes(replace(config, engine=engine), large) / GIB
+
+    assert left(512, 32_000) == 120 - 141 / 12
+    assert left(8192, 32_000) == pytest.approx(120 - 141 / 24 - 8.1 - 2 * 0.5, abs=0.2)
+    assert left(16_384, 32_000) == pytest.approx(120 - 141 / 24 - 16.2 - 2 * 0.5, abs=0.4)
+    assert free_kv_bytes(config, replace(large, shapes=replace(shapes, head_dim=300))) / GIB == 120 - 141 / 12
 
 
 def test_torchs_products_are_asked_for_by_name(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

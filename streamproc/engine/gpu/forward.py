@@ -38,6 +38,8 @@ from streamproc.engine.gpu.staging import Download, Staging
 from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel, free_parameters
 from streamproc.engine.masks import Masks, Rows
+from streamproc.kernels.attention_configs import attention_of
+from streamproc.kernels.configs import config_of
 from streamproc.kernels.tables import Tables
 from streamproc.schedule.plan import STUCK, Chunk, verify
 
@@ -247,6 +249,20 @@ class GpuForward:
 
     def close(self) -> None:
         self._graphs.forget()
+
+
+def scratch_bytes(loaded: LoadedModel, num_rows: int, num_keys: int) -> int:
+    """What attention may have at once of this process's heads besides its results: partial ones of every row, for all
+    splits of so many keys. That is where all rows belong to short chunks, as those of many forks.
+    """
+    shapes = loaded.shapes
+    try:
+        sizes = attention_of(config_of(loaded.device).name, shapes.head_dim)
+    except ValueError:      # torch computes these
+        return 0
+    slots, num_heads = num_rows * -(-num_keys // sizes.key_split), shapes.num_heads // loaded.ranks.size
+    num_bytes: int = slots * num_heads * (shapes.head_dim + 2) * torch.float32.itemsize
+    return num_bytes
 
 
 def samples_of(chunks: Sequence[Chunk]) -> dict[int, int]:
