@@ -11,6 +11,7 @@ Needs torch >= 2.11, transformers >= 5.17 and triton >= 3.6, and a checkout: not
     kernels     every kernel against its reference, on fresh random inputs; bits of rows in any company
     times       kernels beside their floors of bytes and operations at those ceilings
     oracle      a small model: any cutting, company, draft, fork and restored block gives the same bits
+    runner      the engine's runner with that model: plans one behind another, masks, saves and loads beside steps
     scenarios   Llama-3.1-8B's shape at 2k to 32k: questions, drafts, decode, beside transformers
     fleet       many sessions with many questions each
     determinism what `deterministic` costs
@@ -37,7 +38,8 @@ from telling import last_line, show
 BEGAN = time.monotonic()
 FOLDER = Path(__file__).resolve().parent
 PARTS = {"ceilings": "ceilings", "kernels": "kernel_checks", "times": "kernel_times", "oracle": "oracle",
-         "scenarios": "scenarios", "fleet": "fleet", "determinism": "determinism", "blocks": "blocks"}  # fmt: skip
+         "runner": "runner", "scenarios": "scenarios", "fleet": "fleet", "determinism": "determinism",
+         "blocks": "blocks"}  # fmt: skip
 
 
 def work(given: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from gpu.timing import Clock
 
 Part = Callable[[Any], dict[str, Any]]
-SHARES = {"ceilings": 15, "kernels": 110, "times": 60, "oracle": 45, "scenarios": 140, "fleet": 40, "determinism": 30,
-          "blocks": 25}  # fmt: skip
+SHARES = {"ceilings": 15, "kernels": 110, "times": 60, "oracle": 45, "runner": 20, "scenarios": 140, "fleet": 40,
+          "determinism": 30, "blocks": 25}  # fmt: skip
 LEAST_S = 2.0
 
 
