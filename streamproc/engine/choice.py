@@ -27,7 +27,7 @@ from streamproc.schedule.plan import Chunk, Plan
 log = logging.getLogger(__name__)
 
 CHECK_CUTS = (1, 3, 8, 12)
-LARGE_CUTS = (100, 200)     # of a longer sequence
+LARGE_CUTS = (100, 200, 300)    # of a longer sequence: each meets another tile of a product
 TURNS = 3       # of the same steps: a graph is captured in the second and replayed in the third
 AGREEMENT = {torch.float32: 0.01, torch.bfloat16: 0.3, torch.float16: 0.1}     # of the logits' standard deviation
 
@@ -62,7 +62,7 @@ def gpu_forward(loaded: LoadedModel, block_size: int) -> GpuForward | None:
             raise Unknown("its numbers are float32, matrix units multiply others; engine.dtype=bfloat16 is faster")
         ops = importlib.import_module(f"streamproc.kernels.{name}")
         forward = GpuForward(loaded, compile_gpu_program(loaded, ranks), ops)
-        if ranks.all(agrees(forward, block_size)):
+        if ranks.all(agrees(forward, block_size) and obeys(forward, block_size)):
             tell_accuracy(forward, block_size)
             return forward
         forward.close()
@@ -121,6 +121,20 @@ def agrees(forward: CpuForward | GpuForward, block_size: int) -> bool:
     allowed = AGREEMENT[loaded.dtype] * theirs.std(dim=-1)
     off = torch.maximum((torch.from_numpy(logits) - expected).abs(), theirs.max(-1).values - expected)
     return bool((off <= allowed).all())
+
+
+def obeys(forward: GpuForward, block_size: int) -> bool:
+    """Whether it keeps to masks, and copies blocks: a kernel that is met here is not compiled in a step at work."""
+    loaded, ids = forward.loaded, check_ids(forward.loaded)
+    num_blocks = -(-len(ids) // block_size)
+    kv = KVCache(loaded.layout(block_size), num_blocks + 1, loaded.device)
+    chunk = Chunk(0, 0, ids, tuple(range(num_blocks)), 1)
+    found, = forward.run(kv, [chunk])[0]
+    others = np.full(-(-loaded.vocab_size // 32), 2**32 - 1, np.uint32)
+    others[found // 32] ^= np.uint32(1 << found % 32)
+    second, = forward.run(kv, [chunk], lambda: [others], [(0, num_blocks)])[0]
+    again, = forward.run(kv, [chunk], lambda: [~others])[0]
+    return again == found != second and torch.equal(kv.data[0], kv.data[num_blocks])
 
 
 def prefixes(forward: CpuForward | GpuForward, block_size: int, kv_dtype: torch.dtype
