@@ -37,6 +37,7 @@ CHECK_EVERY = 50  # turns of the loop: the check walks all blocks
 SAID, THROWN = 3, 70
 
 
+MORTAL = 4  # one life of so many may end while it restores
 MOST_BEHIND = 1  # steps that come to nothing with one that fails
 
 
@@ -48,7 +49,8 @@ class Thrown(Exception):
 class Orders:
     """Failures that the worker is told to have."""
 
-    throw_after: int = 0  # records, from half to twice as many: always at the same one would be poison; 0: never
+    throw_after: int = 0  # records, from half to twice as many: always at the same one would be poison; 0: never.
+    # Records that are read again count in one life of MORTAL alone: who dies whenever it restores never gets anywhere.
     oom_share: float = 0.0  # of the steps that compute something
     seed: int = 0
     num_blocks: int = 6_000
@@ -111,17 +113,28 @@ def loop(processor: StreamProcessor, is_stopped: Callable[[], bool], tell: Calla
     """The product's own loop, with a look at its books and a word on how it goes."""
     turn, told_at = 0, 0.0
     throw_after = random.Random(orders.seed).randint(orders.throw_after // 2, orders.throw_after * 2)
+    count = num_taken if orders.seed % MORTAL == 0 else num_new
     while not is_stopped():
         processor.step()
         turn += 1
         if turn % CHECK_EVERY == 0:
             processor.check()
-        if throw_after and processor.counters.records >= throw_after:
-            raise Thrown(f"after {processor.counters.records} records")
+        if throw_after and count(processor) >= throw_after:
+            raise Thrown(f"after {count(processor)} records")
         if (now := time.monotonic()) - told_at >= STATUS_S:
             told_at = now
             tell(**how_it_is(processor))
     processor.close()
+
+
+def num_taken(processor: StreamProcessor) -> int:
+    """Records of this life, those that are read again among them."""
+    return processor.counters.records
+
+
+def num_new(processor: StreamProcessor) -> int:
+    """Records of this life that nobody has committed before, of partitions that are still here."""
+    return sum(max(each.next_offset - each.live_from, 0) for each in processor.partitions.values())
 
 
 def how_it_is(processor: StreamProcessor) -> dict[str, Any]:
