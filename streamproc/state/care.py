@@ -15,8 +15,6 @@ each part of what its predecessor can have begun.
 """
 
 import logging
-from bisect import bisect_left
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,6 +23,7 @@ from streamproc.state.epoch import Message
 from streamproc.state.lifecycle import Phase
 from streamproc.state.partition import Partition, Recovery
 from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Work, smallest
+from streamproc.state.waiting import Waiting
 from streamproc.state.workload import Workload
 
 Write = Callable[[Mapping[int, tuple[int, Stamp]]], None]  # offset and stamp to commit, by partition
@@ -74,7 +73,7 @@ class Care:
         self._careful_after = max(poison_after - LEAST_NAMED - 1, 0)  # deaths: one for a part, the others by name
         self._workload, self._go_live = workload, go_live
         self._cases: dict[int, Case] = {}
-        self._held: deque[Message] = deque()
+        self._held = Waiting(records_topic)
         self._trying: tuple[int, Work] | None = None  # partition, and what of it is under way with care
         self._is_full = False
 
@@ -103,7 +102,8 @@ class Care:
             case.careful_from, case.careful_to = 0, recovery.live_from
             partition.is_suspect = True
         in_live = max((each.deaths for each in stamp.suspects if each.end > recovery.live_from), default=0)
-        if not recovery.stamp.left and recovery.end > recovery.live_from and in_live >= self._careful_after:
+        has_died = in_live > 0 or not recovery.stamp.left
+        if has_died and recovery.end > recovery.live_from and in_live >= self._careful_after:
             case.careful_from = min(case.careful_from, recovery.live_from)
             case.careful_to = min(recovery.end, recovery.live_from + MOST_SUSPECT)
         if case.is_careful and stamp.num_deaths:
@@ -129,7 +129,7 @@ class Care:
     def forget(self, numbers: Iterable[int]) -> None:
         """What has been fetched of these partitions is fetched again."""
         gone = set(numbers)
-        self._held = deque(message for message in self._held if message.partition not in gone)
+        self._held.forget(gone)
         if self._trying and self._trying[0] in gone:
             self._trying = None
 
@@ -152,16 +152,15 @@ class Care:
         if not self._cases and not self._held:
             self._is_full = False
             return messages
-        self._held.extend(message for message in messages if message.partition in partitions)
+        self._held.add(message for message in messages if message.partition in partitions)
         self._is_full = len(self._held) >= (MOST_HELD // 4 if self._is_full else MOST_HELD)
         if self.is_due(partitions):
             self._conclude(partitions)
         if self._trying and self._trying[1].is_alone:
             return []
-        self._close(partitions, self._records())
-        records = self._records()
-        chosen = self._choose(partitions, records) if self._trying is None else None
-        works = self._easy_works(partitions, records)
+        self._close(partitions)
+        chosen = self._choose(partitions) if self._trying is None else None
+        works = self._easy_works(partitions)
         if chosen and chosen[1].is_alone:
             works = {n: work for n, work in works.items() if work is None or self._is_named(n)}  # the others wait
             if not self._workload.is_idle:
@@ -183,14 +182,6 @@ class Care:
         """All that it restores is computed."""
         return partition.is_live and self._is_computed(partition)
 
-    def _records(self) -> dict[int, list[int]]:
-        """Offsets of the records that wait here, by partition, in order."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for message in self._held:
-            if message.topic == self._records_topic and message.partition in self._cases:
-                found[message.partition].append(message.offset)
-        return found
-
     def _conclude(self, partitions: Mapping[int, Partition]) -> None:
         """What is under way with care is computed; once it is committed too, it did no harm."""
         assert self._trying is not None
@@ -204,11 +195,11 @@ class Care:
         partition.stamp = replace(case.stamp, poisoned=partition.stamp.poisoned)
         self._trying = None
 
-    def _close(self, partitions: Mapping[int, Partition], records: Mapping[int, list[int]]) -> None:
+    def _close(self, partitions: Mapping[int, Partition]) -> None:
         """Partitions with nothing left to take care of go on as if nobody had died."""
         for number, case in list(self._cases.items()):
-            partition, waiting = partitions[number], records.get(number)
-            begins = waiting[0] if waiting else partition.next_offset
+            partition, waiting = partitions[number], self._held.first(number)
+            begins = partition.next_offset if waiting is None else waiting
             if not case.is_careful or begins < case.careful_to or self._is_trying(number):
                 continue
             case.careful_from = case.careful_to = EVER
@@ -225,41 +216,42 @@ class Care:
     def _is_trying(self, number: int) -> bool:
         return self._trying is not None and self._trying[0] == number
 
-    def _choose(self, partitions: Mapping[int, Partition], records: Mapping[int, list[int]]) -> tuple[int, Work] | None:
+    def _choose(self, partitions: Mapping[int, Partition]) -> tuple[int, Work] | None:
         """The next records to take with care, of one partition."""
-        for number, offsets in records.items():
-            case, partition = self._cases[number], partitions[number]
-            if offsets[0] < case.careful_from:
+        for number in self._held.numbers:
+            case, first = self._cases.get(number), self._held.first(number)
+            if case is None or first is None or first < case.careful_from:
                 continue
-            if offsets[0] >= partition.live_from:
+            partition = partitions[number]
+            if first >= partition.live_from:
                 if partition.phase is Phase.RESTORING:
                     self._go_live(partition)
                 if not self._is_back(partition):
                     continue
-            work = case.next_work(offsets[0], partition.live_from)
-            last = offsets[bisect_left(offsets, work.end) - 1]
+            work = case.next_work(first, partition.live_from)
+            last = self._held.last_before(number, work.end)
+            assert last is not None, "the first one is"
             return number, work._replace(end=last + 1)
         return None
 
-    def _easy_works(
-        self, partitions: Mapping[int, Partition], records: Mapping[int, list[int]]
-    ) -> dict[int, Work | None]:
+    def _easy_works(self, partitions: Mapping[int, Partition]) -> dict[int, Work | None]:
         """What owners are at that take their records as they come."""
         return {
-            number: self._easy_work(case, partitions[number], records.get(number, []))
+            number: self._easy_work(case, partitions[number])
             for number, case in self._cases.items()
             if not self._is_trying(number)
         }
 
-    def _easy_work(self, case: Case, partition: Partition, offsets: list[int]) -> Work | None:
+    def _easy_work(self, case: Case, partition: Partition) -> Work | None:
         known, live_from, is_back = case.stamp.work, partition.live_from, self._is_back(partition)
-        easy = offsets[: bisect_left(offsets, case.careful_from)]
-        if not easy and known is not None and known.is_alone:
+        first = self._held.first(partition.number)
+        last = self._held.last_before(partition.number, case.careful_from)  # of those that need no care
+        if last is None and known is not None and known.is_alone:
             known = Work(case.restore_from, live_from)  # it is computed: who dies now dies at something else
-        if not easy:
+        if last is None or first is None:
             return None if is_back or case.careful_from == 0 else known
-        restores = easy[0] < live_from or (known is not None and not is_back)
-        return Work(0 if restores else live_from, live_from if easy[-1] < live_from else EVER)
+        restores = first < live_from or (known is not None and not is_back)
+        return Work(0 if restores else live_from, live_from if last < live_from else EVER)
 
     def _tell(self, works: Mapping[int, Work | None], partitions: Mapping[int, Partition], write: Write) -> None:
         """Commit what these partitions' owner is at, where that is not known yet."""
@@ -279,25 +271,16 @@ class Care:
                 del self._cases[number]
 
     def _release(self, chosen: tuple[int, Work] | None, most: int) -> list[Message]:
-        """Take out what may be processed now, of records without a case no more than `most`."""
-        released: list[Message] = []
-        kept: deque[Message] = deque()
-        for message in self._held:
-            is_chosen = chosen is not None and self._is_part(message, *chosen)
-            may_go = is_chosen or (self._needs_no_care(message, chosen) and (most > 0 or not self._is_record(message)))
-            most -= may_go and not is_chosen and self._is_record(message)
-            (released if may_go else kept).append(message)
-        self._held = kept
-        return released
-
-    def _is_record(self, message: Message) -> bool:
-        return message.topic == self._records_topic
-
-    def _is_part(self, message: Message, number: int, work: Work) -> bool:
-        return self._is_record(message) and message.partition == number and message.offset < work.end
-
-    def _needs_no_care(self, message: Message, chosen: tuple[int, Work] | None) -> bool:
+        """Take out what may be processed now, of records without care no more than `most`."""
+        released = self._held.take(chosen[0], chosen[1].end, EVER) if chosen else []
         if chosen and chosen[1].is_alone:
-            return False
-        case = self._cases.get(message.partition)
-        return not self._is_record(message) or case is None or message.offset < case.careful_from
+            return released
+        released += self._held.take_others()
+        for number in self._held.numbers:
+            if chosen and number == chosen[0]:
+                continue
+            case = self._cases.get(number)
+            taken = self._held.take(number, case.careful_from if case else EVER, most)
+            most -= len(taken)
+            released += taken
+        return released

@@ -56,11 +56,11 @@ class Stamp:
     poisoned: dict[int, int] = field(default_factory=dict)  # records left out -> deaths, 0 once that has been told
 
     def succeeded(self) -> "Stamp":
-        """What the next owner starts from: who has written this, and has not left, is dead."""
-        if self.left:
-            return Stamp(topic_id=self.topic_id, poisoned=self.poisoned)
-        suspects = self.suspects if self.work is None else _after_a_death(self.suspects, self.work)
-        return replace(self, epoch="", work=None, suspects=suspects)
+        """What the next owner starts from: who has written this, and has not left, is dead. What is suspect stays so
+        until it has been tried, whoever leaves before.
+        """
+        suspects = self.suspects if self.left or self.work is None else _after_a_death(self.suspects, self.work)
+        return replace(self, epoch="", left=False, work=None, suspects=suspects)
 
     @property
     def num_deaths(self) -> int:

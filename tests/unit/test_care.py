@@ -1,9 +1,11 @@
 """Which record kills the worker: found on fakes, among innocent ones, whatever else dies meanwhile."""
 
+import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from dying import POISON, Mortal
+from dying import POISON, Death, Mortal
 from world import random_record
 
 from streamproc.errors import StreamprocError
@@ -266,3 +268,44 @@ def test_nothing_is_written_for_a_record() -> None:
         world.step()
     world.drain()
     assert len(written) == 2
+
+
+@pytest.mark.parametrize("waiting", [100, MOST_HELD])
+def test_looking_for_what_may_go_takes_no_longer_when_much_waits(waiting: int) -> None:
+    """Asked again and again while a part is computed."""
+    world = Mortal(1, "nothing")
+    fill(world, 2 * MOST_HELD)
+    world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
+    world.crash()
+    world.source.batch = PART + waiting
+    while not world.processor.care.is_trying:
+        world.step()
+    assert len(world.processor.care._held) >= waiting
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, argument: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        world.processor.care.admit([], world.processor.partitions, world.source.stamp)
+    finally:
+        sys.setprofile(None)
+    assert len(calls) < 100
+
+
+def test_who_leaves_before_the_suspects_are_tried_leaves_them_to_the_next_owner() -> None:
+    """As where a partition goes to another worker for as long as the one that has died is away."""
+    world = Mortal(1, "renderer")
+    world.register(QUERY)
+    fill(world, 20)
+    world.drain()
+    poison = world.produce_poison(0)
+    fill(world, 5)
+    for _ in range(6):
+        with suppress(Death):
+            world.drain()
+            break
+        world.crash()
+        world.source.batch = 50
+        while 0 not in world.processor.partitions or not world.processor.partitions[0].is_live:
+            world.step()
+        world.processor.revoked([0, 1])
+        world.crash()
+    assert world.dead() == [poison]
