@@ -88,7 +88,7 @@ class Ownership:
         leaving = [self.partitions[number] for number in numbers if self._act(number, Event.REVOKED) is Act.FINISH]
         self._finish(leaving, deadline)
         left_s = deadline - self._loop.clock.now()
-        self._loop.commit([partition.number for partition in leaving], max(left_s, LEAST_COMMIT_S))
+        self._loop.commit(numbers, max(left_s, LEAST_COMMIT_S))
         if self.keeper:
             self.keeper.hand_over(leaving, self._copy_out, max(deadline - self._loop.clock.now(), 0.0))
         self._let_go(numbers)

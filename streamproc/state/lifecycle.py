@@ -44,7 +44,7 @@ ACTS = {
     (None, Event.REVOKED): Act.NOTHING,
     (None, Event.LOST): Act.NOTHING,
     (Phase.RESTORING, Event.ASSIGNED): Act.LET_GO,
-    (Phase.RESTORING, Event.REVOKED): Act.LET_GO,  # nothing has happened that could be committed
+    (Phase.RESTORING, Event.REVOKED): Act.LET_GO,  # nothing has happened that could be committed, but that it is left
     (Phase.RESTORING, Event.LOST): Act.LET_GO,
     (Phase.LIVE, Event.ASSIGNED): Act.LET_GO,
     (Phase.LIVE, Event.REVOKED): Act.FINISH,

@@ -54,15 +54,18 @@ class Publisher:
         positions: list[Position] = []
         settlements = []
         for partition in partitions:
+            left = partition.number in leaving
             if partition.is_live:
                 num_before = len(messages)
                 settlement = self._settle(partition, messages)
                 changed = len(messages) > num_before or settlement.positions != partition.committed
                 changed |= not partition.is_signed
-                left = partition.number in leaving
                 if changed or partition.number in also or (left and partition.is_begun):
                     settlements.append(settlement)
                     positions += self._positions(settlement, replace(settlement.stamp, epoch=epoch_id, left=left))
+            elif left and partition.is_begun:  # nothing of it has changed, but its owner has not died
+                metadata = partition.origin.sign(replace(partition.stamp, epoch=epoch_id, left=True))
+                positions.append(Position(self.topics.records, partition.number, partition.committed[0], metadata))
         return Epoch(tuple(messages), tuple(positions)), settlements
 
     def _settle(self, partition: Partition, messages: list[Outgoing]) -> Settlement:

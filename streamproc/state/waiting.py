@@ -2,9 +2,10 @@
 whoever waits for steps of the device asks again and again.
 """
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from itertools import count, takewhile
+from collections.abc import Collection, Iterable
+from itertools import count
 
 from streamproc.state.epoch import Message
 
@@ -49,13 +50,9 @@ class Waiting:
 
     def last_before(self, number: int, end: int) -> int | None:
         """Offset of the last record of the partition before this one; None: there is none."""
-        waiting = self._records.get(number)
-        if waiting and waiting[-1][1].offset < end:
-            return waiting[-1][1].offset
-        return max((offset for offset in self._offsets(number, end)), default=None)
-
-    def _offsets(self, number: int, end: int) -> Iterator[int]:
-        return takewhile(lambda offset: offset < end, (m.offset for _, m in self._records.get(number, ())))
+        waiting = self._records.get(number, ())
+        at = bisect_left(waiting, end, key=lambda each: each[1].offset)
+        return waiting[at - 1][1].offset if at else None
 
     def take(self, number: int, end: int, most: int) -> list[Message]:
         """Take out records of the partition before this offset, no more than `most`."""

@@ -259,6 +259,49 @@ def test_too_many_poisoned_records_stop_the_worker_with_one_line() -> None:
     assert "\n" not in str(problem.value)
 
 
+@pytest.mark.parametrize("how", ["close", "revoked"])
+def test_who_stops_while_it_restores_has_not_died(how: str) -> None:
+    """However often."""
+    world = Mortal(1, "nothing")
+    world.register(QUERY)
+    fill(world, 40)
+    world.drain()
+    world.processor.close()
+    for _ in range(6):
+        world.crash()
+        world.source.batch = 5
+        for _ in range(3):
+            world.step()
+        assert not world.processor.partitions[0].is_live
+        if how == "close":
+            world.processor.close()
+        else:
+            world.processor.revoked([0, 1])
+    world.crash()
+    assert world.processor.partitions[0].stamp.num_deaths == 0
+    world.drain()
+    assert world.dead() == []
+
+
+def test_a_restore_needs_no_care_for_suspects_that_were_tried_as_far_as_it_goes() -> None:
+    """Two have died after offset 200; a third one leaves in the middle of taking those records one by one."""
+    world = Mortal(1, "nothing")
+    world.register(QUERY)
+    fill(world, 200)
+    world.drain()
+    fill(world, 150)
+    stamp = Stamp(topic_id="first", work=Work(200, 264), suspects=(Suspects(200, EVER, 1),))
+    world.log.committed[world.config.topics.records, 0] = (200, stamp.encode())
+    world.crash()
+    while world.processor.partitions[0].committed[0] < 203:
+        world.step()
+    world.processor.close()
+    world.crash()
+    case, left_at = world.processor.care._cases[0], world.processor.partitions[0].live_from
+    assert 203 <= left_at < 264
+    assert (case.careful_from, case.careful_to, world.processor.partitions[0].is_suspect) == (left_at, 350, False)
+
+
 def test_nothing_is_written_for_a_record() -> None:
     world = Mortal(1, "nothing")
     world.register(QUERY)
@@ -270,12 +313,14 @@ def test_nothing_is_written_for_a_record() -> None:
     assert len(written) == 2
 
 
+@pytest.mark.parametrize("restored", [0, 1_000])
 @pytest.mark.parametrize("waiting", [100, MOST_HELD])
-def test_looking_for_what_may_go_takes_no_longer_when_much_waits(waiting: int) -> None:
+def test_looking_for_what_may_go_takes_no_longer_when_much_waits(waiting: int, restored: int) -> None:
     """Asked again and again while a part is computed."""
     world = Mortal(1, "nothing")
     fill(world, 2 * MOST_HELD)
-    world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
+    stamp = Stamp(work=Work(restored, EVER))
+    world.log.committed[world.config.topics.records, 0] = (restored, stamp.encode())
     world.crash()
     world.source.batch = PART + waiting
     while not world.processor.care.is_trying:
