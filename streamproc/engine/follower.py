@@ -1,6 +1,7 @@
 """Any process but the first of those that share a model: it carries out the first one's plans on its own part."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NoReturn
@@ -41,11 +42,19 @@ def carry_out(runner: ModelRunner, leader: Leader) -> None:
 
 
 def report_outcome(leader: Leader, computing: "Future[Landed]") -> None:
-    leader.report(Outcome(met(leader, computing)))
+    report(leader, lambda: Outcome(met(leader, computing)))
 
 
 def report_saved(leader: Leader, saving: "Future[Saved]") -> None:
-    leader.report(SavedPart({} if met(leader, saving) else saving.result()))
+    report(leader, lambda: SavedPart({} if met(leader, saving) else saving.result()))
+
+
+def report(leader: Leader, message: Callable[[], Outcome | SavedPart]) -> None:
+    """The first process waits for every one of them."""
+    try:
+        leader.report(message())
+    except Exception as problem:
+        end(leader, problem)
 
 
 def met(leader: Leader, work: "Future[Any]") -> StreamprocError | None:

@@ -4,6 +4,7 @@ Both write exactly the cells that the chunks name and give the greedy tokens of 
 is decided once, at start, and is part of the fingerprint: they agree in all but the last bits.
 """
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -17,6 +18,7 @@ from streamproc.engine.chip import kernel_facts
 from streamproc.engine.kv_cache import Copies, KVCache
 from streamproc.engine.loaded import LoadedModel
 from streamproc.engine.masks import Masks, unpacked
+from streamproc.engine.shortage import lacks_memory
 from streamproc.errors import OutOfMemory
 from streamproc.schedule.plan import STUCK, Chunk, Plan, verify
 
@@ -76,12 +78,15 @@ def run_step(forward: Forward, kv: KVCache, plan: Plan, masks: Masks | None = No
 
 @contextmanager
 def computing(forward: Forward, plan: Plan) -> Iterator[None]:
-    """A step of this plan, or its beginning; raises OutOfMemory where there is not enough."""
+    """A step of this plan, or its beginning; raises OutOfMemory where there is not enough. What the step has taken is
+    free by then: less is tried while the error is still known.
+    """
     try:
         with torch.inference_mode():
             yield
     except (RuntimeError, MemoryError) as problem:
-        if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(problem):
+        if lacks_memory(problem):
+            traceback.clear_frames(problem.__traceback__)
             device = forward.loaded.device.type
             raise OutOfMemory(f"out of memory on {device} in a step of {plan.num_tokens} tokens; "
                               "lower engine.step_tokens or engine.kv_bytes, or use a smaller model") from problem

@@ -9,6 +9,7 @@ nothing was written, hence finite: masked cells are read and multiplied by zero.
 zero and fills up the block tables of short sequences.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from streamproc.engine.memory import zeros
 
 Copies = Sequence[tuple[int, int]]      # (source, destination)
 MOST_CHECKED = 2**20    # blocks of tables that are remembered
+NUMBERS = itertools.count()
 CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
@@ -61,6 +63,7 @@ class KVCache:
 
     def __init__(self, layout: Layout, num_blocks: int, device: torch.device, is_kept: bool = True) -> None:
         self.is_kept = is_kept
+        self.number = next(NUMBERS)     # another one for each pool, in memory that another one had, too
         self.layout = layout
         self.num_blocks = num_blocks
         self.null_block = num_blocks

@@ -133,6 +133,26 @@ def test_where_memory_lacks_it_is_captured_once_more_or_never_again(
     assert [made.run("next", lacking(device, 0)) for _ in range(2)] == ["done", "captured"]
 
 
+def test_a_first_run_that_fails_is_no_first_run(made: Graphs, device: Device) -> None:
+    """What it did not come to is not compiled yet."""
+    def fail() -> None:
+        raise torch.OutOfMemoryError("out")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        made.run("size", fail)
+    assert [made.run("size", lacking(device, 0)) for _ in range(2)] == ["done", "captured"]
+
+
+def test_memory_may_lack_at_the_end_of_a_capture_too(made: Graphs, device: Device,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(graph: Graph) -> None:
+        graph.device.is_capturing = False
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Graph, "capture_end", short)
+    assert [made.run("size", lacking(device, 0)) for _ in range(3)] == ["done"] * 3
+
+
 def test_the_error_that_broke_a_capture_is_the_one_that_is_raised(made: Graphs, device: Device) -> None:
     def work() -> None:
         if device.is_capturing:

@@ -147,6 +147,7 @@ def test_a_process_that_runs_out_of_memory_in_a_step_keeps_in_step(folder: Path,
 
 @pytest.mark.parametrize(("what", "line"), [
     ("die", "process 1 of 2 has ended; the model needs all of them"),
+    ("run_out", "process 1 of 2: this process is out of step with the others: out of memory"),
     ("fail", "process 1 of 2: argument of type 'NoneType' is not iterable"),
 ])  # fmt: skip
 def test_the_end_of_a_process_ends_the_first_one_with_a_line(what: str, line: str, folder: Path, start: Start) -> None:
@@ -158,6 +159,13 @@ def test_the_end_of_a_process_ends_the_first_one_with_a_line(what: str, line: st
     assert other_code != 0
     assert said.startswith(f"streamproc: {line}")
     assert said.count("\n") == 1
+
+
+def test_a_model_that_the_first_process_refuses_is_refused_by_all(folder: Path, start: Start) -> None:
+    for code, said in ended(start("disagree", folder)):
+        assert code == 2
+        assert "cannot be shared by 2 processes (its logits are not those of transformers)" in said
+        assert said.count("\n") == 1
 
 
 def test_the_first_process_ends_the_other_when_it_cannot_go_on(folder: Path, start: Start) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -153,6 +154,26 @@ def test_no_memory_is_told_of_the_plan_that_lacked_it(
     with pytest.raises(OutOfMemory, match="lower engine"):
         lacking.wait()
     assert list(fine.wait()) == [1]
+
+
+@pytest.mark.parametrize("path", ["torch", "own", "kernels"])
+def test_what_a_step_without_memory_had_taken_is_free_for_the_next_one(
+    path: str, make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its error is known for longer."""
+    runner, taken = make_runner(path), []
+
+    def short(*_: Any) -> None:
+        held = torch.empty(9)
+        taken.append(weakref.ref(held))
+        raise torch.OutOfMemoryError("out")
+
+    monkeypatch.setattr(type(runner.forward), "_layers" if path == "kernels" else "run", short)
+    lacking = runner.launch(Plan((), (chunk(),)))
+    with pytest.raises(OutOfMemory) as problem:
+        lacking.wait()
+    assert problem.value.__cause__
+    assert [tensor() for tensor in taken] == [None]
 
 
 def test_a_step_waits_for_no_saves_of_the_one_before_it(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from streamproc.config import Engine
-from streamproc.engine import follower, runner
+from streamproc.engine import choice, follower, runner
 from streamproc.engine.choice import gpu_forward
 from streamproc.engine.flight import ModelFlight
 from streamproc.engine.gpu.meeting import meet, part
@@ -248,6 +248,28 @@ def forget(folder: Path, ranks: Ranks) -> None:
                     problems.append((problem.code, str(problem)))
         torch.save({"problems": problems} | Found(made).walk(), folder / "found.pt")
     made.close()
+
+
+def disagree(folder: Path, ranks: Ranks) -> None:
+    """To the first process, the only one that looks, the model is not transformers'."""
+    if not ranks.leader:
+        choice.AGREEMENT = {torch.float32: -1.0}
+    build(models(folder)[0], ranks)
+
+
+def run_out(folder: Path, ranks: Ranks) -> None:
+    """Process 1 lacks the memory for what is gathered, and still does when it is to gather zeros in its place."""
+    made = build(models(folder)[0], ranks)
+    if ranks.leader:
+        gathered, count = ranks._gathered, itertools.count()
+
+        def lacking(tensor: torch.Tensor) -> torch.Tensor:
+            if next(count) in (2, 3):
+                raise torch.OutOfMemoryError("out of memory")
+            return gathered(tensor)
+
+        ranks._gathered = lacking  # type: ignore[method-assign]
+    go_on(made, ranks)
 
 
 def die(folder: Path, ranks: Ranks) -> None:

@@ -131,7 +131,7 @@ class GpuForward:
         if copies:
             self.ops.copy_blocks(kv.data, *pairs(where, copies, self._staging.on_device))
         work = partial(self._step, kv, step, bucket.num_slots, masks is None)
-        key = kv.data.data_ptr(), kv.layout, bucket, masks is None
+        key = kv.number, bucket, masks is None
         rows, (ids, logits) = self._graphs.run(key, work) if is_small else work()
         self.ranks.has_gathered(2 * len(self.program.layers) + (masks is None and bool(len(step.sampled))))
         if masks is not None:

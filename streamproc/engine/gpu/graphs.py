@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from streamproc.engine.shortage import lacks_memory
+
 MOST = 96       # kept at once
 
 
@@ -35,8 +37,9 @@ class Graphs:
     def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
         """What the work gives; the same key stands for the same work, but for the numbers that it reads."""
         if key not in self._seen:       # kernels are compiled and loaded in a first run: that cannot be captured
+            results = work()
             self._seen.add(key)
-            return work()
+            return results
         if key not in self._captured and key not in self._too_large:
             self._keep(key, work)
         found = self._captured.get(key)
@@ -84,7 +87,7 @@ class Graphs:
             return Captured(graph, results)
         if not self._captured:      # with its only graph a pool is gone, and its handle is of no use any more
             self._pool = torch.cuda.graph_pool_handle()
-        if isinstance(problem, torch.OutOfMemoryError):
+        if lacks_memory(problem):
             problem.with_traceback(None)        # which holds what the work has taken
             return None
         raise problem

@@ -178,14 +178,17 @@ class Followers:
 
     def _listen(self, rank: int) -> None:
         line = f"process {rank} of {len(self._links) + 1} has ended; the model needs all of them, start torchrun again"
-        for message in self._links[rank - 1].messages():
-            if isinstance(message, Failure):
-                line = f"process {rank} of {len(self._links) + 1}: {message.line}"
-                break
-            if isinstance(message, Outcome):
-                self._outcomes[rank - 1].put(message)
-            else:
-                self._saved[rank - 1].put(message)
+        try:
+            for message in self._links[rank - 1].messages():
+                if isinstance(message, Failure):
+                    line = f"process {rank} of {len(self._links) + 1}: {message.line}"
+                    break
+                if isinstance(message, Outcome):
+                    self._outcomes[rank - 1].put(message)
+                else:
+                    self._saved[rank - 1].put(message)
+        except Exception as problem:        # a message that cannot be read: nothing after it can
+            line = f"process {rank} of {len(self._links) + 1} is not understood: {one_line(problem)}"
         if not self._is_stopping:
             self._lose(line)
 
@@ -244,11 +247,13 @@ class Leader:
 
     def _listen(self) -> None:
         is_over = False
-        for message in self._link.messages():
-            is_over = message is None
-            self._told.put(message)
-        if not is_over:
-            os._exit(Unavailable.exit_code)     # the first process has said why, or nobody can
+        try:
+            for message in self._link.messages():
+                is_over = message is None
+                self._told.put(message)
+        finally:
+            if not is_over:
+                os._exit(Unavailable.exit_code)     # the first process has said why, or nobody can
 
 
 def merged(mine: Mapping[bytes, Bytes], parts: Sequence[Mapping[bytes, Bytes]], layout: Layout) -> dict[bytes, Bytes]:

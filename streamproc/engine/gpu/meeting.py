@@ -30,6 +30,8 @@ def meet() -> Ranks:
     if int(os.environ.get("LOCAL_WORLD_SIZE", size)) != size:
         raise Usage(f"torchrun: {size} processes on several machines; those of one model share one: use --nnodes 1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Where a graph is captured, NCCL would tell all processes of its buffers; one that lacks memory captures none.
+    os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=COLLECTIVE)

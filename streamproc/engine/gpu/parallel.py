@@ -5,6 +5,7 @@ on where a row lies in the batch. So a row's bits depend on its sequence and on 
 is rounded to the model's dtype before it is sent), not on its company, nor on which process adds.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,11 +15,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from streamproc.engine.gpu.links import Followers, Leader
-from streamproc.errors import Usage
+from streamproc.errors import Usage, one_line
 
 T = TypeVar("T")
 Gathered = tuple[tuple[int, ...], torch.dtype]
 GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor      # the older name
+
+
+class OutOfStep(Exception):
+    """The process has to end, and all others with it."""
 
 
 class Ranks:
@@ -87,15 +92,23 @@ class Ranks:
         """A step, or its beginning, in which every process gathers these tensors, in this order.
 
         Where it fails here, the others get zeros for the rest, and can end it: what they compute counts for nothing.
+        Raises OutOfStep where not even that can be done: they would wait for ever.
         """
         self._num_gathered = 0
         try:
             yield
-        except Exception:
+        except Exception as problem:
             if self.size > 1:
-                for shape, dtype in gathered()[self._num_gathered:]:
-                    self._gathered(torch.zeros(shape, dtype=dtype, device=device))
+                traceback.clear_frames(problem.__traceback__)       # zeros need memory, too, and the step holds it
+                self._fill(gathered()[self._num_gathered:], device)
             raise
+
+    def _fill(self, gathered: Sequence[Gathered], device: torch.device) -> None:
+        try:
+            for shape, dtype in gathered:
+                self._gathered(torch.zeros(shape, dtype=dtype, device=device))
+        except Exception as problem:
+            raise OutOfStep(f"this process is out of step with the others: {one_line(problem)}") from None
 
     def has_gathered(self, num_gathered: int) -> None:
         """So many were gathered since the step began, be it by a graph."""
