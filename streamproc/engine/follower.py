@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from streamproc.config import Config
 from streamproc.engine.build import make_cache, share_threads
 from streamproc.engine.flight import Landed
-from streamproc.engine.gpu.links import Leader, Outcome, SavedPart
+from streamproc.engine.gpu.links import Anew, Leader, Outcome, SavedPart
 from streamproc.engine.gpu.parallel import Ranks
 from streamproc.engine.model import load_model
 from streamproc.engine.runner import ModelRunner
@@ -34,8 +34,11 @@ def follow(config: Config, ranks: Ranks) -> None:
 
 def carry_out(runner: ModelRunner, leader: Leader) -> None:
     """All of the leader's plans, in their order; one may be begun while the one before it is computed."""
-    for plan in leader.plans():
-        flight = runner.launch(plan)
+    for order in leader.orders():
+        if isinstance(order, Anew):
+            runner.forget_graphs()
+            continue
+        flight = runner.launch(order)
         flight.computing.add_done_callback(partial(report_outcome, leader))
         if flight.saving:
             flight.saving.add_done_callback(partial(report_saved, leader))

@@ -25,7 +25,7 @@ from streamproc.engine.choice import choose_forward
 from streamproc.engine.flight import Begun, Landed, ModelFlight, Moment, told_after
 from streamproc.engine.forward import computing, run_step
 from streamproc.engine.gpu.forward import GpuForward
-from streamproc.engine.gpu.links import merged
+from streamproc.engine.gpu.links import Anew, merged
 from streamproc.engine.kv_cache import KVCache
 from streamproc.engine.lanes import split
 from streamproc.engine.loaded import LoadedModel
@@ -65,6 +65,7 @@ class ModelRunner:
         self._landed_at = 0.0
         self._sampled: dict[int, tuple[int, ...]] = {}      # by the newest plan, where one ends before the next begins
         self._newest: Future[Landed] | None = None          # where it does not
+        self._has_failed = False
         self._helpers = [ThreadPoolExecutor(1, "streamproc-lane", torch.set_num_threads, (threads,))
                          for _ in range(lanes - 1)]  # fmt: skip
         self.forward, self.exact = self.call(lambda: choose_forward(loaded, kv.layout.block_size, threads))
@@ -117,6 +118,10 @@ class ModelRunner:
         """
         started = time.perf_counter()
         if self._followers and plan != NOTHING:
+            if self._has_failed:
+                self._has_failed = False
+                self._followers.tell(Anew())
+                forward.forget_graphs()
             plan = self._followers.start(plan, self.kv.layout)
         try:
             check_chunks(plan.chunks, self.kv)
@@ -134,8 +139,12 @@ class ModelRunner:
 
     def _land(self, plan: Plan, begun: "Future[Begun]", before: "Future[Landed] | None") -> Landed:
         """Wait for it, in all processes."""
-        with self._followers.outcome() if self._followers and plan != NOTHING else nullcontext():
-            return self._landed(plan, begun.result(), before)
+        try:
+            with self._followers.outcome() if self._followers and plan != NOTHING else nullcontext():
+                return self._landed(plan, begun.result(), before)
+        except Exception:
+            self._has_failed = True
+            raise
 
     def _landed(self, plan: Plan, step: "Begun", before: "Future[Landed] | None") -> Landed:
         """Its time is that in which the device had nothing before it, without what goes out beside it."""
@@ -214,6 +223,11 @@ class ModelRunner:
 
     def _guarded(self, future: "Future[T]") -> "Future[T]":
         return self._followers.guarded(future) if self._followers else future
+
+    def forget_graphs(self) -> None:
+        """Before the next plan."""
+        if isinstance(self.forward, GpuForward):
+            self._pool.submit(self.forward.forget_graphs)
 
     def close(self) -> None:
         """Let the step on its way finish and end the thread; harmless when repeated."""

@@ -142,6 +142,7 @@ def test_a_process_that_runs_out_of_memory_in_a_step_keeps_in_step(folder: Path,
     assert behind[0] == StreamprocError.code
     assert "goes on from was not carried out" in behind[1]
     assert behind_other == (other_code, other)      # its masks go on from tokens that are not there
+    assert [torch.load(folder / f"forgotten{rank}.pt") for rank in range(2)] == [[2], [2]]     # their graphs, each time
     check_equal(found, expected)
 
 

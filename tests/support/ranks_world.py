@@ -236,6 +236,13 @@ def forget(folder: Path, ranks: Ranks) -> None:
         return gated(*arguments)
 
     forward.ops.gated = failing
+    num_forgotten, forget_graphs = [0], forward.forget_graphs
+
+    def forgetting() -> None:
+        num_forgotten[0] += 1
+        forget_graphs()
+
+    forward.forget_graphs = forgetting
     if ranks.leader:
         follower.carry_out(made, ranks.leader)
     else:
@@ -248,6 +255,7 @@ def forget(folder: Path, ranks: Ranks) -> None:
                     problems.append((problem.code, str(problem)))
         torch.save({"problems": problems} | Found(made).walk(), folder / "found.pt")
     made.close()
+    torch.save(num_forgotten, folder / f"forgotten{ranks.rank}.pt")
 
 
 def disagree(folder: Path, ranks: Ranks) -> None:

@@ -247,6 +247,10 @@ class GpuForward:
         """Free the model's own weights: those that the program uses are its own, or the same."""
         free_parameters(self.loaded.model)
 
+    def forget_graphs(self) -> None:
+        """They are captured anew, as those of the other processes are."""
+        self._graphs.forget()
+
     def close(self) -> None:
         self._graphs.forget()
 

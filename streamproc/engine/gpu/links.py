@@ -49,6 +49,13 @@ class SavedPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Anew:
+    """Before the next plan: forget which graphs there are. After a plan that failed in one process others may have some
+    that it has not, and what they compute together has to be captured by all or by none.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """The last word of a process that cannot go on."""
 
@@ -229,10 +236,10 @@ class Leader:
         self._told = queue.SimpleQueue[Any]()
         threading.Thread(target=self._listen, daemon=True, name="streamproc-leader").start()
 
-    def plans(self) -> Iterator[Plan]:
+    def orders(self) -> Iterator[Plan | Anew]:
         """Until there are no more."""
-        while plan := self._told.get():
-            yield plan
+        while order := self._told.get():
+            yield order
 
     def told(self) -> Any:
         """What the first process tells next, however long that takes."""
