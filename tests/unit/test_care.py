@@ -13,9 +13,11 @@ from streamproc.messages import Query
 from streamproc.records import Trade
 from streamproc.state.blocks import BlockPool
 from streamproc.state.care import MOST_AT_ONCE, MOST_HELD, PART, Care
+from streamproc.state.epoch import Message
 from streamproc.state.partition import Partition, Recovery
 from streamproc.state.session import Shape
 from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Suspects, Work, decode_stamp
+from streamproc.state.waiting import Waiting
 from streamproc.state.workload import Workload
 
 QUERY = Query("q", "how is {last}?", every=2, max_tokens=5)
@@ -313,14 +315,24 @@ def test_nothing_is_written_for_a_record() -> None:
     assert len(written) == 2
 
 
-@pytest.mark.parametrize("restored", [0, 1_000])
+def test_the_last_record_that_may_go_is_found_without_looking_at_those_before_it() -> None:
+    waiting, calls = Waiting("records"), list[str]()
+    waiting.add(Message("records", 0, 2 * i, b"", b"", 0) for i in range(MOST_HELD))
+    sys.setprofile(lambda frame, event, argument: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        found = [waiting.last_before(0, end) for end in (0, 1, 2, 3, MOST_HELD, EVER)]
+    finally:
+        sys.setprofile(None)
+    assert found == [None, 0, 0, 2, MOST_HELD - 2, 2 * MOST_HELD - 2]
+    assert len(calls) < 100
+
+
 @pytest.mark.parametrize("waiting", [100, MOST_HELD])
-def test_looking_for_what_may_go_takes_no_longer_when_much_waits(waiting: int, restored: int) -> None:
+def test_looking_for_what_may_go_takes_no_longer_when_much_waits(waiting: int) -> None:
     """Asked again and again while a part is computed."""
     world = Mortal(1, "nothing")
     fill(world, 2 * MOST_HELD)
-    stamp = Stamp(work=Work(restored, EVER))
-    world.log.committed[world.config.topics.records, 0] = (restored, stamp.encode())
+    world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
     world.crash()
     world.source.batch = PART + waiting
     while not world.processor.care.is_trying:
