@@ -22,7 +22,7 @@ from streamproc.errors import StreamprocError
 from streamproc.state.epoch import Message
 from streamproc.state.lifecycle import Phase
 from streamproc.state.partition import Partition, Recovery
-from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Suspects, Work, smallest
+from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Work, smallest
 from streamproc.state.waiting import Waiting
 from streamproc.state.workload import Workload
 
@@ -97,7 +97,10 @@ class Care:
         where = f"{self._records_topic} partition {partition.number}"
         stamp = self._convict(replace(recovery.stamp.succeeded(), topic_id=recovery.topic_id), where)
         case = self._cases[partition.number] = Case(stamp, recovery.rebuild_from)
-        in_restore = max((each.deaths for each in stamp.suspects if _is_restored(each, recovery.live_from)), default=0)
+        restored = [each for each in stamp.suspects if each.start < recovery.live_from]
+        if recovery.stamp.left:  # what of a part has been restored by then was tried: that was left in order
+            restored = [each for each in restored if not recovery.live_from < each.end < EVER]
+        in_restore = max((each.deaths for each in restored), default=0)
         if in_restore and in_restore >= self._careful_after:
             case.careful_from, case.careful_to = 0, recovery.live_from
             partition.is_suspect = True
@@ -284,8 +287,3 @@ class Care:
             most -= len(taken)
             released += taken
         return released
-
-
-def _is_restored(suspects: Suspects, live_from: int) -> bool:
-    """Whether who restores up to there meets them. Of a part that goes on behind it, that was tried before."""
-    return suspects.start < live_from and not live_from < suspects.end < EVER
