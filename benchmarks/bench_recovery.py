@@ -120,7 +120,7 @@ def bring_back(world: World, processor: StreamProcessor, source: Kafka) -> dict[
     started = time.perf_counter()
     processor.assigned({0: Recovery(0, len(world.log), heads, asks_from=0)})
     first = None
-    while source.waiting or not processor.workload.is_idle or first is None:
+    while source.waiting or not processor.is_at_rest or first is None:
         processor.step()
         if source.answers and first is None:
             first = source.answers[0][0] - started
@@ -272,7 +272,7 @@ def commits(given: argparse.Namespace) -> dict[str, Any]:
         processor.commit = counted  # type: ignore[method-assign]
         trades = itertools.cycle(read_records(sample_path(SAMPLE[0])))
         while len(ours_s) < given.commits:
-            if processor.workload.is_idle:
+            if processor.is_at_rest:
                 for record in itertools.islice(trades, 4):
                     producer.send(topics.records, record.sym.encode(), encode_record(record), 0)
                 producer.flush(10)

@@ -1,5 +1,6 @@
 """What is on both sides of the loop where there is no Kafka, nor its libraries."""
 
+from collections.abc import Collection
 from typing import Any
 
 from streamproc.config import Topics
@@ -20,7 +21,7 @@ class MemoryKafka:
         self.topics = topics
         self.waiting: list[Message] = []
         self.num_sent = 0
-        self.is_paused = False
+        self.is_held = False
 
     def add(self, record: Record) -> None:
         value = encode_record(record)
@@ -28,7 +29,7 @@ class MemoryKafka:
         self.num_sent += 1
 
     def poll(self, timeout_s: float = 0.0) -> list[Message]:
-        if self.is_paused:
+        if self.is_held:
             return []
         batch, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
         return batch
@@ -36,11 +37,8 @@ class MemoryKafka:
     def stamp(self, stamps: object) -> None:
         """Nobody comes after us."""
 
-    def pause(self) -> None:
-        self.is_paused = True
-
-    def resume(self) -> None:
-        self.is_paused = False
+    def hold(self, numbers: Collection[int]) -> None:
+        self.is_held = 0 in numbers
 
     def rewind(self, fallbacks: dict[int, int]) -> dict[int, Recovery]:
         raise AssertionError("every epoch lands")
@@ -53,5 +51,5 @@ class MemoryKafka:
 
 
 def until_idle(processor: StreamProcessor, kafka: MemoryKafka) -> None:
-    while kafka.waiting or not processor.workload.is_idle or processor.partitions[0].dirty:
+    while kafka.waiting or not processor.is_at_rest or processor.partitions[0].dirty:
         processor.step()

@@ -196,7 +196,7 @@ class Worker:
         64, "Most tokens of an answer; a question may ask for fewer.", unit="tokens", low=1, high=4096
     )
     backlog_tokens: int = setting(
-        65_536, "Tokens waiting for the engine at which partitions are paused.", unit="tokens", low=1, high=2**30
+        65_536, "Tokens waiting for the engine at which no more records are taken in.", unit="tokens", low=1, high=2**30
     )
 
 

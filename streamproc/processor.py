@@ -121,6 +121,11 @@ class StreamProcessor:
         assert self._source is not None, "not connected"
         return self._source
 
+    @property
+    def is_at_rest(self) -> bool:
+        """All that has come is taken in and computed."""
+        return self.workload.is_idle and not self.care.is_holding
+
     # The loop
 
     def step(self) -> None:
@@ -242,15 +247,15 @@ class StreamProcessor:
 
     def _ingest(self, messages: list[Message]) -> None:
         now = self.clock.now()
-        messages = self.care.admit(messages, self.partitions, self.source.stamp, not self._pressure.is_crowded)
+        messages = self.care.admit(messages, self.partitions, self.source.stamp, not self._pressure.is_high)
         records = [message for message in messages if message.topic == self.rules.records_topic]
         self.intake.take_records(self.partitions, records, now)
         self._pace.take(sum(len(record.value or b"") for record in records))
         self.counters.records += len(records)
-        if self._ends and not self.care.is_holding:
-            for number in self._ends.keys() & self.partitions.keys():
-                self.intake.read_to(self.partitions, number, self._ends[number])
-            self._ends.clear()
+        for number in [number for number in self._ends if not self.care.holds(number)]:
+            end = self._ends.pop(number)
+            if number in self.partitions:
+                self.intake.read_to(self.partitions, number, end)
         for message in messages:
             if message.topic != self.rules.records_topic and message.partition in self.partitions:
                 self.desk.take(self.partitions[message.partition], message, now)
@@ -273,10 +278,12 @@ class StreamProcessor:
                     rollback.drop_query(self.workload, partition, query_id)
 
     def _balance(self) -> None:
-        """Stop fetching records while there is too much to compute; none is dropped, and polling goes on."""
+        """Take in no more records while there is too much to compute, nor fetch more than may wait here; none is
+        dropped, and polling goes on.
+        """
         backlog = self.workload.num_behind + self.workload.num_waiting
-        if self._pressure.changes(backlog, self.workload.num_cells_needed, self.care.is_full):
-            (self.source.pause if self._pressure.is_high else self.source.resume)()
+        self._pressure.update(backlog, self.workload.num_cells_needed)
+        self.source.hold(self.care.full)
 
     # What goes out
 

@@ -10,7 +10,7 @@ listener has not heard of, and a commit that leans on what was lost is refused b
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -89,7 +89,8 @@ class Source:
         self._seeks: dict[Place, int] = {}  # where the next poll begins
         self._ends: dict[int, int] = {}  # of the records topic's logs that the newest poll has read to their ends
         self._is_outside = False  # read at an offset that the log does not hold
-        self._paused = self._is_closing = False
+        self._held: frozenset[int] = frozenset()  # of those owned: no more records of them are to be fetched
+        self._is_closing = False
         self._open()
 
     def _open(self) -> None:
@@ -132,7 +133,7 @@ class Source:
             self._warn(f"kafka: the client library has lost {self._properties['bootstrap.servers']}: joining anew")
             self._reopen()
             return []
-        if self._watchdog.is_due(not messages and bool(self._owned) and not self._paused):
+        if self._watchdog.is_due(not messages and bool(self._owned - self._held)):
             self._look_for_stall()
         return self._without_moved(messages) if self._moved else messages
 
@@ -184,9 +185,9 @@ class Source:
         self._reopen()
 
     def _look_for_stall(self) -> None:
-        where = [TopicPartition(self._records, number) for number in sorted(self._owned)]
-        at = {found.partition: found.offset for found in self._consumer.position(where)}
-        positions = {number: at[number] if at[number] >= 0 else self._starts[number] for number in self._owned}
+        fetched = self._owned - self._held
+        at = {found.partition: found.offset for found in self._consumer.position(self._places(fetched))}
+        positions = {number: at[number] if at[number] >= 0 else self._starts[number] for number in fetched}
         if waiting := self._watchdog.waiting(self._consumer, positions):
             self._warn(f"{waiting}, and none has come for {self._config.worker.stall_s} s: joining the group anew")
             self._reopen()
@@ -195,6 +196,7 @@ class Source:
         """A new consumer; what the old one had is lost, and assigned again."""
         owned, self._is_outside = sorted(self._owned), False
         self._owned.clear()
+        self._held = frozenset()
         for table in (self._moved, self._seeks):
             table.clear()
         if owned:
@@ -233,7 +235,11 @@ class Source:
         """Pause what must wait, resume the rest: the client remembers pauses across assignments."""
         mine = consumer.assignment()
         # Asks of a partition whose records are not ours yet wait in the broker.
-        held = [tp for tp in mine if tp.partition not in self._owned or (self._paused and tp.topic == self._records)]
+        held = [
+            tp
+            for tp in mine
+            if tp.partition not in self._owned or (tp.topic == self._records and tp.partition in self._held)
+        ]
         consumer.pause(held)
         consumer.resume([tp for tp in mine if tp not in held])
 
@@ -257,6 +263,7 @@ class Source:
             return
         numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
         self._owned.difference_update(numbers)
+        self._held = self._held.difference(numbers)
         if numbers:
             tell(numbers)
         for tp in partitions:
@@ -309,17 +316,18 @@ class Source:
         if problem := self._stamps.write(self._consumer, offsets):
             self._warn(f"{self._records}: a death of this worker would not be counted: {problem}")
 
-    def pause(self) -> None:
-        """Stop fetching records; asks go on."""
-        self._paused = True
-        self._consumer.pause(self._record_partitions())
+    def hold(self, numbers: Collection[int]) -> None:
+        """Fetch no more records of these partitions, and again of all others; asks of all. What the client has fetched
+        ahead of a partition that is held is thrown away, and fetched again afterwards.
+        """
+        held, before = self._owned.intersection(numbers), self._held
+        if held != before:
+            self._held = frozenset(held)
+            self._consumer.pause(self._places(held - before))
+            self._consumer.resume(self._places(before - held))
 
-    def resume(self) -> None:
-        self._paused = False
-        self._consumer.resume(self._record_partitions())
-
-    def _record_partitions(self) -> list[TopicPartition]:
-        return [TopicPartition(self._records, number) for number in sorted(self._owned)]
+    def _places(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._records, number) for number in sorted(numbers)]
 
     def close(self) -> None:
         """Leave the group; the listener hears of the revocation."""

@@ -3,7 +3,7 @@
 Both ends are settled once, at the start; what is produced meanwhile is not part of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from streamproc.config import Config
 from streamproc.errors import Unavailable, Usage
@@ -41,7 +41,7 @@ class Stretch:
         self._ends = {number: ends[number] for number in taken}
         self.now_ms = 0  # the records' own clock: the newest timestamp delivered
         self.num_records = 0  # delivered from `begin` on
-        self._paused = False
+        self._held: set[int] = set()  # partitions of which nothing is to be fetched now
         self._silent_since: float | None = None
         self._tail.start(self.starts)
 
@@ -55,11 +55,17 @@ class Stretch:
     @property
     def is_read(self) -> bool:
         """Whether every record of the stretch has been delivered."""
-        return all(position >= self._ends[number] for number, position in self._tail.positions.items())
+        return not self._left
+
+    @property
+    def _left(self) -> dict[int, int]:
+        """Where partitions go on of which there are more records."""
+        return {number: position for number, position in self._tail.positions.items() if position < self._ends[number]}
 
     def poll(self, timeout_s: float) -> list[Message]:
         """The next records. Raises Unavailable where Kafka falls silent before the end."""
-        if self._paused or self.is_read:
+        if self._left.keys() <= self._held:
+            self._silent_since = None
             return []
         before = dict(self._tail.positions)
         batch = self._tail.poll(timeout_s)
@@ -80,9 +86,10 @@ class Stretch:
 
     def _leave_finished(self) -> None:
         """Fetch only the partitions that have records left."""
-        left = {number: position for number, position in self._tail.positions.items() if position < self._ends[number]}
-        if left:
+        if left := self._left:
+            held, self._held = self._held, set()
             self._tail.start(left)
+            self.hold(held)
 
     def rewind(self, fallbacks: Mapping[int, int]) -> dict[int, Recovery]:
         raise AssertionError("a replay's output takes every epoch, or ends the replay")
@@ -93,12 +100,13 @@ class Stretch:
     def abandon(self) -> None:
         """There is no group to leave."""
 
-    def pause(self) -> None:
-        self._paused = True
-
-    def resume(self) -> None:
-        self._paused = False
-        self._silent_since = None
+    def hold(self, numbers: Collection[int]) -> None:
+        held, before = self._tail.positions.keys() & set(numbers), self._held
+        for number in held - before:
+            self._tail.pause(number)
+        for number in before - held:
+            self._tail.resume(number)
+        self._held = held
 
     def close(self) -> None:
         self._tail.close()

@@ -100,5 +100,5 @@ def check_queries(processor: StreamProcessor, queries: Sequence[Query]) -> None:
 
 
 def is_idle(processor: StreamProcessor) -> bool:
-    """Nothing is left to compute or to ask."""
-    return processor.workload.is_idle and not any(partition.dirty for partition in processor.partitions.values())
+    """Nothing is left to take in, to compute or to ask."""
+    return processor.is_at_rest and not any(partition.dirty for partition in processor.partitions.values())

@@ -31,8 +31,7 @@ Write = Callable[[Mapping[int, tuple[int, Stamp]]], None]  # offset and stamp to
 LEAST_NAMED = 2  # deaths: one may be chance
 PART = 64  # records: as many are taken one by one within a second
 MOST_SUSPECT = 5_000  # offsets after the committed one: more than a worker takes in before its first commit
-MOST_HELD = 4_000  # messages: then no more are fetched
-MOST_AT_ONCE = 500  # records of those that wait here and need no care
+MOST_AT_ONCE = 250  # records that need no care, of all partitions together
 
 log = logging.getLogger("streamproc")
 
@@ -62,7 +61,9 @@ class Case:
 
 
 class Care:
-    """Stands between the source and the intake; lets messages through as they come unless owners have died."""
+    """Stands between the source and the intake; lets messages through as they come, as long as there is room, unless
+    owners have died.
+    """
 
     def __init__(
         self, records_topic: str, poison_after: int, workload: Workload, go_live: Callable[[Partition], None]
@@ -75,7 +76,6 @@ class Care:
         self._cases: dict[int, Case] = {}
         self._held = Waiting(records_topic)
         self._trying: tuple[int, Work] | None = None  # partition, and what of it is under way with care
-        self._is_full = False
 
     @property
     def is_trying(self) -> bool:
@@ -87,10 +87,14 @@ class Care:
         """Messages wait here."""
         return bool(self._held)
 
+    def holds(self, number: int) -> bool:
+        """Records of this partition wait here."""
+        return self._held.holds(number)
+
     @property
-    def is_full(self) -> bool:
-        """So many that no more are to be fetched until most of them are gone."""
-        return self._is_full
+    def full(self) -> frozenset[int]:
+        """Partitions of which so many records wait here that no more are to be fetched."""
+        return self._held.full
 
     def assigned(self, partition: Partition, recovery: Recovery) -> None:
         """This partition is ours now. Raises StreamprocError where so many records are poison that none can be."""
@@ -152,11 +156,9 @@ class Care:
         self, messages: list[Message], partitions: Mapping[int, Partition], write: Write, has_room: bool = True
     ) -> list[Message]:
         """What may be processed now. has_room: there is not too much to compute already."""
-        if not self._cases and not self._held:
-            self._is_full = False
+        if has_room and not self._cases and not self._held and len(messages) <= MOST_AT_ONCE:
             return messages
         self._held.add(message for message in messages if message.partition in partitions)
-        self._is_full = len(self._held) >= (MOST_HELD // 4 if self._is_full else MOST_HELD)
         if self.is_due(partitions):
             self._conclude(partitions)
         if self._trying and self._trying[1].is_alone:
@@ -172,7 +174,7 @@ class Care:
         if chosen:
             self._trying, works[chosen[0]] = chosen, chosen[1]
         self._tell(works, partitions, write)
-        return self._release(chosen, MOST_AT_ONCE if has_room else 0)
+        return self._release(chosen, partitions, has_room)
 
     def _is_computed(self, partition: Partition) -> bool:
         """All that has been taken in of it, and what its records ask."""
@@ -273,17 +275,22 @@ class Care:
             if work and work.end == EVER:
                 del self._cases[number]
 
-    def _release(self, chosen: tuple[int, Work] | None, most: int) -> list[Message]:
-        """Take out what may be processed now, of records without care no more than `most`."""
+    def _release(
+        self, chosen: tuple[int, Work] | None, partitions: Mapping[int, Partition], has_room: bool
+    ) -> list[Message]:
+        """Take out what may be processed now. What is only read again needs no room: nothing of it is computed yet."""
         released = self._held.take(chosen[0], chosen[1].end, EVER) if chosen else []
         if chosen and chosen[1].is_alone:
             return released
         released += self._held.take_others()
+        ends = {}
         for number in self._held.numbers:
             if chosen and number == chosen[0]:
                 continue
-            case = self._cases.get(number)
-            taken = self._held.take(number, case.careful_from if case else EVER, most)
-            most -= len(taken)
-            released += taken
-        return released
+            case, partition = self._cases.get(number), partitions[number]
+            end = case.careful_from if case else EVER
+            if not has_room:
+                end = min(end, partition.live_from if partition.phase is Phase.RESTORING else 0)
+            if (first := self._held.first(number)) is not None and first < end:
+                ends[number] = end
+        return released + self._held.take_fairly(ends, MOST_AT_ONCE)

@@ -1,7 +1,6 @@
-"""Whether records have to wait in Kafka: too many tokens to compute, or too many cells that nobody can give up.
+"""Whether records have to wait: too many tokens to compute, or too many cells that nobody can give up.
 
-With hysteresis: pausing throws away what was fetched ahead and costs a fetch when records flow again, so it must not
-happen at every turn.
+With hysteresis, so that what is taken in is worth a step.
 """
 
 from dataclasses import dataclass
@@ -16,17 +15,10 @@ class Pressure:
     most_tokens: int
     num_cells: int
     is_high: bool = False
-    is_crowded: bool = False  # by what is taken in already
 
-    def changes(self, num_tokens: int, num_needed: int, is_full: bool = False) -> bool:
-        """Take in the tokens that wait, and the cells that sequences at work need -> whether `is_high` has changed.
-
-        is_full: records wait elsewhere already.
-        """
-        before = self.is_high
-        if self.is_crowded:
-            self.is_crowded = num_tokens >= self.most_tokens // 2 or num_needed >= self.num_cells * GO
+    def update(self, num_tokens: int, num_needed: int) -> None:
+        """Take in the tokens that wait, and the cells that sequences at work need."""
+        if self.is_high:
+            self.is_high = num_tokens >= self.most_tokens // 2 or num_needed >= self.num_cells * GO
         else:
-            self.is_crowded = num_tokens > self.most_tokens or num_needed > self.num_cells * STOP
-        self.is_high = is_full or self.is_crowded
-        return self.is_high != before
+            self.is_high = num_tokens > self.most_tokens or num_needed > self.num_cells * STOP

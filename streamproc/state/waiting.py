@@ -1,13 +1,42 @@
-"""Messages that wait until they may be taken in (care.py). None is looked at before its turn, however many wait:
-whoever waits for steps of the device asks again and again.
+"""Messages that Kafka has brought and that may not be taken in yet: they wait for their turn (care.py), or for room.
+
+None is looked at before its turn, however many wait: whoever waits for steps of the device asks again and again. What
+waits is bounded by partition, so a partition with much to bring keeps none of the others waiting: while it is full, no
+more of it is fetched, and what there is of all others comes.
 """
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import count
 
 from streamproc.state.epoch import Message
+
+MOST_RECORDS = 8_000  # of a partition: more than Kafka's client throws away of it when it is not to be fetched
+MOST_BYTES = 2**26  # of all partitions together
+MESSAGE_BYTES = 500  # that a message takes beside its value
+AGAIN = 0.5  # of what is too much: then a partition is fetched again
+
+
+class Queue:
+    """Records of one partition, with the order in which they came among all."""
+
+    def __init__(self) -> None:
+        self.records: deque[tuple[int, Message]] = deque()
+        self.num_bytes = 0
+
+    def add(self, arrival: int, message: Message) -> None:
+        self.records.append((arrival, message))
+        self.num_bytes += _size(message)
+
+    def take(self) -> Message:
+        message = self.records.popleft()[1]
+        self.num_bytes -= _size(message)
+        return message
+
+
+def _size(message: Message) -> int:
+    return MESSAGE_BYTES + len(message.value or b"")
 
 
 class Waiting:
@@ -15,9 +44,10 @@ class Waiting:
 
     def __init__(self, records_topic: str) -> None:
         self._records_topic = records_topic
-        self._records: dict[int, deque[tuple[int, Message]]] = {}  # none is empty; with the order in which they came
+        self._queues: dict[int, Queue] = {}  # none is empty
         self._others: list[Message] = []
         self._arrivals, self._num = count(), 0
+        self._full: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return self._num
@@ -26,14 +56,18 @@ class Waiting:
         for message in messages:
             self._num += 1
             if message.topic == self._records_topic:
-                self._records.setdefault(message.partition, deque()).append((next(self._arrivals), message))
+                queue = self._queues.get(message.partition)
+                if queue is None:
+                    queue = self._queues[message.partition] = Queue()
+                queue.add(next(self._arrivals), message)
             else:
                 self._others.append(message)
 
     def forget(self, numbers: Collection[int]) -> None:
         """Drop what there is of these partitions."""
         for number in numbers:
-            self._num -= len(self._records.pop(number, ()))
+            if queue := self._queues.pop(number, None):
+                self._num -= len(queue.records)
         kept = [message for message in self._others if message.partition not in numbers]
         self._num -= len(self._others) - len(kept)
         self._others = kept
@@ -41,27 +75,56 @@ class Waiting:
     @property
     def numbers(self) -> list[int]:
         """Partitions with records here; first that of the record that has waited for the longest."""
-        return sorted(self._records, key=lambda number: self._records[number][0][0])
+        return sorted(self._queues, key=lambda number: self._queues[number].records[0][0])
+
+    @property
+    def full(self) -> frozenset[int]:
+        """Partitions of which no more is to be fetched: too much waits, or has until shortly before."""
+        if self._queues or self._full:
+            self._full = frozenset(number for number, queue in self._queues.items() if self._is_full(number, queue))
+        return self._full
+
+    def _is_full(self, number: int, queue: Queue) -> bool:
+        share = AGAIN if number in self._full else 1.0
+        most_bytes = MOST_BYTES / len(self._queues)
+        return len(queue.records) >= share * MOST_RECORDS or queue.num_bytes >= share * most_bytes
+
+    def holds(self, number: int) -> bool:
+        """Whether records of the partition are here."""
+        return number in self._queues
 
     def first(self, number: int) -> int | None:
         """Offset of the first record of the partition; None: there is none."""
-        waiting = self._records.get(number)
-        return waiting[0][1].offset if waiting else None
+        queue = self._queues.get(number)
+        return queue.records[0][1].offset if queue else None
 
     def last_before(self, number: int, end: int) -> int | None:
         """Offset of the last record of the partition before this one; None: there is none."""
-        waiting = self._records.get(number, ())
-        at = bisect_left(waiting, end, key=lambda each: each[1].offset)
-        return waiting[at - 1][1].offset if at else None
+        queue = self._queues.get(number)
+        if queue is None:
+            return None
+        at = bisect_left(queue.records, end, key=lambda each: each[1].offset)
+        return queue.records[at - 1][1].offset if at else None
 
     def take(self, number: int, end: int, most: int) -> list[Message]:
         """Take out records of the partition before this offset, no more than `most`."""
-        waiting, taken = self._records.get(number), list[Message]()
-        while waiting and waiting[0][1].offset < end and len(taken) < most:
-            taken.append(waiting.popleft()[1])
-        if waiting is not None and not waiting:
-            del self._records[number]
+        queue, taken = self._queues.get(number), list[Message]()
+        while queue and queue.records and queue.records[0][1].offset < end and len(taken) < most:
+            taken.append(queue.take())
+        if queue is not None and not queue.records:
+            del self._queues[number]
         self._num -= len(taken)
+        return taken
+
+    def take_fairly(self, ends: Mapping[int, int], most: int) -> list[Message]:
+        """Take out records of these partitions before these offsets, together no more than `most`, or one of each.
+        Those with few get all of theirs, the others equal parts of what is left.
+        """
+        taken = list[Message]()
+        few_first = sorted(ends, key=lambda number: len(self._queues[number].records) if number in self._queues else 0)
+        for num_taken, number in enumerate(few_first):
+            part = (most - len(taken)) // (len(few_first) - num_taken)
+            taken += self.take(number, ends[number], max(part, 1))
         return taken
 
     def take_others(self) -> list[Message]:

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient, NewTopic
+from workers import until
 
 from streamproc.cli.topics import topics as topics_command
 from streamproc.config import Topics
@@ -55,9 +56,10 @@ def test_created_topics_can_be_used_at_once(admin: AdminClient, bootstrap_server
 def test_what_follows_records_takes_its_number_and_a_mismatch_is_reported_not_changed(
     admin: AdminClient, names: Topics
 ):
-    admin.create_topics([NewTopic(names.records, 3)])[names.records].result()
-    admin.create_topics([NewTopic(names.asks, 5)])[names.asks].result()
-    admin.create_topics([NewTopic(names.control, 1)])[names.control].result()
+    there = {names.records: 3, names.asks: 5, names.control: 1}
+    for future in admin.create_topics([NewTopic(name, count) for name, count in there.items()]).values():
+        future.result()
+    until(lambda: there.keys() <= admin.list_topics(timeout=10).topics.keys(), "the topics in the broker's metadata")
     specs = load_specs(names)
     made = {finding.role: finding for finding in create(admin, specs, partitions=6)}
     assert (made["records"].state, made["records"].partitions) == ("ok", 3)

@@ -200,8 +200,7 @@ class CrashWorld:
         for _ in range(5_000):
             self.step()
             partitions = self.processor.partitions.values()
-            is_held = self.processor.care.is_holding
-            idle = self.processor.workload.is_idle and self.source.is_drained and not is_held
+            idle = self.processor.is_at_rest and self.source.is_drained
             if idle and not any(p.finished or p.replies or p.dirty for p in partitions):
                 return
         raise AssertionError("the worker does not come to rest")

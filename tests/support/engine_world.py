@@ -204,8 +204,7 @@ class World:
         for _ in range(10_000):
             self.clock.now_s += 0.02
             self.processor.step()
-            is_held = self.processor.care.is_holding
-            idle = self.processor.workload.is_idle and self.source.is_drained and not is_held
+            idle = self.processor.is_at_rest and self.source.is_drained
             if idle and not any(p.finished or p.replies or p.dirty for p in self.processor.partitions.values()):
                 self.processor.land()       # what is made ahead
                 return

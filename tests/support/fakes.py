@@ -4,7 +4,7 @@ one lost, repeated or reordered record, one wrong block, changes every later ans
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -252,7 +252,7 @@ class FakeSource:
         self.log, self.batch = log, batch
         self.positions: dict[tuple[str, int], int] = {}
         self.listener: Any = None
-        self.is_paused = False
+        self.held: set[int] = set()
         self.rebalances: list[int] = []  # partitions that go and come back at the next poll
 
     def assign(self, numbers: Sequence[int]) -> None:
@@ -286,7 +286,7 @@ class FakeSource:
             self.assign(numbers)
         found: list[Message] = []
         for (topic, number), position in self.positions.items():
-            if self.is_paused and topic == self.log.config.topics.records:
+            if number in self.held and topic == self.log.config.topics.records:
                 continue
             batch = self.log.read(topic, number)[position : position + self.batch]
             self.positions[(topic, number)] += len(batch)
@@ -309,11 +309,8 @@ class FakeSource:
         positions = [Position(topic, number, offset, stamp.encode()) for number, (offset, stamp) in stamps.items()]
         self.log.commit(Epoch((), tuple(positions)))
 
-    def pause(self) -> None:
-        self.is_paused = True
-
-    def resume(self) -> None:
-        self.is_paused = False
+    def hold(self, numbers: Collection[int]) -> None:
+        self.held = set(numbers)
 
     def close(self) -> None:
         self.listener.revoked(sorted({number for _, number in self.positions}))

@@ -83,8 +83,7 @@ class World:
             self.processor.step()
             if (self.processor.keeper and self.processor.keeper.sought) or self.processor.tier.num_coming:
                 time.sleep(0.001)  # threads bring it
-            is_held = self.processor.care.is_holding
-            idle = self.processor.workload.is_idle and self.source.is_drained and not is_held
+            idle = self.processor.is_at_rest and self.source.is_drained
             if idle and not any(p.finished or p.replies or p.dirty for p in self.processor.partitions.values()):
                 return
         raise AssertionError("the worker does not come to rest: a deadlock")

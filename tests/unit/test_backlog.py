@@ -29,7 +29,7 @@ def test_steps_are_full_however_long_the_backlog_is(num_records: int, num_sessio
     """More generations are behind than the pool holds, and each has questions of its own."""
     world = backlog(num_records, num_sessions, num_blocks)
     processor, num_steps = world.processor, 0
-    while not (processor.workload.is_idle and world.source.is_drained):
+    while not (processor.is_at_rest and world.source.is_drained):
         world.clock.now_s += 0.02
         processor.step()
         num_steps += 1

@@ -12,12 +12,12 @@ from streamproc.errors import StreamprocError
 from streamproc.messages import Query
 from streamproc.records import Trade
 from streamproc.state.blocks import BlockPool
-from streamproc.state.care import MOST_AT_ONCE, MOST_HELD, PART, Care
+from streamproc.state.care import MOST_AT_ONCE, PART, Care
 from streamproc.state.epoch import Message
 from streamproc.state.partition import Partition, Recovery
 from streamproc.state.session import Shape
 from streamproc.state.stamp import EVER, MAX_POISONED, Stamp, Suspects, Work, decode_stamp
-from streamproc.state.waiting import Waiting
+from streamproc.state.waiting import MOST_RECORDS, Waiting
 from streamproc.state.workload import Workload
 
 QUERY = Query("q", "how is {last}?", every=2, max_tokens=5)
@@ -194,17 +194,17 @@ def test_at_rest_nobody_is_named() -> None:
 
 def test_messages_that_wait_stop_the_fetching_until_most_of_them_are_gone() -> None:
     world = Mortal(1, "nothing")
-    fill(world, MOST_HELD + 1_000)
+    fill(world, MOST_RECORDS + 1_000)
     world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
     world.crash()
-    world.source.batch = MOST_HELD + 100
+    world.source.batch = MOST_RECORDS + 100
     care = world.processor.care
     world.step()
-    assert care.is_full
-    while care.is_full:
-        assert world.source.is_paused
+    assert care.full == {0}
+    while care.full:
+        assert world.source.held == {0}
         world.step()
-    assert len(care._held) < MOST_HELD // 2
+    assert len(care._held) < MOST_RECORDS // 2
 
 
 def test_what_has_waited_is_let_go_by_portions_and_not_while_there_is_enough_to_compute() -> None:
@@ -214,7 +214,7 @@ def test_what_has_waited_is_let_go_by_portions_and_not_while_there_is_enough_to_
     world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
     world.crash()
     fill(world, 1_000)
-    world.source.batch = MOST_HELD
+    world.source.batch = MOST_RECORDS
     care, admit = world.processor.care, world.processor.care.admit
     let_go: list[tuple[int, bool]] = []
 
@@ -234,21 +234,21 @@ def test_what_is_taken_away_while_messages_wait_does_not_stop_the_fetching_for_e
     """Partition 0 is lost with all that waits of it; nothing is left to be careful about in partition 1."""
     world = Mortal(1, "nothing")
     world.rebalance_share = 0.0
-    fill(world, 2 * MOST_HELD)
+    fill(world, 2 * MOST_RECORDS)
     fill(world, 20, 1)
     world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
     world.crash()
-    world.source.batch = MOST_HELD + 2_000
+    world.source.batch = MOST_RECORDS + 2_000
     care = world.processor.care
     while len(care._cases) > 1:
         world.step()
-    assert world.source.is_paused
+    assert world.source.held == {0}
     world.processor.lost([0])
     world.source.positions = {where: at for where, at in world.source.positions.items() if where[1] != 0}
     fill(world, 20, 1)
     for _ in range(20):
         world.step()
-    assert not world.source.is_paused
+    assert not world.source.held
     assert world.processor.partitions[1].committed[0] == 40
 
 
@@ -317,21 +317,21 @@ def test_nothing_is_written_for_a_record() -> None:
 
 def test_the_last_record_that_may_go_is_found_without_looking_at_those_before_it() -> None:
     waiting, calls = Waiting("records"), list[str]()
-    waiting.add(Message("records", 0, 2 * i, b"", b"", 0) for i in range(MOST_HELD))
+    waiting.add(Message("records", 0, 2 * i, b"", b"", 0) for i in range(MOST_RECORDS))
     sys.setprofile(lambda frame, event, argument: calls.append(frame.f_code.co_name) if event == "call" else None)
     try:
-        found = [waiting.last_before(0, end) for end in (0, 1, 2, 3, MOST_HELD, EVER)]
+        found = [waiting.last_before(0, end) for end in (0, 1, 2, 3, MOST_RECORDS, EVER)]
     finally:
         sys.setprofile(None)
-    assert found == [None, 0, 0, 2, MOST_HELD - 2, 2 * MOST_HELD - 2]
+    assert found == [None, 0, 0, 2, MOST_RECORDS - 2, 2 * MOST_RECORDS - 2]
     assert len(calls) < 100
 
 
-@pytest.mark.parametrize("waiting", [100, MOST_HELD])
+@pytest.mark.parametrize("waiting", [100, MOST_RECORDS])
 def test_looking_for_what_may_go_takes_no_longer_when_much_waits(waiting: int) -> None:
     """Asked again and again while a part is computed."""
     world = Mortal(1, "nothing")
-    fill(world, 2 * MOST_HELD)
+    fill(world, 2 * MOST_RECORDS)
     world.log.committed[world.config.topics.records, 0] = (0, Stamp(work=Work(0, EVER)).encode())
     world.crash()
     world.source.batch = PART + waiting

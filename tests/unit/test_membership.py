@@ -13,6 +13,7 @@ from streamproc.kafka.epoch import transactional_id
 from streamproc.kafka.gaps import Found, find_gap
 from streamproc.kafka.source import Source
 from streamproc.messages import Ask, Head, Mark, Query
+from streamproc.state.epoch import Message
 from streamproc.state.lifecycle import ACTS, NEXT, Act, Event, Phase
 from streamproc.state.pace import Pace
 from streamproc.state.pressure import Pressure
@@ -168,34 +169,30 @@ def test_uncommitted_work_is_bounded_by_bytes_and_answers(worker: dict[str, int]
     assert 4 < world.processor.counters.epochs <= 20
 
 
-def test_records_wait_in_kafka_with_hysteresis_on_tokens_and_on_cells() -> None:
+def test_records_wait_with_hysteresis_on_tokens_and_on_cells() -> None:
     pressure = Pressure(most_tokens=100, num_cells=1_000)
-    assert not pressure.changes(100, 800)
-    assert pressure.changes(0, 801)
-    assert pressure.is_high
-    assert not pressure.changes(0, 400)
-    assert not pressure.changes(60, 0)
-    assert pressure.changes(49, 399)
-    assert not pressure.is_high
-    assert pressure.changes(101, 0)
-    assert pressure.changes(0, 0)
-    assert pressure.changes(0, 0, is_full=True)
+    looks = [((100, 800), False), ((0, 801), True), ((0, 400), True), ((60, 0), True), ((49, 399), False),
+             ((101, 0), True), ((0, 0), False)]  # fmt: skip
+    for (num_tokens, num_needed), is_high in looks:
+        pressure.update(num_tokens, num_needed)
+        assert pressure.is_high == is_high, (num_tokens, num_needed)
 
 
 def test_polling_goes_on_while_records_wait_for_cells() -> None:
     world = World(random.Random(1), make_config(backlog_tokens=2**30), num_partitions=1, num_blocks=60)
     world.rebalance_share = 0
-    source, paused = world.source, []
-    pause, poll = source.pause, source.poll
-    source.pause = lambda: paused.append(True) or pause()  # type: ignore[method-assign]
-    polled: list[bool] = []
-    source.poll = lambda timeout_s: polled.append(source.is_paused) or poll(timeout_s)  # type: ignore[method-assign]
+    poll, polled = world.source.poll, list[bool]()
+
+    def watched(timeout_s: float) -> list[Message]:
+        polled.append(world.processor.care.is_holding)
+        return poll(timeout_s)
+
+    world.source.poll = watched  # type: ignore[method-assign]
     for turn in range(60):
         world.log.produce(0, random_record(world.rng, f"S{turn % 6}"))
     world.drain()
-    assert paused
     assert any(polled)
-    assert not source.is_paused
+    assert not world.processor.care.is_holding
 
 
 def test_partitions_that_come_while_a_worker_leaves_are_not_looked_at() -> None:

@@ -1,7 +1,7 @@
 """A replay on fakes: the answers are the live run's, byte for byte, and nothing but answers comes out."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Stretch:
         self.log, self.begin, self.batch = log, begin, batch
         self.positions = {0: 0, 1: 0}
         self.ends = {number: min(end, len(self._read(number))) for number in self.positions}
-        self.is_paused = False
+        self.held: set[int] = set()
 
     def _read(self, number: int) -> list[Message]:
         return self.log.read(self.log.config.topics.records, number)
@@ -59,7 +59,7 @@ class Stretch:
     def poll(self, timeout_s: float) -> list[Message]:
         found: list[Message] = []
         for number, position in self.positions.items():
-            if not self.is_paused:
+            if number not in self.held:
                 found += self._read(number)[position : min(position + self.batch, self.ends[number])]
         for message in found:
             self.positions[message.partition] = message.offset + 1
@@ -72,11 +72,8 @@ class Stretch:
     def stamp(self, stamps: object) -> None:
         """Nobody comes after us."""
 
-    def pause(self) -> None:
-        self.is_paused = True
-
-    def resume(self) -> None:
-        self.is_paused = False
+    def hold(self, numbers: Collection[int]) -> None:
+        self.held = set(numbers)
 
     def close(self) -> None:
         pass
@@ -123,7 +120,7 @@ def run_live(log: Log) -> None:
     source.listener = processor
     processor.connect(source)
     source.assign((0, 1))
-    while not (source.is_drained and processor.workload.is_idle):
+    while not (source.is_drained and processor.is_at_rest):
         clock.now_s += 0.02
         processor.step()
     processor.close()

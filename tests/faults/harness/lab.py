@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from harness.driver import Driver, Load
 from harness.history import History, text_of
 from harness.processes import Workers
 from harness.reader import Reader, Sampler
+from harness.settling import Place, Settling
 from harness.store import Store
 from harness.topics import admin_properties, delete_topics, make_topics, offsets_at_end
 from streamproc.config import Config, Snapshots
@@ -25,7 +26,8 @@ from streamproc.kafka.process import wait_until
 from streamproc.messages import Query
 
 TICK_S = 0.1
-SETTLE_S = 90.0
+STILL_S = 90.0  # that a partition may stand still while it is behind
+SETTLE_S = 900.0
 GRACE_S = 1.5  # after which every running worker has read a change of the control topic
 QUERIES = (
     Query("every-3", "Is {last} {count}?", every=3, max_tokens=5),
@@ -209,26 +211,30 @@ class Lab:
         self._write_logs()
         self.history.close()
 
-    def settle(self, timeout_s: float = SETTLE_S) -> None:
-        """Wait until everything sent is committed past."""
+    def settle(self) -> None:
+        """Wait until everything sent is committed past, as long as every partition that is behind moves on."""
         if not self.workers.running:
             self.workers.start("a")
+        settling = Settling(STILL_S)
 
-        def is_settled() -> bool:
-            try:
-                return self.site.is_settled()
-            except StreamprocError:
-                return False
+        def is_over() -> bool:
+            with suppress(StreamprocError):
+                settling.look(time.monotonic(), self._places(self.committed), self._places(self.site.ends))
+            return settling.is_over
 
-        ok = self.until(is_settled, timeout_s)
-        why = "" if ok else f"not all processed {timeout_s:.0f} s after everything was healed: {self._lag()}"
-        self.history.add("settled", ok=ok, why=why)
+        self.until(is_over, SETTLE_S)
+        why = "" if settling.is_settled else f"not all processed after everything was healed: {self._lag(settling)}"
+        self.history.add("settled", ok=settling.is_settled, why=why)
 
-    def _lag(self) -> str:
+    def _places(self, offsets_of: Callable[[str], dict[int, int]]) -> dict[Place, int]:
         topics = (self.topics.records, self.topics.asks)
-        return "; ".join(
-            f"{topic}: committed {self.committed(topic)}, ends {self.site.ends(topic)}, {self.workers.owned()}"
-            for topic in topics
+        return {(topic, number): offset for topic in topics for number, offset in offsets_of(topic).items()}
+
+    def _lag(self, settling: Settling) -> str:
+        stuck = "; ".join(settling.stuck) or f"{SETTLE_S:.0f} s were not enough"
+        return (
+            f"{stuck}; committed {self._places(self.committed)}, ends {self._places(self.site.ends)}, "
+            f"{self.workers.owned()}"
         )
 
     def _final_polls(self) -> None:

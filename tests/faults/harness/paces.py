@@ -32,10 +32,10 @@ class Paced(Stretch):
         return super().is_read and not self._waiting
 
     def poll(self, timeout_s: float) -> list[Message]:
-        if not self._paused and not super().is_read:
+        if not super().is_read:
             self._read(0 if self._began else timeout_s)
         found = []
-        while not self._paused and self._began and self._waiting and self._left_s() <= 0:
+        while self._began and self._waiting and self._left_s() <= 0:
             found.append(heapq.heappop(self._waiting)[-1])
         if not found and self._began and self._waiting:
             time.sleep(min(timeout_s, max(self._left_s(), 0)))

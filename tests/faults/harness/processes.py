@@ -26,6 +26,7 @@ KAFKA = {  # short, so that faults are noticed within a run
     "reconnect.backoff.max.ms": "500",
 }
 STOP_S = 30.0
+ENDS = {0: "end", SAID: "said", THROWN: "thrown", -signal.SIGTERM: "end"}  # the last: told to stop before it had begun
 
 
 @dataclass
@@ -36,7 +37,6 @@ class Started:
     log: Path
     status: Path
     is_frozen: bool = False
-    is_meant_to_end: bool = False
 
 
 class Workers:
@@ -131,7 +131,7 @@ class Workers:
 
     def _tell_end(self, slot: str, started: Started, code: int) -> None:
         line = last_line(started.log)
-        what = {0: "end", SAID: "said", THROWN: "thrown"}.get(code, "crash")
+        what = ENDS.get(code, "crash")
         self._history.add("worker", slot=slot, what=what, code=code, line=line, log=str(started.log))
         if what == "thrown":
             self._history.fault(f"failure in worker {slot}")
