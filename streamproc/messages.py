@@ -8,7 +8,8 @@ import fnmatch
 import hashlib
 import re
 import string
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -102,6 +103,11 @@ def _parse_trigger(trigger: Any) -> int | None:
     raise BadQuery(f"trigger: {str(trigger)[:40]!r} is unknown, use 'idle' or 'every N records'")
 
 
+def _members(message: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values of a dataclass, in order; orjson writes those that are dataclasses themselves."""
+    return ((name, getattr(message, name)) for name in message.__slots__)
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """An ad-hoc question; its partition is its session's partition of the records topic."""
@@ -116,7 +122,7 @@ class Ask:
     stop: tuple[str, ...] | None = None
 
     def encode(self) -> bytes:
-        doc = {name: value for name, value in asdict(self).items() if value is not None}
+        doc = {name: value for name, value in _members(self) if value is not None}
         return orjson.dumps({"v": 1, **doc, "answer": self.answer.doc()})
 
 
@@ -201,7 +207,7 @@ class Answer:
     error: str | None = None
 
     def encode(self) -> bytes:
-        return orjson.dumps({"v": 1, **{name: value for name, value in asdict(self).items() if value is not None}})
+        return orjson.dumps({"v": 1, **{name: value for name, value in _members(self) if value is not None}})
 
 
 def decode_answer(value: bytes) -> Answer:
@@ -253,7 +259,7 @@ class Head:
         return max([self.current_from, *(mark.offset for mark in self.marks.values())])
 
     def encode(self) -> bytes:
-        return orjson.dumps({"v": 1, **asdict(self)})
+        return orjson.dumps({"v": 1, **dict(_members(self))})
 
 
 def decode_head(value: bytes) -> Head:

@@ -193,8 +193,8 @@ class StreamProcessor:
             self._reply(until_ending)
             if (until_ending and self.device.is_ending()) or not self.device.is_busy(ATTEND_S):
                 return
-            self._ingest(self.source.poll(0))
-            self._balance()
+            if self._ingest(self.source.poll(0)):
+                self._balance()
 
     def _reply(self, until_ending: bool = False) -> None:
         """Commit what somebody waits for, if that keeps no step waiting."""
@@ -245,8 +245,9 @@ class StreamProcessor:
 
     # What comes in
 
-    def _ingest(self, messages: list[Message]) -> None:
-        now = self.clock.now()
+    def _ingest(self, messages: list[Message]) -> bool:
+        """Take in what may be taken in -> whether anything has come, or has been taken in."""
+        now, num_came = self.clock.now(), len(messages)
         messages = self.care.admit(messages, self.partitions, self.source.stamp, not self._pressure.is_high)
         records = [message for message in messages if message.topic == self.rules.records_topic]
         self.intake.take_records(self.partitions, records, now)
@@ -259,6 +260,7 @@ class StreamProcessor:
         for message in messages:
             if message.topic != self.rules.records_topic and message.partition in self.partitions:
                 self.desk.take(self.partitions[message.partition], message, now)
+        return bool(num_came or messages)
 
     def _why_not_call(self, call: Call, num_tokens: int) -> str | None:
         """The reason why this worker cannot continue a prompt of so many tokens, or None."""

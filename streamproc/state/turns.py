@@ -28,6 +28,7 @@ class Turns:
         self._queues: OrderedDict[str, deque[Fork]] = OrderedDict()  # the next one to have its turn first
         self._credit: dict[str, int] = {}
         self._num_forks = 0
+        self.num_tokens = 0  # of the questions, and of their longest answers
 
     def __len__(self) -> int:
         return self._num_forks
@@ -38,19 +39,23 @@ class Turns:
 
     def add(self, fork: Fork) -> None:
         self._queues.setdefault(fork.question.session, deque()).append(fork)
-        self._num_forks += 1
+        self._count(fork, 1)
 
     def put_back(self, fork: Fork) -> None:
         """One that had started: it is the first of its session again."""
         self._queues.setdefault(fork.question.session, deque()).appendleft(fork)
-        self._num_forks += 1
+        self._count(fork, 1)
 
     def remove(self, fork: Fork) -> None:
         key = fork.question.session
         self._queues[key].remove(fork)
-        self._num_forks -= 1
+        self._count(fork, -1)
         if not self._queues[key]:
             self._leave(key)
+
+    def _count(self, fork: Fork, num: int) -> None:
+        self._num_forks += num
+        self.num_tokens += num * fork.num_own_tokens
 
     def _leave(self, key: str) -> None:
         del self._queues[key]
@@ -76,11 +81,11 @@ class Turns:
         queue, before = self._queues[key], self._credit.get(key, 0)
         credit, verdict = before + QUANTUM, Verdict.STARTED
         while queue and credit >= queue[0].num_own_tokens and verdict is Verdict.STARTED:
-            cost, verdict = queue[0].num_own_tokens, start(queue[0])
+            fork, verdict = queue[0], start(queue[0])
             if verdict is Verdict.STARTED:
                 queue.popleft()
-                self._num_forks -= 1
-                credit -= cost
+                self._count(fork, -1)
+                credit -= fork.num_own_tokens
         if not queue:
             self._leave(key)
         else:

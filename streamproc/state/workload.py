@@ -64,7 +64,8 @@ class Workload:
     @property
     def num_waiting(self) -> int:
         """Tokens that unfinished forks may still need."""
-        return sum(fork.num_tokens - fork.num_computed + fork.question.max_tokens for fork in self.forks())
+        running = sum(fork.num_tokens - fork.num_computed + fork.question.max_tokens for fork in self.running.values())
+        return self.awaited.num_tokens + self.flash.num_tokens + running
 
     @property
     def is_idle(self) -> bool:
@@ -195,6 +196,9 @@ class Workload:
             self.growing.pop(generation.seq_id, None)
 
     def check(self) -> None:
-        """Every block is accounted for by exactly the tables that name it."""
+        """Every block is accounted for by exactly the tables that name it; what waits is counted."""
+        for turns in (self.awaited, self.flash):
+            assert turns.num_tokens == sum(fork.num_own_tokens for fork in turns)
+            assert len(turns) == sum(1 for _ in turns)
         tables = [generation.block_table for generation in self.resident.values()]
         self.pool.check(tables + [fork.block_table for fork in self.running.values()])
