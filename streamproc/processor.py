@@ -285,7 +285,7 @@ class StreamProcessor:
         """
         backlog = self.workload.num_behind + self.workload.num_waiting
         self._pressure.update(backlog, self.workload.num_cells_needed)
-        self.source.hold(self.care.full)
+        self.source.hold(self.care.find_full(len(self.partitions)))
 
     # What goes out
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import sys
 import types
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ class Fragment:
     def __init__(self, text: bytes) -> None:
         self.text = text
 
-    @staticmethod
-    def loaded(value: Any) -> Any:
-        return json.loads(value.text)
+
+def _plain(value: Any) -> Any:
+    """What json cannot write by itself, and orjson can."""
+    return json.loads(value.text) if isinstance(value, Fragment) else asdict(value)
 
 
 def _json() -> types.ModuleType:
@@ -58,5 +60,5 @@ def _json() -> types.ModuleType:
     module.__dict__.update(
         loads=json.loads, JSONDecodeError=json.JSONDecodeError, OPT_SORT_KEYS=1, OPT_NON_STR_KEYS=2,
         Fragment=Fragment, dumps=lambda value, option=0: json.dumps(
-            value, sort_keys=bool(option & 1), default=Fragment.loaded).encode())  # fmt: skip
+            value, sort_keys=bool(option & 1), default=_plain).encode())  # fmt: skip
     return module

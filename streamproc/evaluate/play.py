@@ -47,7 +47,7 @@ class Play:
         """`max_tokens`: of the longest answer."""
         self._topics, self._max_tokens = topics, max_tokens
         self._lanes: dict[int, Lane] = {}
-        self._held: Collection[int] = ()  # partitions that are not to bring more records now
+        self._stopped: Collection[int] = ()  # partitions that are not to bring more records now
         self.num_asks = 0
         self.answered: list[tuple[Inquiry, Answer]] = []
 
@@ -72,7 +72,7 @@ class Play:
     def _next(self, lane: Lane) -> list[Message]:
         if lane.waiting or not lane.points:
             return []
-        messages = [] if lane.stretch.partition in self._held else self._records(lane, lane.points[0].place.offset)
+        messages = [] if lane.stretch.partition in self._stopped else self._records(lane, lane.points[0].place.offset)
         if lane.next_offset > lane.points[0].place.offset:
             messages += self._asks(lane, lane.points.popleft())
         return messages
@@ -108,7 +108,7 @@ class Play:
         """There is no group to leave."""
 
     def hold(self, numbers: Collection[int]) -> None:
-        self._held = numbers
+        self._stopped = numbers
 
     def close(self) -> None:
         """Nothing to let go of."""

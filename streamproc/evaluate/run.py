@@ -142,7 +142,7 @@ class Evaluation:
             processor.step()
             outcomes += [oracle.judge(inquiry, answer) for inquiry, answer in play.answered[len(outcomes) :]]
             progress.tick(outcomes)
-            num_idle = num_idle + 1 if processor.is_at_rest else 0
+            num_idle = num_idle + 1 if processor.workload.is_idle else 0
             if num_idle > MOST_IDLE_STEPS:
                 raise StreamprocError(f"evaluation: the worker rests at {len(outcomes)} of {play.num_asks} answers")
         return outcomes

@@ -89,7 +89,7 @@ class Source:
         self._seeks: dict[Place, int] = {}  # where the next poll begins
         self._ends: dict[int, int] = {}  # of the records topic's logs that the newest poll has read to their ends
         self._is_outside = False  # read at an offset that the log does not hold
-        self._held: frozenset[int] = frozenset()  # of those owned: no more records of them are to be fetched
+        self._stopped: frozenset[int] = frozenset()  # of those owned: no more records of them are to be fetched
         self._is_closing = False
         self._open()
 
@@ -133,7 +133,7 @@ class Source:
             self._warn(f"kafka: the client library has lost {self._properties['bootstrap.servers']}: joining anew")
             self._reopen()
             return []
-        if self._watchdog.is_due(not messages and bool(self._owned - self._held)):
+        if self._watchdog.is_due(not messages and bool(self._owned - self._stopped)):
             self._look_for_stall()
         return self._without_moved(messages) if self._moved else messages
 
@@ -185,7 +185,7 @@ class Source:
         self._reopen()
 
     def _look_for_stall(self) -> None:
-        fetched = self._owned - self._held
+        fetched = self._owned - self._stopped
         at = {found.partition: found.offset for found in self._consumer.position(self._places(fetched))}
         positions = {number: at[number] if at[number] >= 0 else self._starts[number] for number in fetched}
         if waiting := self._watchdog.waiting(self._consumer, positions):
@@ -196,7 +196,7 @@ class Source:
         """A new consumer; what the old one had is lost, and assigned again."""
         owned, self._is_outside = sorted(self._owned), False
         self._owned.clear()
-        self._held = frozenset()
+        self._stopped = frozenset()
         for table in (self._moved, self._seeks):
             table.clear()
         if owned:
@@ -238,7 +238,7 @@ class Source:
         held = [
             tp
             for tp in mine
-            if tp.partition not in self._owned or (tp.topic == self._records and tp.partition in self._held)
+            if tp.partition not in self._owned or (tp.topic == self._records and tp.partition in self._stopped)
         ]
         consumer.pause(held)
         consumer.resume([tp for tp in mine if tp not in held])
@@ -263,7 +263,7 @@ class Source:
             return
         numbers = sorted(tp.partition for tp in partitions if tp.topic == self._records)
         self._owned.difference_update(numbers)
-        self._held = self._held.difference(numbers)
+        self._stopped = self._stopped.difference(numbers)
         if numbers:
             tell(numbers)
         for tp in partitions:
@@ -318,13 +318,15 @@ class Source:
 
     def hold(self, numbers: Collection[int]) -> None:
         """Fetch no more records of these partitions, and again of all others; asks of all. What the client has fetched
-        ahead of a partition that is held is thrown away, and fetched again afterwards.
+        ahead of these is thrown away, and fetched again afterwards.
         """
-        held, before = self._owned.intersection(numbers), self._held
-        if held != before:
-            self._held = frozenset(held)
-            self._consumer.pause(self._places(held - before))
-            self._consumer.resume(self._places(before - held))
+        stopped, before = self._owned.intersection(numbers), self._stopped
+        if stopped != before:
+            self._stopped = frozenset(stopped)
+            self._consumer.pause(self._places(stopped - before))
+            self._consumer.resume(self._places(before - stopped))
+        if before - stopped:
+            self._watchdog.start_over()  # what is fetched again needs its time
 
     def _places(self, numbers: Iterable[int]) -> list[TopicPartition]:
         return [TopicPartition(self._records, number) for number in sorted(numbers)]

@@ -41,7 +41,7 @@ class Stretch:
         self._ends = {number: ends[number] for number in taken}
         self.now_ms = 0  # the records' own clock: the newest timestamp delivered
         self.num_records = 0  # delivered from `begin` on
-        self._held: set[int] = set()  # partitions of which nothing is to be fetched now
+        self._stopped: set[int] = set()  # partitions of which nothing is to be fetched now
         self._silent_since: float | None = None
         self._tail.start(self.starts)
 
@@ -64,7 +64,7 @@ class Stretch:
 
     def poll(self, timeout_s: float) -> list[Message]:
         """The next records. Raises Unavailable where Kafka falls silent before the end."""
-        if self._left.keys() <= self._held:
+        if self._left.keys() <= self._stopped:
             self._silent_since = None
             return []
         before = dict(self._tail.positions)
@@ -87,9 +87,9 @@ class Stretch:
     def _leave_finished(self) -> None:
         """Fetch only the partitions that have records left."""
         if left := self._left:
-            held, self._held = self._held, set()
+            stopped, self._stopped = self._stopped, set()
             self._tail.start(left)
-            self.hold(held)
+            self.hold(stopped)
 
     def rewind(self, fallbacks: Mapping[int, int]) -> dict[int, Recovery]:
         raise AssertionError("a replay's output takes every epoch, or ends the replay")
@@ -101,12 +101,13 @@ class Stretch:
         """There is no group to leave."""
 
     def hold(self, numbers: Collection[int]) -> None:
-        held, before = self._tail.positions.keys() & set(numbers), self._held
-        for number in held - before:
+        stopped, before = self._tail.positions.keys() & set(numbers), self._stopped
+        for number in stopped - before:
             self._tail.pause(number)
-        for number in before - held:
+        for number in before - stopped:
             self._tail.resume(number)
-        self._held = held
+            self._silent_since = None
+        self._stopped = stopped
 
     def close(self) -> None:
         self._tail.close()

@@ -74,7 +74,7 @@ class Care:
         self._careful_after = max(poison_after - LEAST_NAMED - 1, 0)  # deaths: one for a part, the others by name
         self._workload, self._go_live = workload, go_live
         self._cases: dict[int, Case] = {}
-        self._held = Waiting(records_topic)
+        self._waiting = Waiting(records_topic)
         self._trying: tuple[int, Work] | None = None  # partition, and what of it is under way with care
 
     @property
@@ -85,16 +85,15 @@ class Care:
     @property
     def is_holding(self) -> bool:
         """Messages wait here."""
-        return bool(self._held)
+        return bool(self._waiting)
 
     def holds(self, number: int) -> bool:
         """Records of this partition wait here."""
-        return self._held.holds(number)
+        return self._waiting.holds(number)
 
-    @property
-    def full(self) -> frozenset[int]:
-        """Partitions of which so many records wait here that no more are to be fetched."""
-        return self._held.full
+    def find_full(self, num_owned: int) -> frozenset[int]:
+        """Partitions, of so many that are owned, of which so many records wait here that no more are to be fetched."""
+        return self._waiting.find_full(num_owned)
 
     def assigned(self, partition: Partition, recovery: Recovery) -> None:
         """This partition is ours now. Raises StreamprocError where so many records are poison that none can be."""
@@ -136,7 +135,7 @@ class Care:
     def forget(self, numbers: Iterable[int]) -> None:
         """What has been fetched of these partitions is fetched again."""
         gone = set(numbers)
-        self._held.forget(gone)
+        self._waiting.forget(gone)
         if self._trying and self._trying[0] in gone:
             self._trying = None
 
@@ -156,9 +155,9 @@ class Care:
         self, messages: list[Message], partitions: Mapping[int, Partition], write: Write, has_room: bool = True
     ) -> list[Message]:
         """What may be processed now. has_room: there is not too much to compute already."""
-        if has_room and not self._cases and not self._held and len(messages) <= MOST_AT_ONCE:
+        if has_room and not self._cases and not self._waiting and len(messages) <= MOST_AT_ONCE:
             return messages
-        self._held.add(message for message in messages if message.partition in partitions)
+        self._waiting.add(message for message in messages if message.partition in partitions)
         if self.is_due(partitions):
             self._conclude(partitions)
         if self._trying and self._trying[1].is_alone:
@@ -203,7 +202,7 @@ class Care:
     def _close(self, partitions: Mapping[int, Partition]) -> None:
         """Partitions with nothing left to take care of go on as if nobody had died."""
         for number, case in list(self._cases.items()):
-            partition, waiting = partitions[number], self._held.first(number)
+            partition, waiting = partitions[number], self._waiting.first(number)
             begins = partition.next_offset if waiting is None else waiting
             if not case.is_careful or begins < case.careful_to or self._is_trying(number):
                 continue
@@ -223,8 +222,10 @@ class Care:
 
     def _choose(self, partitions: Mapping[int, Partition]) -> tuple[int, Work] | None:
         """The next records to take with care, of one partition."""
-        for number in self._held.numbers:
-            case, first = self._cases.get(number), self._held.first(number)
+        if not any(case.is_careful for case in self._cases.values()):
+            return None
+        for number in self._waiting.numbers:
+            case, first = self._cases.get(number), self._waiting.first(number)
             if case is None or first is None or first < case.careful_from:
                 continue
             partition = partitions[number]
@@ -234,7 +235,7 @@ class Care:
                 if not self._is_back(partition):
                     continue
             work = case.next_work(first, partition.live_from)
-            last = self._held.last_before(number, work.end)
+            last = self._waiting.last_before(number, work.end)
             assert last is not None, "the first one is"
             return number, work._replace(end=last + 1)
         return None
@@ -249,8 +250,8 @@ class Care:
 
     def _easy_work(self, case: Case, partition: Partition) -> Work | None:
         known, live_from, is_back = case.stamp.work, partition.live_from, self._is_back(partition)
-        first = self._held.first(partition.number)
-        last = self._held.last_before(partition.number, case.careful_from)  # of those that need no care
+        first = self._waiting.first(partition.number)
+        last = self._waiting.last_before(partition.number, case.careful_from)  # of those that need no care
         if last is None and known is not None and known.is_alone:
             known = Work(case.restore_from, live_from)  # it is computed: who dies now dies at something else
         if last is None or first is None:
@@ -279,18 +280,23 @@ class Care:
         self, chosen: tuple[int, Work] | None, partitions: Mapping[int, Partition], has_room: bool
     ) -> list[Message]:
         """Take out what may be processed now. What is only read again needs no room: nothing of it is computed yet."""
-        released = self._held.take(chosen[0], chosen[1].end, EVER) if chosen else []
+        released = self._waiting.take(chosen[0], chosen[1].end, EVER) if chosen else []
         if chosen and chosen[1].is_alone:
             return released
-        released += self._held.take_others()
+        released += self._waiting.take_others()
         ends = {}
-        for number in self._held.numbers:
-            if chosen and number == chosen[0]:
+        for number, partition in partitions.items():
+            first = self._waiting.first(number)
+            if first is None or (chosen and number == chosen[0]):
                 continue
-            case, partition = self._cases.get(number), partitions[number]
+            case = self._cases.get(number)
             end = case.careful_from if case else EVER
             if not has_room:
-                end = min(end, partition.live_from if partition.phase is Phase.RESTORING else 0)
-            if (first := self._held.first(number)) is not None and first < end:
+                if partition.phase is not Phase.RESTORING:
+                    continue
+                if partition.live_from <= first < end:
+                    self._go_live(partition)  # nothing is left to be read again, even if its last record was before
+                end = min(end, partition.live_from)
+            if first < end:
                 ends[number] = end
-        return released + self._held.take_fairly(ends, MOST_AT_ONCE)
+        return released + self._waiting.take_fairly(ends, MOST_AT_ONCE)

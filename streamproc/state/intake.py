@@ -86,7 +86,7 @@ class Intake:
         self._grammar_why_not = grammar_why_not
 
     def take_records(self, partitions: dict[int, Partition], messages: Sequence[Message], now: float) -> None:
-        """Append a batch of records, in the order in which they came; bad ones wait for the dead topic."""
+        """Append a batch of records, those of each partition in their order; bad ones wait for the dead topic."""
         parsed = [self._parse(m, partitions[m.partition].stamp.poisoned) for m in messages if m.partition in partitions]
         all_ids = self._ids([item.record for item in parsed if item.record]) if parsed else iter(())
         for message, record, reason in parsed:
@@ -110,7 +110,6 @@ class Intake:
         """No more records of a partition come below this offset: only markers of transactions are left."""
         partition = partitions[number]
         if partition.phase is Phase.RESTORING and offset >= partition.live_from:
-            partition.next_offset = max(partition.next_offset, partition.live_from)
             self.go_live(partition, self._num_restoring(partitions))
 
     def _ids(self, records: Sequence[Record]) -> Iterator[Ids]:
@@ -135,6 +134,7 @@ class Intake:
         """
         judge_cuts(partition, self.rules.records_topic, self.rules.on_gap)
         partition.enter(Phase.LIVE)
+        partition.next_offset = max(partition.next_offset, partition.live_from)  # over the markers of transactions
         num_left, is_enough = self.workload.num_blocks_left // num_sharing, True
         for session in hottest_first(partition):
             num_left -= self.workload.num_blocks_missing(session.current)

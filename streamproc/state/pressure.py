@@ -19,6 +19,6 @@ class Pressure:
     def update(self, num_tokens: int, num_needed: int) -> None:
         """Take in the tokens that wait, and the cells that sequences at work need."""
         if self.is_high:
-            self.is_high = num_tokens >= self.most_tokens // 2 or num_needed >= self.num_cells * GO
+            self.is_high = num_tokens >= max(self.most_tokens // 2, 1) or num_needed >= self.num_cells * GO
         else:
             self.is_high = num_tokens > self.most_tokens or num_needed > self.num_cells * STOP

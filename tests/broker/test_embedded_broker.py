@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from workers import create_topics
 
 from streamproc.errors import Refused, Unavailable
 from streamproc.kafka.broker import Broker, BrokerInfo, free_port
@@ -44,7 +45,7 @@ def read(info: BrokerInfo, topic: str, **properties: str) -> bytes | None:
 def make_topic(address: str) -> str:
     topic = f"test-{uuid.uuid4().hex[:8]}"
     admin = AdminClient({"bootstrap.servers": address})
-    admin.create_topics([NewTopic(topic, 1)])[topic].result()
+    create_topics(admin, NewTopic(topic, 1))
     return topic
 
 

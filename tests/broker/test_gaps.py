@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from fakes import FakeEngine
 from gap_site import TRIGGERED, commit_by_hand, goes_on, one_partition, refusal, trades, with_policy, work
-from workers import Site, ThreadWorker, fake_engine, make_config, until
+from workers import Site, ThreadWorker, create_topics, fake_engine, make_config, until
 
 from streamproc.config import Topics
 from streamproc.errors import Refused
@@ -62,7 +62,7 @@ def test_a_topic_that_was_deleted_and_made_again_is_told_from_the_one_that_was_r
     topic = site.config.topics.records
     admin.delete_topics([topic])[topic].result()
     until(lambda: topic not in admin.list_topics(timeout=5).topics, "the topic's end")
-    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result()
+    create_topics(admin, NewTopic(topic, 1, 1))
     site = Site(site.config, 1)
     num_before = len(site.answers())
     site.send_records(trades(100, 30))

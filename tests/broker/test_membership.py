@@ -19,6 +19,7 @@ from streamproc.kafka import slot
 from streamproc.messages import Query
 from streamproc.records import Trade
 from streamproc.schedule.plan import Plan
+from streamproc.state import waiting
 
 pytestmark = pytest.mark.broker
 
@@ -208,7 +209,10 @@ class Busy(FakeRunner):
         return Flight(self, plan)
 
 
-def test_a_busy_device_never_makes_the_worker_miss_a_poll_even_while_records_are_paused(site: Site) -> None:
+def test_a_busy_device_never_makes_the_worker_miss_a_poll_even_while_fetching_is_stopped(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "MOST_RECORDS", 10)
     with_protocol(site, "classic")  # with the new one the library takes no interval below 45 s
     worker = replace(site.config.worker, backlog_tokens=200)
     config = replace(
@@ -220,8 +224,9 @@ def test_a_busy_device_never_makes_the_worker_miss_a_poll_even_while_records_are
         until(lambda: len(running.owned) == NUM_PARTITIONS, "all partitions")
         lost: list[object] = []
         running.processor.lost = lost.append  # type: ignore[method-assign,assignment]
-        until(lambda: running.processor._pressure.is_high, "records paused")
+        until(lambda: running.processor._pressure.is_high, "records wait")
         site.send_records(trades(64, 64))
+        until(lambda: running.processor.source._stopped, "fetching stopped")  # type: ignore[attr-defined]
         site.settle()
     assert lost == []
     assert running.warnings == []

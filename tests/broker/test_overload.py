@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import FakeEngine, FakeFlight, FakeRenderer, FakeRunner
-from workers import BLOCK, Site, ThreadWorker, make_config, until
+from workers import BLOCK, Site, ThreadWorker, make_config, until, with_slot
 
 from streamproc.config import Topics
 from streamproc.kafka.stretch import Stretch
@@ -14,6 +14,7 @@ from streamproc.messages import Query
 from streamproc.positions import End, Start
 from streamproc.records import Trade, encode_record
 from streamproc.schedule.plan import Plan
+from streamproc.state import waiting
 
 pytestmark = pytest.mark.broker
 
@@ -55,8 +56,9 @@ def fill(site: Site, number: int, first: int, count: int) -> None:
 
 
 def test_a_partition_comes_back_and_is_answered_while_the_others_have_far_more_than_can_be_computed(
-    site: Site,
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(waiting, "MOST_RECORDS", 1_000)
     site.register(TRIGGERED)
     last = NUM_PARTITIONS - 1
     fill(site, last, 0, 4)
@@ -71,7 +73,32 @@ def test_a_partition_comes_back_and_is_answered_while_the_others_have_far_more_t
         fill(site, last, 4, 20)
         until(lambda: partitions[last].committed[0] == 24, "its new records", 20)
         assert max(partitions[number].next_offset for number in range(last)) < NUM_BEHIND
+        assert running.processor.source._stopped == set(range(last))  # type: ignore[attr-defined]
         running.processor.close = lambda: None  # type: ignore[method-assign]  # the rest is not worth the time
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_what_is_stopped_is_fetched_again_in_order_whoever_comes_and_goes_meanwhile(
+    protocol: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "MOST_RECORDS", 40)
+    session = {"session.timeout.ms": "6000"} if protocol == "classic" else {}
+    site.config = replace(site.config, kafka={**site.config.kafka, "group.protocol": protocol, **session})
+    site.register(TRIGGERED)
+    for number in range(NUM_PARTITIONS):
+        fill(site, number, 0, 300)
+    stopped: list[frozenset[int]] = []
+    with ThreadWorker(with_slot(site.config, "a"), FakeEngine(Slow(), FakeRenderer())) as first:
+        until(lambda: first.processor.source._stopped, "fetching stopped")  # type: ignore[attr-defined]
+        with ThreadWorker(with_slot(site.config, "b"), FakeEngine(Slow(), FakeRenderer())) as second:
+            until(lambda: len(second.owned) == NUM_PARTITIONS // 2, "half of the partitions")
+            until(lambda: second.processor.source._stopped, "fetching stopped")  # type: ignore[attr-defined]
+        until(lambda: len(first.owned) == NUM_PARTITIONS, "all partitions again")
+        until(lambda: stopped.append(first.processor.source._stopped) or site.is_settled(), "all records", 90)
+        assert first.processor.source._stopped == frozenset()
+    assert len(set(stopped)) > 1
+    assert site.triggered(TRIGGERED) == site.expected(TRIGGERED)
+    assert len({answer.id for answer in site.answers()}) == len(site.answers())
 
 
 def take(stretch: Stretch, count: int) -> list[int]:

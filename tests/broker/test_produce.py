@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from confluent_kafka.admin import AdminClient, NewTopic
+from workers import create_topics
 
 from streamproc.cli.main import cli
 from streamproc.client import Client
@@ -121,8 +122,7 @@ def test_skipped_rows_are_said_and_counted(streamproc, tmp_path):
 def test_records_that_kafka_refuses_fail_the_command(streamproc, config, tmp_path):
     topic = f"{config.topics.records}.small"
     admin = AdminClient(dict(config.kafka))
-    for future in admin.create_topics([NewTopic(topic, 1, config={"max.message.bytes": "100"})]).values():
-        future.result()
+    create_topics(admin, NewTopic(topic, 1, config={"max.message.bytes": "100"}))
     result = streamproc("produce", written(tmp_path / "a.csv", CSV), "-t", topic, "--json")
     assert result.exit_code == 1
     doc = json.loads(result.stdout)

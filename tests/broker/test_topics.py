@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient, NewTopic
-from workers import until
+from workers import create_topics
 
 from streamproc.cli.topics import topics as topics_command
 from streamproc.config import Topics
@@ -57,9 +57,7 @@ def test_what_follows_records_takes_its_number_and_a_mismatch_is_reported_not_ch
     admin: AdminClient, names: Topics
 ):
     there = {names.records: 3, names.asks: 5, names.control: 1}
-    for future in admin.create_topics([NewTopic(name, count) for name, count in there.items()]).values():
-        future.result()
-    until(lambda: there.keys() <= admin.list_topics(timeout=10).topics.keys(), "the topics in the broker's metadata")
+    create_topics(admin, *(NewTopic(name, count) for name, count in there.items()))
     specs = load_specs(names)
     made = {finding.role: finding for finding in create(admin, specs, partitions=6)}
     assert (made["records"].state, made["records"].partitions) == ("ok", 3)

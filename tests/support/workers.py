@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 from fakes import FakeEngine, FakeRenderer, FakeRunner
 from oracle import Expected, expected_answers
 
@@ -113,6 +114,14 @@ class ThreadWorker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def create_topics(admin: AdminClient, *topics: NewTopic) -> None:
+    """Make them, and wait until clients are told of them."""
+    for future in admin.create_topics(list(topics)).values():
+        future.result()
+    names = {topic.topic for topic in topics}
+    until(lambda: names <= admin.list_topics(timeout=10).topics.keys(), "the topics in the broker's metadata")
 
 
 RUN = ("-m", "streamproc", "run", "--json", "--config")

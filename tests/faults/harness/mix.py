@@ -18,6 +18,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from workers import create_topics
 
 from harness.anomalies import Anomaly
 from harness.checker import Verdict
@@ -118,7 +119,7 @@ def mixed_clients(cluster: Cluster, folder: Path, seed: int, length_s: float, si
     history, rng = History(folder / "history.jsonl"), random.Random(seed)
     topic = f"t7-{uuid.uuid4().hex[:8]}"
     admin = AdminClient(admin_properties(cluster.address))
-    admin.create_topics([NewTopic(topic, NUM_KEYS, BROKER_DEFAULT)])[topic].result()
+    create_topics(admin, NewTopic(topic, NUM_KEYS, BROKER_DEFAULT))
     history.add("run", scenario="T7", seed=seed, topics={"ints": topic})
     clients = [Client(n, cluster.lane_address(n), topic, history, seed, sinks) for n in range(NUM_CLIENTS)]
     deadline = time.monotonic() + length_s
