@@ -12,6 +12,9 @@ PROPERTIES = {
     "fetch.wait.max.ms": 10,
     "fetch.queue.backoff.ms": 20,
     "queued.max.messages.kbytes": 16_384,
+    # What is fetched ahead of a partition is thrown away when no more of it is to come for now (state/waiting.py).
+    "queued.min.messages": 2_000,
+    "fetch.message.max.bytes": 262_144,
     "topic.metadata.refresh.interval.ms": 10_000,
 }
 
