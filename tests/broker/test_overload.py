@@ -9,6 +9,7 @@ from fakes import FakeEngine, FakeFlight, FakeRenderer, FakeRunner
 from workers import BLOCK, Site, ThreadWorker, make_config, until, with_slot
 
 from streamproc.config import Topics
+from streamproc.kafka import source
 from streamproc.kafka.stretch import Stretch
 from streamproc.messages import Query
 from streamproc.positions import End, Start
@@ -82,6 +83,7 @@ def test_what_is_stopped_is_fetched_again_in_order_whoever_comes_and_goes_meanwh
     protocol: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "MOST_RECORDS", 40)
+    monkeypatch.setattr(source, "BATCH", 20)
     session = {"session.timeout.ms": "6000"} if protocol == "classic" else {}
     site.config = replace(site.config, kafka={**site.config.kafka, "group.protocol": protocol, **session})
     site.register(TRIGGERED)
