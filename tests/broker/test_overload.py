@@ -69,10 +69,10 @@ def test_a_partition_comes_back_and_is_answered_while_the_others_have_far_more_t
         fill(site, number, 0, NUM_BEHIND)
     with ThreadWorker(site.config, FakeEngine(Slow(), FakeRenderer())) as running:
         partitions = running.processor.partitions
-        until(lambda: last in partitions and partitions[last].is_live, "the last partition to come back", 20)
+        until(lambda: last in partitions and partitions[last].is_live, "the last partition to come back")
         assert min(partitions[number].next_offset for number in range(last)) < NUM_BEHIND / 2
         fill(site, last, 4, 20)
-        until(lambda: partitions[last].committed[0] == 24, "its new records", 20)
+        until(lambda: partitions[last].committed[0] == 24, "its new records")
         assert max(partitions[number].next_offset for number in range(last)) < NUM_BEHIND
         assert running.processor.source._stopped == set(range(last))  # type: ignore[attr-defined]
         running.processor.close = lambda: None  # type: ignore[method-assign]  # the rest is not worth the time
