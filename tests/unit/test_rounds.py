@@ -188,7 +188,7 @@ def test_a_hand_over_to_a_store_that_hangs_is_bounded_and_its_manifest_comes_lat
     world.partition(1, 4)
     started = time.monotonic()
     world.keeper.hand_over([world.partitions[1]], world.copy_out, 30.0)
-    assert 0.5 < time.monotonic() - started < 10
+    assert 0.5 < time.monotonic() - started < 1.4
     world.keeper.let_go([1])
     assert world.manifests(1) == []
     held[0].go.set()
