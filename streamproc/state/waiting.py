@@ -34,7 +34,6 @@ class Queue:
         self.num_bytes -= _size(message)
         return message
 
-
     def num_before(self, end: int) -> int:
         """Records before this offset."""
         if self.records[-1][1].offset < end:
